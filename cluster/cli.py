@@ -1,0 +1,31 @@
+"""`xfer train`: a job on Ray workers."""
+
+import sys
+from pathlib import Path
+
+
+def train(job: Path, *overrides: str) -> None:
+    """Train a job with Ray Train and DeepSpeed, here or on a cluster.
+
+    The same command again goes on from the newest checkpoint. Any value of the job is changed by its dotted path:
+
+        xfer train examples/pacs/job.yaml data.root=shards/pacs cluster.workers=2 train.steps=400
+
+    Parameters
+    ----------
+    job
+        YAML with a recipe (inline or by path) and a `cluster` section.
+    overrides
+        `dotted.path=value`, any number of them.
+    """
+    from cluster.config import Job
+    from cluster.launch import run
+    from shards.settings import load
+
+    result = run(load(job, Job, overrides))
+    if result.error:
+        print(f"xfer: training failed; the same command goes on from the last checkpoint\n{result.error}", file=sys.stderr)
+        sys.exit(1)
+    print(f"trained: {result.path}")
+    print(f"  checkpoint  {result.checkpoint}")
+    print(f"next: xfer evaluate {result.path}")

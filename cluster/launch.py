@@ -1,0 +1,117 @@
+"""run(): a Job on a Ray cluster, with Ray Train and DeepSpeed, watched from here.
+
+Resume is ours: every start of the workers, the first one, one after a lost worker and the next run of the same command, begins
+at the newest whole checkpoint of the run folder. The run folder has to be on storage that every node sees.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.config import Job
+from cluster.session import connect
+from shards.settings import dump
+from xfer.checkpoint import latest_checkpoint
+from xfer.fit import begin, prepare, read_metrics, run_lock
+from xfer.follow import follow
+from xfer.train import Row
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. `metrics`: its last evaluation row; `error`: the workers' failure, None if all went well."""
+
+    path: Path
+    checkpoint: Path | None
+    metrics: Row
+    error: str | None = None
+
+
+def run(job: Job) -> RunResult:
+    """Trains `job` to its last step. Raises ConfigError for what can be seen to be wrong before a worker starts."""
+    recipe = job.recipe
+    with run_lock(recipe.folder):
+        _, checkpoint = prepare(recipe)
+        done = checkpoint.state.step if checkpoint else 0
+        error = None
+        if done < recipe.train.steps:
+            with connect(job.cluster.address):
+                from cluster.capacity import check_capacity
+
+                check_capacity(job.cluster, recipe.data.batch_size)
+                begin(recipe, dump(job))
+                with follow(recipe.name, recipe.train.steps, done) as show, _tail(recipe.folder, done, show):
+                    error = _fit(job)
+        rows = [row for row in read_metrics(recipe.folder) if "accuracy" in row]
+        latest = latest_checkpoint(recipe.folder / "checkpoints")
+        return RunResult(recipe.folder, latest.path if latest else None, rows[-1] if rows else {}, error)
+
+
+def _fit(job: Job) -> str | None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from cluster.worker import work
+
+    config = job.cluster
+    resources: dict[str, float] = {"CPU": config.cpus_per_worker}
+    if config.gpus_per_worker:
+        resources["GPU"] = config.gpus_per_worker
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"job": job.model_dump(mode="json")},
+        scaling_config=ScalingConfig(
+            num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        torch_config=TorchConfig(timeout_s=int(config.timeout_s)),
+        run_config=RunConfig(
+            name=f"{job.recipe.name}.ray",
+            storage_path=str(job.recipe.folder),
+            failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=3),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        return _cause(error)
+    return None
+
+
+def _cause(error: Any) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    causes = {str(failure).strip() for failure in failures.values()} or {str(error).strip()}
+    return "\n".join(sorted(causes))
+
+
+class _tail:
+    """Hands the rows that rank 0 appends to metrics.jsonl to `show`, from a thread, as they come."""
+
+    def __init__(self, folder: Path, done: int, show: Callable[[Row], None]):
+        self.folder, self.done, self.show = folder, done, show
+        self._seen = len(read_metrics(folder))
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def _loop(self) -> None:
+        while not self._ended.wait(POLL_S):
+            self._look()
+
+    def _look(self) -> None:
+        rows = read_metrics(self.folder)
+        self._seen = min(self._seen, len(rows))  # a restarted worker cuts the rows it will make again
+        for row in rows[self._seen :]:
+            self.show(row)
+        self._seen = len(rows)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._look()

@@ -1,0 +1,59 @@
+"""connect(): one Ray session, safe by default. The only file of the project that touches the environment.
+
+A local session listens on loopback, asks for a token and sends no usage statistics; Ray's interfaces without a token are remote
+code execution for anyone who can reach them (CVE-2023-48022).
+"""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",  # Ray's own default is to wait for ever
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # keeps Ray on loopback
+TOKEN_FILE = Path("~/.ray/auth_token")
+
+
+@contextmanager
+def connect(address: str | None = None) -> Iterator[None]:
+    """A Ray session for the time of the block: a running cluster, or one on this machine that ends with the block."""
+    for name, value in {**DEFAULTS, **({} if address else LOCAL)}.items():
+        os.environ.setdefault(name, value)
+    if os.environ["RAY_AUTH_MODE"] == "token":
+        _make_token()
+    import ray
+
+    if ray.is_initialized():  # a test or a notebook has a session already: it stays theirs
+        yield
+        return
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    options = {"address": address} if address else {"num_cpus": os.cpu_count(), "include_dashboard": False}
+    ray.init(**options, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _make_token() -> None:
+    """A token in a file only this user can read, unless one is given already."""
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return
+    path = TOKEN_FILE.expanduser()
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32))

@@ -1,0 +1,30 @@
+"""What each Ray Train worker runs: a Job becomes a slot, a DeepSpeed engine, and xfer's own fit."""
+
+from typing import Any
+
+import ray.train
+import ray.train.torch
+
+from cluster.config import Job
+from shards.stream import Slot
+from xfer.config import Recipe
+from xfer.engine import DeepSpeedEngine, Engine, build_optimizer
+from xfer.fit import fit, shares
+from xfer.model import FusionModel
+
+
+def work(config: dict[str, Any]) -> None:
+    """`config`: {"job": the job as plain values}."""
+    job = Job.model_validate(config["job"])
+    context = ray.train.get_context()
+    slot = Slot(context.get_world_rank(), context.get_world_size())
+
+    def make_engine(model: FusionModel, recipe: Recipe, slot: Slot) -> Engine:
+        t = recipe.train
+        device = ray.train.torch.get_device()
+        optimizer = build_optimizer(model.to(device), t.optimizer, t.learning_rate, t.momentum, t.weight_decay)
+        micro, accumulation = shares(recipe, slot.world_size)
+        stage = job.cluster.zero_stage
+        return DeepSpeedEngine(model, optimizer, stage, accumulation, micro, t.precision, t.clip_norm, device)
+
+    fit(job.recipe, slot, make_engine, ray.train.report)

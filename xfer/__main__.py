@@ -1,0 +1,47 @@
+"""`xfer`: the front door. Verbs are named by import path and loaded when used, so `xfer --help` needs no torch and no Ray."""
+
+import sys
+
+import cyclopts
+
+from shards.settings import ConfigError
+
+app = cyclopts.App(
+    name="xfer",
+    help="Train one vision model from many datasets; get back a small quantized model for your own task.",
+    help_epilogue="Start with `xfer demo`: all of it, in minutes, on this machine, with no network.",
+)
+VERBS = {
+    "shards": ("shards.cli:app", "Build, check and look at tar shards."),
+    "fit": ("xfer.cli:fit", "Train a recipe in one process, without Ray."),
+    "train": ("cluster.cli:train", "Train a job on Ray workers with DeepSpeed."),
+    "evaluate": ("xfer.cli:evaluate", "Accuracy of a run or a bundle, by source, with intervals."),
+    "predict": ("xfer.cli:predict", "Name what is in images."),
+    "quantize": ("xfer.cli:quantize", "Turn a run into a small bundle."),
+    "tune": ("tuning.cli:tune", "Search fusion weights and bit-widths with Ray Tune."),
+    "report": ("tuning.cli:report", "One HTML page with the figures of a run or a study."),
+    "demo": ("tuning.cli:demo", "The whole way on generated images."),
+}
+for verb, (target, text) in VERBS.items():
+    app.command(target, name=verb, help=text)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exit status: 0 done; 1 the work failed; 2 the input was wrong; 130 stopped by Ctrl-C."""
+    try:
+        app(arguments, exit_on_error=False)
+    except cyclopts.CycloptsError:
+        sys.exit(2)  # printed already
+    except ConfigError as error:
+        print(f"xfer: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nxfer: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except (OSError, RuntimeError) as error:
+        print(f"xfer: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The shipped model: a folder that loads without Ray, DeepSpeed, the training data or a pickle.
+
+    bundle/weights.safetensors   packed codes, scales, biases (xfer/quant/pack.py)
+           recipe.yaml           model section of the recipe, and what the images look like
+           labels.yaml           the class names, in the order of the logits
+           card.md               where it comes from, what it weighs, how good it is
+           manifest.json         size and sha256 of every file: the bundle is whole or refused
+
+`open_model` reads a bundle or a run folder alike.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shards.settings import ConfigError, Strict, dump, load
+from xfer.checkpoint import damage, latest_checkpoint, write_manifest
+from xfer.config import ModelConfig, Recipe
+from xfer.model import FusionModel, build_model
+from xfer.quant.fold import fold
+from xfer.quant.pack import pack, unpack
+from xfer.quant.weights import Quantized
+
+FORMAT = 1
+
+
+class BundleRecipe(Strict):
+    """What is needed to rebuild the model and prepare an image for it."""
+
+    name: str
+    image_size: int
+    model: ModelConfig
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model ready for use, in evaluation mode. `bits` by layer for a bundle, None for a run (float32)."""
+
+    path: Path
+    weights_file: Path
+    name: str
+    model: FusionModel
+    classes: tuple[str, ...]
+    image_size: int
+    bits: Mapping[str, int] | None = None
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weights file on disk."""
+        return os.path.getsize(self.weights_file)
+
+
+def open_model(path: str | Path) -> Trained:
+    """The model of a run folder (its newest checkpoint) or of a bundle. Raises ConfigError if it is neither or damaged."""
+    path = Path(path)
+    if (path / "weights.safetensors").exists() or (path / "labels.yaml").exists():
+        return _open_bundle(path)
+    if (path / "recipe.yaml").is_file():
+        checkpoint = latest_checkpoint(path / "checkpoints")
+        if checkpoint is None:
+            raise ConfigError(f"{path}: this run has no whole checkpoint yet; run its training command again")
+        recipe, classes = load(path / "recipe.yaml", Recipe), checkpoint.state.classes
+        model = build_model(recipe.model, len(classes), 0, load_weights=False)
+        model.load_state_dict(checkpoint.model())
+        weights = checkpoint.path / "model.safetensors"
+        return Trained(path, weights, recipe.name, model.eval(), tuple(classes), recipe.data.image_size)
+    what = "no such folder" if not path.exists() else "neither a run folder (recipe.yaml) nor a bundle (manifest.json)"
+    raise ConfigError(f"{path}: {what}")
+
+
+def _open_bundle(path: Path) -> Trained:
+    faults = damage(path)
+    if faults:
+        raise ConfigError(faults, f"{path} is not whole")
+    recipe = load(path / "recipe.yaml", BundleRecipe)
+    classes = yaml.safe_load((path / "labels.yaml").read_text())["classes"]
+    model = fold(build_model(recipe.model, len(classes), 0, load_weights=False))
+    assert isinstance(model, FusionModel)
+    weights = path / "weights.safetensors"
+    try:
+        bits = {name: codes.bits for name, codes in unpack(weights, model).codes.items()}
+    except ValueError as error:
+        raise ConfigError(str(error), path) from None
+    return Trained(path, weights, recipe.name, model, tuple(classes), recipe.image_size, bits)
+
+
+def write_bundle(
+    folder: Path, recipe: Recipe, classes: Sequence[str], quantized: Quantized, extra: Mapping[str, Any], card: str
+) -> Path:
+    """Writes the bundle under a temporary name and puts it in place of an older one. Returns `folder`."""
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        pack(quantized, draft / "weights.safetensors", dict(extra))
+        # Where pretrained weights lay on the training machine is nobody's business later.
+        branches = {name: b.model_copy(update={"weights": None}) for name, b in recipe.model.branches.items()}
+        model = recipe.model.model_copy(update={"branches": branches})
+        described = BundleRecipe(name=recipe.name, image_size=recipe.data.image_size, model=model)
+        (draft / "recipe.yaml").write_text(dump(described))
+        (draft / "labels.yaml").write_text(yaml.safe_dump({"classes": list(classes)}, allow_unicode=True))
+        (draft / "card.md").write_text(card)
+        write_manifest(draft, {"format": FORMAT})
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(draft, folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return folder

@@ -1,0 +1,105 @@
+"""Portable checkpoints: whole tensors by name in safetensors, the rest in JSON, and a manifest that says when it is whole.
+
+A checkpoint is written under a temporary name, its manifest (size and sha256 of each file) last, and then renamed: a process
+killed at any moment leaves nothing that is taken for a checkpoint. Reading needs neither Ray, DeepSpeed nor pickle.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = 1
+PREFIX = "step-"
+
+
+@dataclass
+class TrainState:
+    """All of resume, beside the tensors: `step` whole steps are done, `position` samples of the stream are delivered."""
+
+    step: int = 0
+    position: int = 0
+    plan: dict[str, Any] = field(default_factory=dict)  # of the stream; another plan is another run
+    classes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    path: Path
+    state: TrainState
+
+    def model(self) -> dict[str, Tensor]:
+        return load_file(self.path / "model.safetensors")
+
+    def optimizer(self) -> dict[str, Tensor]:
+        return load_file(self.path / "optimizer.safetensors")
+
+
+def write_checkpoint(
+    folder: Path, state: TrainState, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], keep: int = 2
+) -> Path:
+    """Writes `<folder>/step-<n>` and removes all but the newest `keep`. Returns its path. Raises OSError if it cannot."""
+    final = folder / f"{PREFIX}{state.step:08d}"
+    draft = folder / f".{final.name}.{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        save_file(dict(model), draft / "model.safetensors")
+        save_file(dict(optimizer), draft / "optimizer.safetensors")
+        (draft / "state.json").write_text(json.dumps(asdict(state)))
+        write_manifest(draft, {"format": FORMAT})
+        shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt at this step
+        os.replace(draft, final)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; None if there is none. Reads and hashes every file of the one it returns."""
+    for path in sorted(folder.glob(f"{PREFIX}*"), reverse=True):
+        if not damage(path):
+            return Checkpoint(path, TrainState(**json.loads((path / "state.json").read_text())))
+    return None
+
+
+def write_manifest(folder: Path, extra: Mapping[str, Any]) -> None:
+    """`manifest.json`: size and sha256 of every file of `folder`, and `extra`."""
+    files = {p.name: describe_file(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"}
+    (folder / "manifest.json").write_text(json.dumps({**extra, "files": files}, indent=1))
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def damage(folder: Path) -> list[str]:
+    """What is wrong with a folder that has a manifest: a line for each file; empty if it is whole."""
+    try:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{folder / 'manifest.json'}: not readable ({type(error).__name__})"]
+    faults = []
+    for name, expected in files.items():
+        path = folder / name
+        if Path(name).name != name:
+            faults.append(f"{name!r} in {folder}/manifest.json: not a plain file name")
+        elif not path.is_file():
+            faults.append(f"{path}: missing")
+        elif describe_file(path) != expected:
+            faults.append(f"{path}: its size or sha256 is not what the manifest says")
+    return faults

@@ -1,0 +1,65 @@
+"""Fusion of N branches over one explicit weight vector w = softmax(alpha), alpha in R^N.
+
+Symbols: B batch, N branches, d common channels. Features are N tensors [B, d] or [B, d, H, W]; the result has the shape of one,
+but for `concat`, which has N*d channels. A one-hot w is exactly the single branch.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+ZERO = 1e-8  # a weight of 0 is kept as this, so that log w is finite
+
+
+class WeightedSum(nn.Module):
+    """z = sum_b w_b z_b / ||w||_2: the norm keeps the variance, so w does not change the head's effective learning rate."""
+
+    def __init__(self, weights: Sequence[float]):
+        super().__init__()
+        self.alpha: Tensor
+        self.register_buffer("alpha", torch.zeros(len(weights)))
+        self.set_weights(weights)
+
+    def set_weights(self, weights: Sequence[float]) -> None:
+        """Sets w to `weights`, scaled to sum 1."""
+        w = torch.tensor(weights, dtype=torch.float64)
+        self.alpha.copy_((w / w.sum()).clamp_min(ZERO).log())
+
+    @property
+    def weights(self) -> Tensor:
+        """w [N], float32, sums to 1."""
+        return self.alpha.softmax(0)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        w = self.weights
+        w = w / w.norm()
+        return torch.stack([w[i] * z for i, z in enumerate(features)]).sum(0)
+
+
+class Gate(WeightedSum):
+    """Per channel c: w_bc = softmax_b(alpha_b + gamma_bc); gamma starts at 0, where it is the weighted sum."""
+
+    def __init__(self, weights: Sequence[float], width: int):
+        super().__init__(weights)
+        self.gamma = nn.Parameter(torch.zeros(len(weights), width))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        w = (self.alpha[:, None] + self.gamma).softmax(0)  # [N, d]
+        w = w / w.norm(dim=0)
+        shape = (1, -1) + (1,) * (features[0].dim() - 2)
+        return torch.stack([w[i].view(shape) * z for i, z in enumerate(features)]).sum(0)
+
+
+class Concat(nn.Module):
+    """Baseline without a weight vector."""
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(features), dim=1)
+
+
+FUSIONS = {
+    "wsum": lambda weights, width: WeightedSum(weights),
+    "gate": Gate,
+    "concat": lambda weights, width: Concat(),
+}

@@ -1,0 +1,119 @@
+"""FusionModel: images -> branches -> projections -> fusion -> classifier.
+
+Images come as uint8 and are normalised on the device. Each branch may see its own resolution, so one set of weights at two
+scales is already a two-branch model. Projected features are pooled before they are fused: for `wsum` that is the same number
+(both are linear), and it lets a trial refit fusion and head from a cache of N x d numbers per image.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shards.settings import ConfigError
+from xfer.backbone import Branch
+from xfer.config import ModelConfig, Recipe
+from xfer.fusion import FUSIONS, WeightedSum
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which published ResNet weights expect
+
+
+class FusionModel(nn.Module):
+    """Images uint8 [B, 3, S, S] -> logits float [B, K].
+
+    `sizes`: pixels each branch sees (None: as given). `trunk` of a branch never sees another branch's features.
+    """
+
+    def __init__(
+        self,
+        branches: Mapping[str, Branch],
+        sizes: Mapping[str, int | None],
+        fusion: str,
+        weights: Mapping[str, float] | None,
+        width: int,
+        num_classes: int,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.branches = nn.ModuleDict(branches)
+        self.sizes = dict(sizes)
+        self.projections = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Conv2d(branch.channels[5], width, 1, bias=False), nn.BatchNorm2d(width))
+                for name, branch in branches.items()
+            }
+        )
+        start = [weights[name] for name in branches] if weights else [1.0] * len(branches)
+        self.fusion = FUSIONS[fusion](start, width)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width * (len(branches) if fusion == "concat" else 1), num_classes)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Pooled, projected features of every branch: N tensors [B, d]."""
+        x = (images.float() / 255 - self.mean) / self.std
+        pooled = []
+        for name, branch in self.branches.items():
+            size = self.sizes[name]
+            seen = x if size in (None, x.shape[-1]) else F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+            pooled.append(self.projections[name](branch(seen)[5]).mean((2, 3)))
+        return pooled
+
+    def classify(self, features: list[Tensor]) -> Tensor:
+        """Branch features, N tensors [B, d] -> logits [B, K]."""
+        return self.head(self.dropout(self.fusion(features)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.features(images))
+
+    @property
+    def fusion_weights(self) -> dict[str, float] | None:
+        """w by branch name; None for a fusion without a weight vector."""
+        if not isinstance(self.fusion, WeightedSum):
+            return None
+        return dict(zip(self.branches, self.fusion.weights.tolist(), strict=True))
+
+
+def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: bool = True) -> FusionModel:
+    """The model of a recipe. `load_weights=False` leaves pretrained files unread (a checkpoint follows).
+
+    The initial weights depend on `seed` alone; the global random state is left as it was. Raises ConfigError naming every
+    weights file that does not fit.
+    """
+    faults = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        branches = {name: Branch(b.backbone, b.train_from) for name, b in config.branches.items()}
+        model = FusionModel(
+            branches,
+            {name: b.size for name, b in config.branches.items()},
+            config.fusion.kind,
+            config.fusion.weights,
+            config.fusion.width,
+            num_classes,
+            config.dropout,
+        )
+    for name, branch in config.branches.items():
+        if branch.weights and load_weights:
+            try:
+                branches[name].load_weights(branch.weights)
+            except ValueError as error:
+                faults.append(f"model.branches.{name}.weights: {error}")
+    if faults:
+        raise ConfigError(faults)
+    return model
+
+
+def check_weights_exist(recipe: Recipe) -> list[str]:
+    """Faults of weights files that are not there: cheap, for use before any worker starts."""
+    from pathlib import Path
+
+    return [
+        f"model.branches.{name}.weights: no such file: {branch.weights}"
+        for name, branch in recipe.model.branches.items()
+        if branch.weights and not Path(branch.weights).is_file()
+    ]
