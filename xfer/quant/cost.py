@@ -1,0 +1,89 @@
+"""What a choice of widths costs, before it is made: bytes on disk and bit operations.
+
+Bytes are exact, not estimated: the list of tensors is the writer's own, and the safetensors header is spelled out here.
+Bit operations (multiply-accumulates x weight bits x activation bits) are the literature's unit for comparing mixed
+widths. They are *not* time: on a CPU a 4-bit convolution runs at int8 speed at best.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xfer.quant.bits import FLOAT, WIDTHS, layers
+from xfer.quant.layout import DTYPE_NAMES, METADATA_KEY, Layout, header_text, layout
+from xfer.quant.stream import num_bytes
+from xfer.quant.weights import check_layers
+
+
+def predicted_bytes(model: nn.Module, bits: Mapping[str, int], metadata: Mapping[str, Any] | None = None) -> int:
+    """Size of the file that `pack` will write for the folded `model` at these widths and with this metadata."""
+    check_layers(model, bits)
+    entries = layout(model, bits)
+    header = _header_bytes(entries, header_text(model, bits, metadata or {}))
+    return header + sum(_tensor_bytes(dtype, shape) for dtype, shape in entries.values())
+
+
+def layer_bytes(model: nn.Module, widths: Iterable[int] = (*WIDTHS, FLOAT)) -> dict[str, dict[int, int]]:
+    """Bytes of each layer's own tensors at each width, its scales and bias included; what `front` trades with."""
+    table: dict[str, dict[int, int]] = {}
+    for name, layer in layers(model).items():
+        count, channels = layer.weight.numel(), layer.weight.shape[0]
+        table[name] = {
+            width: 4 * (count + channels) if width == FLOAT else num_bytes(count, width) + 8 * channels
+            for width in widths
+        }
+    return table
+
+
+def bops(model: nn.Module, bits: Mapping[str, int], image_size: int | tuple[int, int], activation_bits: int = 8) -> int:
+    """Bit operations of one image float [1, 3, H, W]; a layer in float counts 32 x 32. Cost: one forward."""
+    return sum(
+        macs * (FLOAT * FLOAT if bits.get(name, FLOAT) == FLOAT else bits[name] * activation_bits)
+        for name, macs in layer_macs(model, image_size).items()
+    )
+
+
+@torch.no_grad()
+def layer_macs(model: nn.Module, image_size: int | tuple[int, int]) -> dict[str, int]:
+    """Multiply-accumulates per convolution and linear layer for one image, summed over all calls of the layer."""
+    macs: dict[str, int] = {}
+
+    def watch(name: str, layer: nn.Conv2d | nn.Linear) -> Any:
+        per_value = layer.weight[0].numel()  # one output value reads one filter
+
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            macs[name] = macs.get(name, 0) + output.numel() * per_value
+
+        return layer.register_forward_hook(hook)
+
+    modes = {module: module.training for module in model.modules()}
+    handles = [watch(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    like = next(model.parameters())
+    try:
+        model.eval()(torch.zeros(1, 3, height, width, dtype=like.dtype, device=like.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return macs
+
+
+def _header_bytes(entries: Layout, metadata: str) -> int:
+    """Length field, JSON and padding to 8 bytes, as safetensors writes them (widest dtype first, then by name)."""
+    header: dict[str, Any] = {"__metadata__": {METADATA_KEY: metadata}}
+    start = 0
+    for key, (dtype, shape) in sorted(entries.items(), key=lambda item: (-item[1][0].itemsize, item[0])):
+        stop = start + _tensor_bytes(dtype, shape)
+        header[key] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return 8 + -(-len(text) // 8) * 8
+
+
+def _tensor_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel() * dtype.itemsize
