@@ -1,7 +1,8 @@
 """The `data` section of a recipe: which shards, in which blend, cut into which batches.
 
-pydantic stops here: `open_data` and `train_stream` read these values once, everything below takes plain arguments. Faults that
-need no look at the disk (leakage between training and test, half-given weights) are refused here; the rest in `open_data`.
+pydantic stops here: `open_data` and `train_stream` read these values once, everything below takes plain arguments.
+Faults that need no look at the disk (leakage between training and test, half-given weights) are refused here; the
+rest in `open_data`.
 """
 
 import os
@@ -28,7 +29,7 @@ class SourceConfig(Strict):
     split: str = "train"
     """Which split of the folder: `<split>.manifest.json` must be there."""
     weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Share of the samples, relative to the other sources' weights. None for all sources: share by number of samples."""
+    """Share of the samples, relative to the other sources' weights. None everywhere: share by number of samples."""
 
 
 class AugmentConfig(Strict):
@@ -49,7 +50,7 @@ class DataConfig(Strict):
     """Folder that relative source paths start from."""
     sources: dict[Name, SourceConfig] = Field(min_length=1)
     """What is trained on."""
-    test: dict[Name, SourceConfig] = {}
+    test: dict[Name, SourceConfig] = Field(default_factory=dict)
     """What is only ever evaluated."""
     validation: float = Field(default=0.1, ge=0, lt=1)
     """Fraction of every source, chosen by the hash of each sample's key, that is validated on and never trained on."""
@@ -68,7 +69,7 @@ class DataConfig(Strict):
     window: int = Field(default=4096, ge=1)
     """Samples of a lane that are shuffled together."""
     block: int | None = Field(default=None, ge=1)
-    """Positions after which the blend is exact. None: the global batch. Set it if batch_size may change between resumes."""
+    """Positions after which the blend is exact. None: the global batch. Set it if batch_size may change on resume."""
     max_replaced: float = Field(default=0.001, ge=0, lt=1)
     """Fraction of a source's samples that may turn out damaged (at least 8 may) before training stops."""
     strict: bool = False
@@ -89,7 +90,9 @@ class DataConfig(Strict):
                 place = (self.location(source), source.split)
                 if place in seen:
                     why = "the model would be tested on what it was trained on" if section == "test" else "give it once"
-                    raise ValueError(f"{section}.{name} is the same data as {seen[place]} ({place[0]}, {place[1]}): {why}")
+                    raise ValueError(
+                        f"{section}.{name} is the same data as {seen[place]} ({place[0]}, {place[1]}): {why}"
+                    )
                 seen[place] = f"{section}.{name}"
         return self
 
@@ -97,7 +100,9 @@ class DataConfig(Strict):
     def _all_weights_or_none(self) -> "DataConfig":
         missing = sorted(name for name, source in self.sources.items() if source.weight is None)
         if missing and len(missing) < len(self.sources):
-            raise ValueError(f"sources {', '.join(missing)} have no weight and others have: give all of them one, or none")
+            raise ValueError(
+                f"sources {', '.join(missing)} have no weight and others have: give all of them one, or none"
+            )
         weighted = sorted(name for name, source in self.test.items() if source.weight is not None)
         if weighted:
             raise ValueError(f"test.{weighted[0]}.weight: a test source is read whole, it has no weight")

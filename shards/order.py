@@ -1,16 +1,16 @@
 """The law of order: the sample at a global position is a pure function of that position.
 
-Loaders that keep their place in workers cannot resume on another number of them. Here nothing has a place to keep: one integer,
-the position, says which samples come next, on any number of ranks, workers and for any batch size.
+Loaders that keep their place in workers cannot resume on another number of them. Here nothing has a place to keep:
+one integer, the position, says which samples come next, on any number of ranks, workers and for any batch size.
 
-    mix      block b = p // B; each source's quota in the block is a difference of closed-form integer quotas; the block's list
-             of sources is shuffled by key(seed, 1, b)  ->  source s and q, that source's gap-free counter
+    mix      block b = p // B; each source's quota in the block is a difference of closed-form integer quotas; the
+             block's list of sources is shuffled by key(seed, 1, b)  ->  source s and q, that source's gap-free counter
     source   epoch e, i = divmod(q, N);  lane l = i % L,  m = i // L
     window   j, r = divmod(m, w);  x = start(l) + j*w + permutation(window size; seed, s, e, l, j)[r]
     shard    x falls into one shard of the permuted shard list  ->  shard, row
 
-A shuffle is a stable sort by keyed hash, so it is the same on every platform and NumPy version. `s` in a key is the hash of the
-source's *name*: adding a source never reshuffles another one.
+A shuffle is a stable sort by keyed hash, so it is the same on every platform and NumPy version. `s` in a key is the
+hash of the source's *name*: adding a source never reshuffles another one.
 
 Blend: at every block boundary each of S sources is fewer than max(2, S) samples away from its exact share.
 Cost: 1 to 2 us a sample; caches of two blocks and, for each source, 2L+2 windows and two shard lists.
@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,13 +70,13 @@ def permutation(n: int, *parts: int) -> Ints:
 
 
 def uniforms(count: int, *parts: int) -> list[float]:
-    """`count` numbers in [0, 1) that depend on `parts` alone: private randomness without a generator to keep."""
+    """`count` numbers in [0, 1) that depend on `parts` alone: randomness without a generator to keep."""
     start = key(*parts)
     return [(mix((start + i * _GOLDEN) & _MASK) >> 11) * 2.0**-53 for i in range(count)]
 
 
 def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
-    """Integers in exactly the proportion of the decimals given: (0.1, 0.2) is (1, 2), without a rounding error to drift."""
+    """Integers in exactly the proportion of the decimals given: (0.1, 0.2) is (1, 2), no rounding to drift."""
     exact = [Fraction(repr(w)) if isinstance(w, float) else Fraction(w) for w in weights]
     scale = math.lcm(*(w.denominator for w in exact))
     whole = [int(w * scale) for w in exact]
@@ -86,7 +87,7 @@ def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
 def quotas(n: int, weights: Sequence[int]) -> list[int]:
     """How many of the first n samples go to each source. They sum to n, and none ever falls as n grows.
 
-    Sources are split off one after the other: rounding cumulative shares instead would be closer, but may take a sample back.
+    Sources are split off one after the other: rounding cumulative shares would be closer, but may take one back.
     """
     rest, total, out = n, sum(weights), []
     for weight in weights:
@@ -108,7 +109,7 @@ def rank_share(lane: Ints, rank: int, world_size: int) -> Ints:
 
 @dataclass(frozen=True)
 class Located:
-    """Where samples lie, int64 [n] each: index of the source by sorted name, its epoch, lane, shard, and row in the shard."""
+    """Where samples lie, int64 [n] each: source (index by sorted name), its epoch, lane, shard, row in the shard."""
 
     source: Ints
     epoch: Ints
@@ -230,6 +231,6 @@ def _groups(ids: Ints) -> Iterator[Ints]:
     order = np.argsort(ids, kind="stable")
     edges = np.flatnonzero(np.diff(ids[order])) + 1
     bounds = [0, *edges.tolist(), len(order)]
-    for first, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, end in pairwise(bounds):
         if end > first:
             yield order[first:end]

@@ -1,0 +1,179 @@
+"""What makes a folder of tars a data set: the manifest and the index of each split.
+
+    train-000000.tar ...     samples; plain WebDataset tars
+    train.index.npy          one row for each sample (INDEX); memory-mapped, never loaded, never unpickled
+    train.manifest.json      written last, in one rename: a split without it does not exist
+
+The index holds each sample's key hash and label too, so splits by hash and by class read no tar. `version` hashes the
+content alone (classes, fields, the tars' and the index's sha256): it survives renaming and moving, and changes with
+any byte of a sample.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from shards.settings import ConfigError
+
+FORMAT = 1
+INDEX = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4"), ("key", "<u8"), ("label", "<i4")])
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a split: its name inside the folder, size, sha256, and how many samples it holds."""
+
+    path: str
+    bytes: int
+    samples: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Class counts; smallest and largest width and height; mean and standard deviation of R, G, B in 0..1."""
+
+    class_counts: tuple[int, ...]
+    width: tuple[int, int]
+    height: tuple[int, int]
+    channel_mean: tuple[float, float, float]
+    channel_std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One split of one data set. `parent` is the version it was derived from; `made_by` is for people."""
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    fields: dict[str, str]
+    shards: tuple[File, ...]
+    index: File
+    stats: Stats
+    task: str = "classification"
+    parent: str | None = None
+    made_by: dict[str, str | int | float] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all shards."""
+        return self.index.samples
+
+    @property
+    def version(self) -> str:
+        """sha256 of the canonical JSON of what decides a sample's bytes, place and label."""
+        content = {
+            "format": self.format,
+            "task": self.task,
+            "classes": self.classes,
+            "fields": self.fields,
+            "shards": [[shard.samples, shard.sha256] for shard in self.shards],
+            "index": self.index.sha256,
+        }
+        return "sha256:" + hashlib.sha256(canonical(content)).hexdigest()
+
+
+def canonical(content: object) -> bytes:
+    """JSON with one spelling only: sorted keys, no spaces, ASCII."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """A readable JSON file that is there whole or not at all, also after a power cut."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w") as file:
+            json.dump(content, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def manifest_path(folder: str | Path, split: str) -> Path:
+    """Where the manifest of a split is."""
+    return Path(folder) / f"{split}.manifest.json"
+
+
+def write_manifest(folder: str | Path, manifest: Manifest) -> None:
+    """Commits a split whose shards and index are in place."""
+    write_json(manifest_path(folder, manifest.split), {"version": manifest.version, **asdict(manifest)})
+
+
+def read_manifest(folder: str | Path, split: str) -> Manifest:
+    """The manifest of a split. Raises ConfigError that says what is there instead."""
+    path = manifest_path(folder, split)
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(_what_is_there(Path(folder), split)) from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path}: not a readable manifest ({error}); build the shards again") from None
+    stated = content.get("format") if isinstance(content, dict) else None
+    if stated != FORMAT:
+        raise ConfigError(f"{path}: manifest format {stated!r}, this version reads {FORMAT}")
+    try:
+        manifest = TypeAdapter(Manifest).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path}: damaged manifest, {where}: {first['msg']}; build the shards again") from None
+    faults = _disagreements(manifest, content.get("version"))
+    if faults:
+        raise ConfigError([f"{path}: {fault}" for fault in faults])
+    return manifest
+
+
+def open_index(folder: str | Path, manifest: Manifest) -> np.ndarray:
+    """The index of a split, INDEX [num_samples], memory-mapped. Raises ConfigError."""
+    path = Path(folder) / manifest.index.path
+    try:
+        index = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: missing; the manifest beside it names it; build the shards again") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise ConfigError(f"{path}: not a readable index ({error}); build the shards again") from None
+    if index.dtype != INDEX or index.shape != (manifest.num_samples,):
+        found = f"{index.shape} rows of {index.dtype}"
+        raise ConfigError(f"{path}: expected {manifest.num_samples:,} rows of the index, found {found}; build again")
+    return index
+
+
+def _disagreements(manifest: Manifest, version: str | None) -> list[str]:
+    """What a manifest that parses still contradicts itself in."""
+    faults = []
+    for file in (*manifest.shards, manifest.index):
+        # A manifest may come from anywhere: it must not lead out of its own folder.
+        if file.path != os.path.basename(file.path) or file.path in ("", ".", ".."):
+            faults.append(f"{file.path!r} is not the name of a file beside the manifest")
+    if sum(shard.samples for shard in manifest.shards) != manifest.num_samples:
+        faults.append("the shards' samples do not add up to the index's")
+    if version != manifest.version:
+        faults.append(f"edited by hand: its version should be {manifest.version}, not {version}")
+    return faults
+
+
+def _what_is_there(folder: Path, split: str) -> str:
+    if not folder.is_dir():
+        return f"{folder}: no such folder of shards"
+    splits = sorted(p.name.removesuffix(".manifest.json") for p in folder.glob("*.manifest.json"))
+    if splits:
+        return f"{folder}: no split {split!r}; it has {', '.join(splits)}"
+    if (folder / f".build-{split}").is_dir():
+        return f"{folder}: the build of split {split!r} was not finished; run the same `xfer shards build` again"
+    inside = sorted(p for p in folder.iterdir() if p.is_dir())
+    built = [p.name for p in inside if any(p.glob("*.manifest.json"))]
+    if built:
+        return f"{folder}: not a folder of shards, but these inside it are: {', '.join(built)}"
+    if inside:
+        return f"{folder}: a raw folder, not shards: run `xfer shards build {folder} OUT`"
+    return f"{folder}: holds no manifest ({split}.manifest.json): nothing was built here"
