@@ -2,7 +2,7 @@
 
 Training is infinite and counts positions, so ranks never disagree about the end of an epoch. All that a resume needs
 is `position`, and `fingerprint()` to see that it still means the same samples. Losses are counted by the distinct
-sample: one damaged image is one loss however often it comes up. The package's reading side is imported from here.
+sample: one damaged image is one loss however often it comes up.
 """
 
 import hashlib
@@ -16,28 +16,13 @@ from shards import decode, order
 from shards.batch import Batch, Slot
 from shards.config import AugmentConfig, DataConfig
 from shards.damage import DamagedDataError, damage_table
-from shards.evaluation import EvalStream, eval_stream
 from shards.loading import Delivery, Loss, Request, Samples, Transform, loader
 from shards.manifest import canonical
 from shards.order import Order
-from shards.reader import Reader, read_sample
+from shards.reader import Reader
 from shards.settings import ConfigError
 from shards.transforms import augment
-from shards.views import Data, View, open_data
-
-__all__ = [
-    "Batch",
-    "DamagedDataError",
-    "Data",
-    "EvalStream",
-    "Slot",
-    "TrainStream",
-    "View",
-    "eval_stream",
-    "open_data",
-    "read_sample",
-    "train_stream",
-]
+from shards.views import View
 
 _HANDFUL = 8
 

@@ -1,0 +1,164 @@
+"""`xfer shards ...`: what a person does with data before training.
+
+Heavy imports happen inside the commands: `--help` must not wait for torch.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+from cyclopts import Parameter
+
+app = cyclopts.App(
+    name="shards",
+    help="""Turn folders of images into shards, and look at them.
+
+    Example, from one folder for each class to data that a recipe can name:
+
+        xfer shards build photos/ shards/photo
+        xfer shards show shards/photo --out contact.png
+    """,
+)
+
+
+@app.command
+def build(
+    source: Path,
+    out: Path,
+    *,
+    name: str | None = None,
+    split: str = "train",
+    shard_mb: float = 64,
+    processes: int | None = None,
+    max_refused: float = 0.01,
+    seed: int = 0,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Build shards from a folder of images: one sub-folder of SOURCE for each class.
+
+    Every image is decoded once; those that cannot be are left out and listed with reasons in `OUT/train.build-report.json`.
+    It can be interrupted at any moment: the same command goes on where it stopped, with the same result.
+
+        xfer shards build photos/ shards/photo
+        xfer shards build photos-test/ shards/photo --split test
+
+    Parameters
+    ----------
+    source
+        Folder with one sub-folder of images (jpg, jpeg, png, webp, bmp) for each class.
+    out
+        Folder for the shards; made if need be. Several splits may share it.
+    name
+        Name of the data set; the name of OUT if not given.
+    split
+        Name of the split.
+    shard_mb
+        Size of a shard, in megabytes.
+    processes
+        How many processes work at once; as many as pay if not given. The result is the same.
+    max_refused
+        Fraction of the images that may be unreadable before the build fails (one always may).
+    seed
+        Seed of the order in which samples are stored.
+    overwrite
+        Replace another build in OUT. It stays whole until the new one is.
+    """
+    from shards.build import build as run
+
+    report = run(source, out, name, split, "folder", shard_mb, processes, max_refused, seed, overwrite)
+    manifest = report.manifest
+    size = sum(shard.bytes for shard in manifest.shards) / 1e6
+    done = "already built" if report.already_built else "built"
+    print(
+        f"{out}: {done} {manifest.name}/{manifest.split}: {manifest.num_samples:,} samples of {len(manifest.classes)} "
+        f"classes in {len(manifest.shards)} shards, {size:,.1f} MB"
+    )
+    if report.refused:
+        print(f"{len(report.refused)} images refused, listed in {out / f'{split}.build-report.json'}:")
+        print("\n".join(f"  {key}: {reason}" for key, reason in report.refused[:5]))
+    if report.ignored:
+        print(f"{report.ignored} files are no images and were left out")
+
+
+@app.command
+def show(
+    folder: Path, *, split: str = "train", out: Path = Path("contact.png"), count: int = 64, seed: int = 0
+) -> None:
+    """Draw a contact sheet: thumbnails of samples with their labels, sorted by class.
+
+        xfer shards show shards/photo --out contact.png
+
+    Parameters
+    ----------
+    folder
+        Folder of shards.
+    split
+        Which split of it.
+    out
+        Picture to write (.png, .jpg).
+    count
+        How many samples.
+    seed
+        Another number shows other samples.
+    """
+    from shards.manifest import read_manifest
+    from shards.settings import ConfigError
+    from shards.show import contact_sheet
+    from shards.views import View
+
+    if not 1 <= count <= 4096:
+        raise ConfigError(f"--count: {count}; expected 1 to 4096 samples")
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ConfigError(f"--out: {out}; expected a file name ending in .png or .jpg")
+    manifest = read_manifest(folder, split)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(View(manifest.name, str(folder), manifest), count, seed).save(out)
+    print(f"{out}: {min(count, manifest.num_samples)} of {manifest.num_samples:,} samples")
+
+
+@app.command
+def verify(folder: Path, *, split: str = "train") -> None:
+    """Read every byte of a split again and list all damage; exit status 1 if there is any.
+
+        xfer shards verify shards/photo
+
+    Parameters
+    ----------
+    folder
+        Folder of shards.
+    split
+        Which split of it.
+    """
+    from shards.verify import verify as run
+
+    manifest = run(folder, split)
+    print(f"{folder}: {manifest.num_samples:,} samples in {len(manifest.shards)} shards are as they were written")
+
+
+@app.command
+def stats(folder: Path, *, split: str = "train") -> None:
+    """Print what a split holds: classes and their counts, image sizes, mean color. Reads the manifest only.
+
+        xfer shards stats shards/photo
+
+    Parameters
+    ----------
+    folder
+        Folder of shards.
+    split
+        Which split of it.
+    """
+    from shards.manifest import read_manifest
+
+    manifest = read_manifest(folder, split)
+    counts = manifest.stats.class_counts
+    wide, most = max(map(len, manifest.classes)), max(*counts, 1)
+    print(
+        f"{manifest.name}/{split}: {manifest.num_samples:,} samples in {len(manifest.shards)} shards, {manifest.version}"
+    )
+    for label, count in zip(manifest.classes, counts, strict=True):
+        print(f"  {label:<{wide}}  {count:>9,}  {'█' * round(30 * count / most)}")
+    print(f"  version {manifest.version}")
+    (low_w, high_w), (low_h, high_h) = manifest.stats.width, manifest.stats.height
+    print(f"  width {low_w} to {high_w}, height {low_h} to {high_h} pixels")
+    print(f"  mean RGB {manifest.stats.channel_mean}, standard deviation {manifest.stats.channel_std}")
