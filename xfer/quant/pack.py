@@ -36,10 +36,9 @@ def pack(quantized: Quantized, path: str | os.PathLike[str], metadata: Mapping[s
         tensors[f"{name}.q"] = to_stream(codes.q, codes.bits)
         tensors[f"{name}.s"] = codes.scale
         tensors[f"{name}.b"] = layer.bias
+    sources = {**state, **tensors}
     # clone: safetensors refuses tensors that share memory, as buffers of one module may
-    ready = {
-        key: (tensors[key] if key in tensors else state[key]).detach().cpu().clone().contiguous() for key in expected
-    }
+    ready = {key: sources[key].detach().cpu().clone().contiguous() for key in expected}
     text = header_text(quantized.model, bits, metadata)
     partial = Path(f"{os.fspath(path)}.partial")
     save_file(ready, partial, metadata={METADATA_KEY: text})

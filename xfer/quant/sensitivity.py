@@ -4,7 +4,7 @@ To second order, weights moved by dW change the predicted distribution by KL = 1
 the mean over samples of g g', g the gradient of log p(y | x) and y *drawn from the model* (the data's labels give the
 "empirical" Fisher, which is another matrix: Kunstner, Balles & Hennig, 2019). So the value is 1/2 mean of (g . dW)^2,
 and it keeps the covariance within a layer that diagonal sums of g^2 dW^2 throw away. g . dW needs no gradient per
-sample: it is the sum over output pixels of dL/dY times dY, where dY is the layer run on its own input with dW for weights.
+sample: it is the sum over output pixels of dL/dY times dY, where dY is the layer run on its own input with weights dW.
 
 `corrected` takes dY after the affine correction (see correct.py), which is what will be shipped: errors that the
 correction removes should not win bits. Values are nats per image and add over layers. Cost per batch: one forward, one
