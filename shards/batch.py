@@ -26,8 +26,9 @@ class Slot:
 class Batch:
     """A rank's share of one global batch, or of one step of an evaluation.
 
-        images uint8 [B, 3, S, S]; targets int64 [B], class index within the source;
-    XX
+    images uint8 [B, 3, S, S]; targets int64 [B], class index within the source;
+    sources int64 [B], index into the views; positions int64 [B];
+    valid bool [B], False where a batch of an evaluation is only filled up.
     """
 
     images: torch.Tensor

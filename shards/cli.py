@@ -36,7 +36,7 @@ def build(
 ) -> None:
     """Build shards from a folder of images: one sub-folder of SOURCE for each class.
 
-    Every image is decoded once; those that cannot be are left out and listed with reasons in `OUT/train.build-report.json`.
+    Every image is decoded once; what cannot be is left out and listed with its reason in `OUT/train.build-report.json`.
     It can be interrupted at any moment: the same command goes on where it stopped, with the same result.
 
         xfer shards build photos/ shards/photo
@@ -153,9 +153,7 @@ def stats(folder: Path, *, split: str = "train") -> None:
     manifest = read_manifest(folder, split)
     counts = manifest.stats.class_counts
     wide, most = max(map(len, manifest.classes)), max(*counts, 1)
-    print(
-        f"{manifest.name}/{split}: {manifest.num_samples:,} samples in {len(manifest.shards)} shards, {manifest.version}"
-    )
+    print(f"{manifest.name}/{split}: {manifest.num_samples:,} samples in {len(manifest.shards)} shards")
     for label, count in zip(manifest.classes, counts, strict=True):
         print(f"  {label:<{wide}}  {count:>9,}  {'█' * round(30 * count / most)}")
     print(f"  version {manifest.version}")

@@ -4,7 +4,7 @@ Loaders that keep their place in workers cannot resume on another number of them
 one integer, the position, says which samples come next, on any number of ranks, workers and for any batch size.
 
     mix      block b = p // B; each source's quota in the block is a difference of closed-form integer quotas; the
-             block's list of sources is shuffled by key(seed, 1, b)  ->  source s and q, that source's gap-free counter
+             block's list of sources is shuffled by key(seed, 1, b)  ->  source s; q counts s's positions, gap-free
     source   epoch e, i = divmod(q, N);  lane l = i % L,  m = i // L
     window   j, r = divmod(m, w);  x = start(l) + j*w + permutation(window size; seed, s, e, l, j)[r]
     shard    x falls into one shard of the permuted shard list  ->  shard, row
@@ -179,8 +179,11 @@ class Order:
         low, high = quotas(block * self.block, self.weights), quotas((block + 1) * self.block, self.weights)
         sources = np.repeat(np.arange(len(low)), [h - first for first, h in zip(low, high, strict=True)])
         counts = np.concatenate([np.arange(first, h, dtype=np.int64) for first, h in zip(low, high, strict=True)])
-        shuffled = permutation(self.block, self.seed, 1, block)
-        return sources[shuffled], counts[shuffled]
+        sources = sources[permutation(self.block, self.seed, 1, block)]
+        # Counters rise with the position: shuffled too, a source would begin its next epoch before this one is over.
+        in_order = np.empty_like(counts)
+        in_order[np.argsort(sources, kind="stable")] = counts
+        return sources, in_order
 
 
 class _Source:

@@ -1,4 +1,4 @@
-"""A contact sheet: thumbnails of a split's samples with their labels, one block of rows for each class, as one picture.
+"""A contact sheet: thumbnails of a split's samples with their labels, sorted by class, as one picture.
 
 The quickest check that labels and images belong together. Pillow only.
 """
