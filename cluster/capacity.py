@@ -11,7 +11,8 @@ def check_capacity(config: ClusterConfig, batch_size: int) -> None:
     faults = []
     if config.workers > batch_size:
         faults.append(
-            f"cluster.workers: {config.workers} workers cannot share data.batch_size: {batch_size}; give at most {batch_size}"
+            f"cluster.workers: {config.workers} workers cannot share data.batch_size: {batch_size}; "
+            f"give at most {batch_size}"
         )
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     fit = sum(_workers_on(node, config) for node in nodes)
@@ -21,8 +22,8 @@ def check_capacity(config: ClusterConfig, batch_size: int) -> None:
             f" and {config.gpus_per_worker:g} GPU" if config.gpus_per_worker else ""
         )
         faults.append(
-            f"cluster.workers: {config.workers} workers of {need} each do not fit; the cluster has {cpus:g} CPU and {gpus:g} GPU "
-            f"on {len(nodes)} node(s), room for {fit}: lower cluster.workers or cluster.cpus_per_worker"
+            f"cluster.workers: {config.workers} workers of {need} each do not fit; the cluster has {cpus:g} CPU "
+            f"and {gpus:g} GPU on {len(nodes)} node(s), room for {fit}"
         )
     if faults:
         raise ConfigError(faults)

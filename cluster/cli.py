@@ -24,7 +24,7 @@ def train(job: Path, *overrides: str) -> None:
 
     result = run(load(job, Job, overrides))
     if result.error:
-        print(f"xfer: training failed; the same command goes on from the last checkpoint\n{result.error}", file=sys.stderr)
+        print(f"xfer: training failed; the same command resumes it\n{result.error}", file=sys.stderr)
         sys.exit(1)
     print(f"trained: {result.path}")
     print(f"  checkpoint  {result.checkpoint}")

@@ -12,12 +12,12 @@ class ClusterConfig(Strict):
     """What one run takes of a Ray cluster."""
 
     address: str | None = None  # of a running cluster (host:port, or "auto"); none: Ray on this machine, loopback only
-    workers: int = Field(2, ge=1)  # Ray Train workers = ranks
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
+    workers: int = Field(default=2, ge=1)  # Ray Train workers = ranks
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
     zero_stage: Literal[0, 1, 2, 3] = 1  # DeepSpeed: what is partitioned over the ranks
-    max_failures: int = Field(2, ge=0)  # restarts from the last checkpoint before the run is given up
-    timeout_s: float = Field(1800, gt=0)  # longest wait of one rank for the others
+    max_failures: int = Field(default=2, ge=0)  # restarts from the last checkpoint before the run is given up
+    timeout_s: float = Field(default=1800, gt=0)  # longest wait of one rank for the others
 
 
 class Job(Strict):

@@ -1,7 +1,8 @@
 """run(): a Job on a Ray cluster, with Ray Train and DeepSpeed, watched from here.
 
-Resume is ours: every start of the workers, the first one, one after a lost worker and the next run of the same command, begins
-at the newest whole checkpoint of the run folder. The run folder has to be on storage that every node sees.
+Resume is ours: every start of the workers, the first one, one after a lost worker and the next run of the same
+command, begins at the newest whole checkpoint of the run folder. The run folder has to be on storage that every node
+sees.
 """
 
 import threading

@@ -1,7 +1,7 @@
 """connect(): one Ray session, safe by default. The only file of the project that touches the environment.
 
-A local session listens on loopback, asks for a token and sends no usage statistics; Ray's interfaces without a token are remote
-code execution for anyone who can reach them (CVE-2023-48022).
+A local session listens on loopback, asks for a token and sends no usage statistics; Ray's interfaces without a token
+are remote code execution for anyone who can reach them (CVE-2023-48022).
 """
 
 import logging
@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -38,7 +39,8 @@ def connect(address: str | None = None) -> Iterator[None]:
         yield
         return
     logging.getLogger("ray").setLevel(logging.WARNING)
-    options = {"address": address} if address else {"num_cpus": os.cpu_count(), "include_dashboard": False}
+    here: dict[str, Any] = {"num_cpus": os.cpu_count(), "include_dashboard": False}
+    options: dict[str, Any] = {"address": address} if address else here
     ray.init(**options, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
     try:
         yield

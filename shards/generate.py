@@ -1,7 +1,8 @@
-"""Small labelled image folders drawn on the spot: shapes in several visual styles, for a first try without data or network.
+"""Small labelled image folders drawn on the spot: shapes in several visual styles, for a first try without data or
+network.
 
-Each style is one source. The drawing depends on (seed, style, class, number) alone, so the folders are the same everywhere.
-About 1,500 images/s.
+Each style is one source. The drawing depends on (seed, style, class, number) alone, so the folders are the same
+everywhere. About 1,500 images/s.
 """
 
 import math
@@ -105,7 +106,9 @@ def draw(style: str, shape: str, number: int, side: int = 64, seed: int = 0) -> 
 
 
 def generate(folder: Path, styles: Mapping[str, Sequence[str]], per_class: int, side: int = 64, seed: int = 0) -> None:
-    """Image folders `<folder>/<style>/<class>/<number>.<jpg|png>`; `styles` gives the classes of each. Existing files stay."""
+    """Image folders `<folder>/<style>/<class>/<number>.<jpg|png>`; `styles` gives the classes of each. Existing files
+    stay.
+    """
     total = per_class * sum(len(shapes) for shapes in styles.values())
     with progress("draw images", total, "images") as advance:
         for style, shapes in styles.items():

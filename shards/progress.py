@@ -13,7 +13,9 @@ LOG_EVERY_S = 10.0
 
 
 class Advance(Protocol):
-    """Call with the number of items done since the last call and, if there is news, a short note shown beside the bar."""
+    """Call with the number of items done since the last call and, if there is news, a short note shown beside the
+    bar.
+    """
 
     def __call__(self, count: int = 1, note: str = "") -> None: ...
 

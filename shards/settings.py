@@ -1,8 +1,9 @@
 """Strict YAML configuration: every fault of a file in one message, each with its dotted path.
 
-A document is a pydantic model (`Strict`: unknown keys refused, values frozen). Where a document holds another one (a study its
-job, a job its recipe), the YAML gives it inline or as the relative path of its own file. Overrides name a value by its dotted
-path; `data.seed=1` reaches the recipe inside a job or a study without naming the documents around it.
+A document is a pydantic model (`Strict`: unknown keys refused, values frozen). Where a document holds another one (a
+study its job, a job its recipe), the YAML gives it inline or as the relative path of its own file. Overrides name a
+value by its dotted path; `data.seed=1` reaches the recipe inside a job or a study without naming the documents around
+it.
 """
 
 import difflib
@@ -17,7 +18,9 @@ from pydantic_core import ErrorDetails
 
 
 class ConfigError(Exception):
-    """What a user can mend. `faults` holds one line for each fault; the command line prints them all and exits with 2."""
+    """What a user can mend. `faults` holds one line for each fault; the command line prints them all and exits with
+    2.
+    """
 
     def __init__(self, faults: str | Sequence[str], origin: str | Path | None = None):
         self.faults = [faults] if isinstance(faults, str) else list(faults)
@@ -160,9 +163,7 @@ def _with_files(content: dict[str, Any], kind: type[Strict], folder: Path) -> di
     return content
 
 
-def _build(
-    kind: type[Kind], content: dict[str, Any], changes: Mapping[str, Any], origin: str | Path | None
-) -> Kind:
+def _build(kind: type[Kind], content: dict[str, Any], changes: Mapping[str, Any], origin: str | Path | None) -> Kind:
     faults = []
     for path, value in changes.items():
         *parents, last = full_path(kind, path).split(".")

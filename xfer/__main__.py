@@ -1,4 +1,6 @@
-"""`xfer`: the front door. Verbs are named by import path and loaded when used, so `xfer --help` needs no torch and no Ray."""
+"""`xfer`: the front door. Verbs are named by import path and loaded when used, so `xfer --help` needs no torch and no
+Ray.
+"""
 
 import sys
 
@@ -12,18 +14,18 @@ app = cyclopts.App(
     help_epilogue="Start with `xfer demo`: all of it, in minutes, on this machine, with no network.",
 )
 VERBS = {
-    "shards": ("shards.cli:app", "Build, check and look at tar shards."),
-    "fit": ("xfer.cli:fit", "Train a recipe in one process, without Ray."),
-    "train": ("cluster.cli:train", "Train a job on Ray workers with DeepSpeed."),
-    "evaluate": ("xfer.cli:evaluate", "Accuracy of a run or a bundle, by source, with intervals."),
-    "predict": ("xfer.cli:predict", "Name what is in images."),
-    "quantize": ("xfer.cli:quantize", "Turn a run into a small bundle."),
-    "tune": ("tuning.cli:tune", "Search fusion weights and bit-widths with Ray Tune."),
-    "report": ("tuning.cli:report", "One HTML page with the figures of a run or a study."),
-    "demo": ("tuning.cli:demo", "The whole way on generated images."),
+    "shards": "shards.cli:app",
+    "fit": "xfer.cli:fit",
+    "train": "cluster.cli:train",
+    "evaluate": "xfer.cli:evaluate",
+    "predict": "xfer.cli:predict",
+    "quantize": "xfer.cli:quantize",
+    "tune": "tuning.cli:tune",
+    "report": "tuning.cli:report",
+    "demo": "tuning.cli:demo",
 }
-for verb, (target, text) in VERBS.items():
-    app.command(target, name=verb, help=text)
+for verb, target in VERBS.items():
+    app.command(target, name=verb)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,7 +1,8 @@
 """A ResNet as a branch: torchvision's network without its classifier, giving the maps C2..C5.
 
-torchvision's own module names are kept, so its published weights load by name. Stages below the first trained one run without
-a graph and with BatchNorm in evaluation mode: freezing to `layer4` makes a ResNet-18 step about 2.5 times cheaper.
+torchvision's own module names are kept, so its published weights load by name. Stages below the first trained one run
+without a graph and with BatchNorm in evaluation mode: freezing to `layer4` makes a ResNet-18 step about 2.5 times
+cheaper.
 """
 
 from collections.abc import Callable

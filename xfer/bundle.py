@@ -56,7 +56,9 @@ class Trained:
 
 
 def open_model(path: str | Path) -> Trained:
-    """The model of a run folder (its newest checkpoint) or of a bundle. Raises ConfigError if it is neither or damaged."""
+    """The model of a run folder (its newest checkpoint) or of a bundle. Raises ConfigError if it is neither or
+    damaged.
+    """
     path = Path(path)
     if (path / "weights.safetensors").exists() or (path / "labels.yaml").exists():
         return _open_bundle(path)

@@ -1,7 +1,9 @@
-"""Portable checkpoints: whole tensors by name in safetensors, the rest in JSON, and a manifest that says when it is whole.
+"""Portable checkpoints: whole tensors by name in safetensors, the rest in JSON, and a manifest that says when it is
+whole.
 
-A checkpoint is written under a temporary name, its manifest (size and sha256 of each file) last, and then renamed: a process
-killed at any moment leaves nothing that is taken for a checkpoint. Reading needs neither Ray, DeepSpeed nor pickle.
+A checkpoint is written under a temporary name, its manifest (size and sha256 of each file) last, and then renamed: a
+process killed at any moment leaves nothing that is taken for a checkpoint. Reading needs neither Ray, DeepSpeed nor
+pickle.
 """
 
 import hashlib
@@ -22,7 +24,7 @@ PREFIX = "step-"
 
 @dataclass
 class TrainState:
-    """All of resume, beside the tensors: `step` whole steps are done, `position` samples of the stream are delivered."""
+    """All of resume, beside the tensors: `step` whole steps are done, `position` samples of the stream delivered."""
 
     step: int = 0
     position: int = 0
@@ -47,7 +49,9 @@ class Checkpoint:
 def write_checkpoint(
     folder: Path, state: TrainState, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], keep: int = 2
 ) -> Path:
-    """Writes `<folder>/step-<n>` and removes all but the newest `keep`. Returns its path. Raises OSError if it cannot."""
+    """Writes `<folder>/step-<n>` and removes all but the newest `keep`. Returns its path. Raises OSError if it
+    cannot.
+    """
     final = folder / f"{PREFIX}{state.step:08d}"
     draft = folder / f".{final.name}.{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)

@@ -25,8 +25,8 @@ def fit(recipe: Path, *overrides: str) -> None:
     overrides
         `dotted.path=value`, any number of them.
     """
+    from shards.batch import Slot
     from shards.settings import load
-    from shards.stream import Slot
     from xfer import fit as run
     from xfer.config import Recipe
     from xfer.follow import follow
@@ -51,7 +51,7 @@ def evaluate(
         xfer evaluate runs/pacs
         xfer evaluate runs/pacs/bundle --split test
 
-    A bundle keeps no data paths: they come from the run it lies in, or from `--run`-like overrides of that run's recipe.
+    A bundle keeps no data paths: they come from the run folder it lies in.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def evaluate(
     overrides
         `dotted.path=value` changes to the run's recipe, such as data.root=...
     """
-    from shards.stream import open_data
+    from shards.views import open_data
     from xfer.bundle import open_model
 
     trained, recipe = open_model(model), _recipe_of(model, overrides)
@@ -133,7 +133,7 @@ def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
     out
         Where the bundle goes; <run>/bundle if not given.
     """
-    from shards.stream import open_data
+    from shards.views import open_data
     from xfer.bundle import open_model
     from xfer.evaluate import evaluate_views
     from xfer.metrics import mean_accuracy
@@ -179,7 +179,11 @@ def predict(
         if isinstance(answer, str):
             failed += 1
         if as_json:
-            print(json.dumps({"image": str(path), **({"error": answer} if isinstance(answer, str) else {"classes": answer})}))
+            print(
+                json.dumps(
+                    {"image": str(path), **({"error": answer} if isinstance(answer, str) else {"classes": answer})}
+                )
+            )
         else:
             text = answer if isinstance(answer, str) else "   ".join(f"{n} {100 * p:.1f} %" for n, p in answer.items())
             print(f"{path}: {text}")

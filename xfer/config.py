@@ -13,6 +13,7 @@ from shards.settings import Location, Strict
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Stage = Literal["all", "layer1", "layer2", "layer3", "layer4", "none"]
+Group = Literal["stem", "layer1", "layer2", "layer3", "layer4", "project", "head"]
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 
 
@@ -21,7 +22,7 @@ class BranchConfig(Strict):
 
     backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet18"
     weights: Location | None = None  # a .safetensors or .pth file of a torchvision ResNet; none: random
-    size: int | None = Field(None, ge=16, le=2048)  # pixels this branch sees; none: data.image_size
+    size: int | None = Field(default=None, ge=16, le=2048)  # pixels this branch sees; none: data.image_size
     train_from: Stage = "all"  # first stage that is trained; "none" freezes the branch
 
 
@@ -29,7 +30,7 @@ class FusionConfig(Strict):
     """How the branches' features become one."""
 
     kind: Literal["wsum", "gate", "concat"] = "wsum"
-    width: int = Field(256, ge=8, le=4096)  # common channels d of the projected branches
+    width: int = Field(default=256, ge=8, le=4096)  # common channels d of the projected branches
     weights: dict[str, Annotated[float, Field(ge=0)]] | None = None  # by branch; none: equal
 
 
@@ -38,7 +39,7 @@ class ModelConfig(Strict):
 
     branches: dict[Name, BranchConfig] = Field(min_length=1)
     fusion: FusionConfig = FusionConfig()
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _weights_name_the_branches(self) -> "ModelConfig":
@@ -57,21 +58,21 @@ class ModelConfig(Strict):
 class TrainConfig(Strict):
     """The optimization: counted in steps of one global batch each."""
 
-    steps: int = Field(200, ge=1)
+    steps: int = Field(default=200, ge=1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(0.02, gt=0)  # peak, for the global batch as given
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)  # not on norms and biases
-    warmup: int = Field(10, ge=0)  # steps of linear warm-up; a cosine to zero follows
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    clip_norm: float | None = Field(None, gt=0)  # largest gradient norm
+    learning_rate: float = Field(default=0.02, gt=0)  # peak, for the global batch as given
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)  # not on norms and biases
+    warmup: int = Field(default=10, ge=0)  # steps of linear warm-up; a cosine to zero follows
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    clip_norm: float | None = Field(default=None, gt=0)  # largest gradient norm
     freeze_batchnorm: bool = False  # BatchNorm in evaluation mode
     precision: Literal["fp32", "bf16"] = "fp32"
-    micro_batch: int | None = Field(None, ge=1)  # largest batch on one worker; more is accumulated
-    evaluate_every: int = Field(100, ge=1)
-    save_every: int = Field(100, ge=1)
-    log_every: int = Field(10, ge=1)
-    keep: int = Field(2, ge=1)  # checkpoints kept
+    micro_batch: int | None = Field(default=None, ge=1)  # largest batch on one worker; more is accumulated
+    evaluate_every: int = Field(default=100, ge=1)
+    save_every: int = Field(default=100, ge=1)
+    log_every: int = Field(default=10, ge=1)
+    keep: int = Field(default=2, ge=1)  # checkpoints kept
     seed: int = 0  # of the initial weights; data.seed is the order's
 
 
@@ -79,8 +80,8 @@ class QuantizeConfig(Strict):
     """Storage bits of convolution and linear weights, by layer group."""
 
     bits: Bits = 8  # of every group not named below; 32: left in float
-    groups: dict[Literal["stem", "layer1", "layer2", "layer3", "layer4", "project", "head"], Bits] = {}
-    calibration: int = Field(256, ge=1)  # training images for the affine correction
+    groups: dict[Group, Bits] = Field(default_factory=dict)
+    calibration: int = Field(default=256, ge=1)  # training images for the affine correction
     correct: bool = True  # match each convolution's channel mean and deviation to the float model
 
 

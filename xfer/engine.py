@@ -1,8 +1,9 @@
 """Engines: what turns a model and its gradients into the next model. The loop knows neither one.
 
-`PlainEngine` is one process; `DeepSpeedEngine` is a rank of many (ZeRO 0 to 3). Both give and take the same portable state, whole
-tensors by parameter name, so any engine, ZeRO stage and world size continues what any other began. DeepSpeed's own checkpoints
-cannot: stages 1 to 3 refuse another world size, and the universal form loses BatchNorm statistics.
+`PlainEngine` is one process; `DeepSpeedEngine` is a rank of many (ZeRO 0 to 3). Both give and take the same portable
+state, whole tensors by parameter name, so any engine, ZeRO stage and world size continues what any other began.
+DeepSpeed's own checkpoints cannot: stages 1 to 3 refuse another world size, and the universal form loses BatchNorm
+statistics.
 """
 
 import contextlib
@@ -19,7 +20,9 @@ STATE_KEYS = ("momentum_buffer", "exp_avg", "exp_avg_sq")
 
 
 class Engine(Protocol):
-    """One rank of training. A step is `accumulation` times forward, backward, step; only the last `step` moves the weights."""
+    """One rank of training. A step is `accumulation` times forward, backward, step; only the last `step` moves the
+    weights.
+    """
 
     module: nn.Module
     device: torch.device
@@ -50,7 +53,9 @@ class Engine(Protocol):
         ...
 
     def load_optimizer(self, state: dict[str, Tensor], step: int) -> None:
-        """Continues from the optimizer state taken after `step` steps. The model's weights are loaded before the engine is made."""
+        """Continues from the optimizer state taken after `step` steps. The model's weights are loaded before the
+        engine is made.
+        """
         ...
 
 
@@ -122,7 +127,8 @@ class PlainEngine:
 
 
 class DeepSpeedEngine:
-    """One rank under DeepSpeed. The process group (gloo on CPU, NCCL on GPU) exists already and is wrapped, never made here.
+    """One rank under DeepSpeed. The process group (gloo on CPU, NCCL on GPU) exists already and is wrapped, never
+    made here.
 
     bf16 goes through `torch_autocast`: DeepSpeed's own `bf16` breaks BatchNorm. Weights stay NCHW.
     """
@@ -142,7 +148,7 @@ class DeepSpeedEngine:
         from deepspeed.utils import logger
 
         logger.setLevel("WARNING")
-        # On CPU DeepSpeed would compile a shared-memory all-reduce, which is for inference only and needs a C++ compiler.
+        # On CPU it would compile a shared-memory all-reduce, which only inference uses and which needs a C++ compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.device = device or default_device()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -156,8 +162,8 @@ class DeepSpeedEngine:
             "gradient_clipping": clip_norm or 0.0,
             "steps_per_print": 10**12,
         }
-        self._deepspeed = deepspeed
-        self._engine, *_ = deepspeed.initialize(model=model.to(self.device), optimizer=optimizer, config=config)
+        self._deepspeed: Any = deepspeed
+        self._engine: Any = deepspeed.initialize(model=model.to(self.device), optimizer=optimizer, config=config)[0]
         self.module: nn.Module = self._engine.module
 
     def forward(self, images: Tensor) -> Tensor:
@@ -183,6 +189,7 @@ class DeepSpeedEngine:
             model = _copied(self.module.state_dict())
         if isinstance(self._engine.optimizer, Optimizer):  # stage 0 leaves the optimizer as it is
             return model, _optimizer_state(self.module, self._engine.optimizer)
+        self._link_state()
         keys = [key for key in STATE_KEYS if any(key in s for s in self._base_optimizer.state.values())]
         # Every rank has to take part, also one whose own partition has no state.
         flags = torch.tensor([float(key in keys) for key in STATE_KEYS])
@@ -199,6 +206,7 @@ class DeepSpeedEngine:
         if not state:
             return
         self._make_optimizer_state()
+        self._link_state()
         for name, p in _trained(self.module):
             for key in STATE_KEYS:
                 if f"{name}/{key}" in state:
@@ -225,6 +233,12 @@ class DeepSpeedEngine:
         for group, rate in zip(self._engine.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.module.train(training)
+
+    def _link_state(self) -> None:
+        """DeepSpeed 0.19.8 (stages 1, 2) links states to parameters after the first group's first step: later groups get none."""
+        if self.zero_stage < 3:
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     @contextlib.contextmanager
     def _whole_parameters(self) -> Iterator[None]:

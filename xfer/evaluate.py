@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from shards.batch import Batch, Slot
 from shards.config import DataConfig
+from shards.evaluation import eval_stream
 from shards.progress import progress
-from shards.stream import Batch, Slot, View, eval_stream
+from shards.views import View
 from xfer.engine import default_device
 from xfer.labels import LabelSpace
 from xfer.metrics import Accuracy, Score
@@ -24,8 +26,8 @@ def evaluate(
 ) -> dict[str, Score]:
     """Scores of `model` on `sources` (name -> its class names, in the order of the batches' source indices).
 
-    `total` adds up over ranks. The model is left in evaluation mode. Samples whose class the model does not know are left out of
-    the counts; `unknown_classes` names them.
+    `total` adds up over ranks. The model is left in evaluation mode. Samples whose class the model does not know are
+    left out of the counts; `unknown_classes` names them.
     """
     model.eval()
     names = list(sources)

@@ -1,8 +1,8 @@
 """A Recipe becomes a run folder: the same code on one process and on each of many ranks.
 
-    runs/<name>/recipe.yaml        what was run
-                metrics.jsonl      one row a report: losses by step, accuracy by source
-                checkpoints/       the newest whole ones; the same command goes on from there
+runs/<name>/recipe.yaml        what was run
+            metrics.jsonl      one row a report: losses by step, accuracy by source
+            checkpoints/       the newest whole ones; the same command goes on from there
 """
 
 import fcntl
@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from shards.batch import Slot
+from shards.evaluation import eval_stream
 from shards.settings import ConfigError, dump, load
-from shards.stream import Data, Slot, eval_stream, open_data, train_stream
+from shards.stream import train_stream
+from shards.views import Data, open_data
 from xfer.checkpoint import Checkpoint, TrainState, latest_checkpoint, write_checkpoint
 from xfer.config import Recipe
 from xfer.engine import Engine, PlainEngine, build_optimizer, default_device
@@ -177,4 +180,3 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
         save_every=t.save_every,
         log_every=t.log_every,
     )
-

@@ -1,7 +1,7 @@
 """Fusion of N branches over one explicit weight vector w = softmax(alpha), alpha in R^N.
 
-Symbols: B batch, N branches, d common channels. Features are N tensors [B, d] or [B, d, H, W]; the result has the shape of one,
-but for `concat`, which has N*d channels. A one-hot w is exactly the single branch.
+Symbols: B batch, N branches, d common channels. Features are N tensors [B, d] or [B, d, H, W]; the result has the
+shape of one, but for `concat`, which has N*d channels. A one-hot w is exactly the single branch.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,9 @@ ZERO = 1e-8  # a weight of 0 is kept as this, so that log w is finite
 
 
 class WeightedSum(nn.Module):
-    """z = sum_b w_b z_b / ||w||_2: the norm keeps the variance, so w does not change the head's effective learning rate."""
+    """z = sum_b w_b z_b / ||w||_2: the norm keeps the variance, so w does not change the head's effective learning
+    rate.
+    """
 
     def __init__(self, weights: Sequence[float]):
         super().__init__()

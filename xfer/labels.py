@@ -1,7 +1,8 @@
 """One label space over sources that name different classes, and a loss that never teaches what a source does not know.
 
-Classes are joined by exact name only. A source annotates its own classes C_s; a sample of source s says nothing about the
-others, so they get no gradient from it (partial-label softmax: Cour et al., Learning from Partial Labels, JMLR 2011, sec. 3).
+Classes are joined by exact name only. A source annotates its own classes C_s; a sample of source s says nothing about
+the others, so they get no gradient from it (partial-label softmax: Cour et al., Learning from Partial Labels, JMLR
+2011, sec. 3).
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,8 +50,8 @@ class LabelSpace:
 def masked_cross_entropy(logits: Tensor, targets: Tensor, masks: Tensor, smoothing: float = 0.0) -> Tensor:
     """Softmax cross-entropy of each sample inside the classes its source annotates.
 
-    logits [B, K] float; targets [B] int64, unified; masks [B, K] bool. Returns [B] float. The gradient on classes outside the
-    mask is exactly zero. `smoothing` spreads that much of the target evenly over the annotated classes.
+    logits [B, K] float; targets [B] int64, unified; masks [B, K] bool. Returns [B] float. The gradient on classes
+    outside the mask is exactly zero. `smoothing` spreads that much of the target evenly over the annotated classes.
     """
     log_p = logits.float().masked_fill(~masks, -torch.inf).log_softmax(1)
     loss = -log_p.gather(1, targets[:, None]).squeeze(1)
@@ -61,14 +62,18 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, masks: Tensor, smoothi
 
 
 class Objective:
-    """The training loss: maps source-local targets to the unified space and adds up the masked cross-entropy of a batch."""
+    """The training loss: maps source-local targets to the unified space and adds up the masked cross-entropy of a
+    batch.
+    """
 
     def __init__(self, labels: LabelSpace, sources: Sequence[str], device: torch.device, smoothing: float = 0.0):
         self.table, self.masks = labels.table(sources).to(device), labels.masks(sources).to(device)
         self.smoothing = smoothing
 
     def __call__(self, logits: Tensor, targets: Tensor, sources: Tensor, valid: Tensor) -> Tensor:
-        """logits [B, K]; targets, sources [B] int64, source-local; valid [B] bool. Returns the sum over valid samples."""
+        """logits [B, K]; targets, sources [B] int64, source-local; valid [B] bool. Returns the sum over valid
+        samples.
+        """
         unified = self.table[sources, targets]
         loss = masked_cross_entropy(logits, unified, self.masks[sources], self.smoothing)
         return (loss * valid).sum()

@@ -1,8 +1,8 @@
 """FusionModel: images -> branches -> projections -> fusion -> classifier.
 
-Images come as uint8 and are normalised on the device. Each branch may see its own resolution, so one set of weights at two
-scales is already a two-branch model. Projected features are pooled before they are fused: for `wsum` that is the same number
-(both are linear), and it lets a trial refit fusion and head from a cache of N x d numbers per image.
+Images come as uint8 and are normalised on the device. Each branch may see its own resolution, so one set of weights
+at two scales is already a two-branch model. Projected features are pooled before they are fused: for `wsum` that is
+the same number (both are linear), and it lets a trial refit fusion and head from a cache of N x d numbers per image.
 """
 
 from collections.abc import Mapping
@@ -59,7 +59,11 @@ class FusionModel(nn.Module):
         pooled = []
         for name, branch in self.branches.items():
             size = self.sizes[name]
-            seen = x if size in (None, x.shape[-1]) else F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+            seen = (
+                x
+                if size in (None, x.shape[-1])
+                else F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+            )
             pooled.append(self.projections[name](branch(seen)[5]).mean((2, 3)))
         return pooled
 
@@ -81,8 +85,8 @@ class FusionModel(nn.Module):
 def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: bool = True) -> FusionModel:
     """The model of a recipe. `load_weights=False` leaves pretrained files unread (a checkpoint follows).
 
-    The initial weights depend on `seed` alone; the global random state is left as it was. Raises ConfigError naming every
-    weights file that does not fit.
+    The initial weights depend on `seed` alone; the global random state is left as it was. Raises ConfigError naming
+    every weights file that does not fit.
     """
     faults = []
     with torch.random.fork_rng(devices=[]):

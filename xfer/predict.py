@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from shards.decode import DecodeError, decode_image
+from shards.decode import DecodeError, decode
 from shards.settings import ConfigError
-from shards.transforms import eval_transform
+from shards.transforms import centre
 from xfer.bundle import Trained
 from xfer.engine import default_device
 
@@ -15,7 +15,9 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """`paths` with folders replaced by the images in them, sorted. Raises ConfigError naming every path that is not there."""
+    """`paths` with folders replaced by the images in them, sorted. Raises ConfigError naming every path that is not
+    there.
+    """
     missing = [f"{path}: no such file or folder" for path in paths if not path.exists()]
     found: list[Path] = []
     for path in paths:
@@ -34,7 +36,7 @@ def predictions(trained: Trained, paths: Iterable[Path], top: int) -> Iterator[t
     model = trained.model.to(device)
     for path in paths:
         try:
-            image = eval_transform(decode_image(path.read_bytes()), trained.image_size)
+            image = centre(decode(path.read_bytes()), trained.image_size)
         except (DecodeError, OSError) as error:
             yield path, f"not readable as an image ({error})"
             continue

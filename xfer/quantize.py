@@ -1,7 +1,7 @@
 """A trained model becomes a small one: fold BatchNorm, round the weights, correct what rounding moved, pack the bits.
 
-Storage bits only: the packed weights are expanded when the model is loaded, and compute runs in float. A ResNet-18 takes a few
-seconds on two cores, nearly all of it the calibration images' two forward passes.
+Storage bits only: the packed weights are expanded when the model is loaded, and compute runs in float. A ResNet-18
+takes a few seconds on two cores, nearly all of it the calibration images' two forward passes.
 """
 
 import copy
@@ -11,8 +11,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from shards.batch import Slot
 from shards.config import AugmentConfig, DataConfig
-from shards.stream import Data, Slot, train_stream
+from shards.stream import train_stream
+from shards.views import Data
 from xfer.bundle import Trained, open_model, write_bundle
 from xfer.config import QuantizeConfig, Recipe
 from xfer.model import FusionModel
@@ -42,7 +44,7 @@ def quantize_model(model: FusionModel, config: QuantizeConfig, calibration: Iter
     calibration = list(calibration)
     reference = fold(model)
     check_fold(model, reference, calibration[0][:4])
-    quantized = quantize(copy.deepcopy(reference), layer_bits(reference, config.bits, config.groups))
+    quantized = quantize(copy.deepcopy(reference), layer_bits(reference, config.bits, {**config.groups}))
     if config.correct:
         correct(quantized, reference, calibration)
     return quantized
@@ -51,15 +53,21 @@ def quantize_model(model: FusionModel, config: QuantizeConfig, calibration: Iter
 def make_bundle(trained: Trained, recipe: Recipe, data: Data, folder: Path) -> Trained:
     """Quantizes a run and writes the bundle. Returns the bundle, read back from disk."""
     calibration = calibration_images(data, recipe.data, recipe.quantize.calibration)
-    quantized = quantize_model(trained.model, recipe.quantize, calibration)
+    return ship(trained, recipe, quantize_model(trained.model, recipe.quantize, calibration), folder)
+
+
+def ship(trained: Trained, recipe: Recipe, quantized: Quantized, folder: Path) -> Trained:
+    """Writes the bundle of `quantized`, made from the run `trained`, and returns it, read back from disk."""
     bits = {name: codes.bits for name, codes in quantized.codes.items()}
     extra = {"float_bytes": trained.weights_bytes, "sources": sorted(recipe.data.sources)}
-    write_bundle(folder, recipe, trained.classes, quantized, extra, _card(trained, recipe, bits))
+    assert isinstance(quantized.model, FusionModel)
+    card = _card(trained, recipe, quantized.model, bits)
+    write_bundle(folder, recipe, trained.classes, quantized, extra, card)
     return open_model(folder)
 
 
-def _card(trained: Trained, recipe: Recipe, bits: dict[str, int]) -> str:
-    weights = trained.model.fusion_weights
+def _card(trained: Trained, recipe: Recipe, model: FusionModel, bits: dict[str, int]) -> str:
+    weights = model.fusion_weights
     lines = [
         f"# {recipe.name}",
         "",

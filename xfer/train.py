@@ -1,7 +1,7 @@
 """The loop: steps of one global batch each, on an infinite stream, until a number of steps is done.
 
-It gets engine, batches, evaluation, saving and reporting as arguments and knows neither Ray nor DeepSpeed nor where batches come
-from. Counting steps, not epochs, means that ranks can never disagree about the end.
+It gets engine, batches, evaluation, saving and reporting as arguments and knows neither Ray nor DeepSpeed nor where
+batches come from. Counting steps, not epochs, means that ranks can never disagree about the end.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shards.stream import Batch
+from shards.batch import Batch
 from xfer.checkpoint import TrainState
 from xfer.engine import Engine
 from xfer.labels import Objective
@@ -37,7 +37,8 @@ def set_training(module: nn.Module, freeze_batchnorm: bool) -> None:
 
 
 def train_step(engine: Engine, batch: Batch, objective: Objective, global_batch: int) -> Tensor:
-    """One update from this rank's share of a global batch. Returns this rank's part of the mean loss, a scalar on the device.
+    """One update from this rank's share of a global batch. Returns this rank's part of the mean loss, a scalar on the
+    device.
 
     The loss is divided by the global batch, not by the share, so unequal shares still give the exact global mean.
     """
@@ -70,7 +71,8 @@ def train(
 ) -> TrainState:
     """Trains from `state` to `steps` done and returns the last state.
 
-    `report` gets, on every rank, a row every `log_every` steps (loss of each step, mean over ranks) and one for each evaluation.
+    `report` gets, on every rank, a row every `log_every` steps (loss of each step, mean over ranks) and one for each
+    evaluation.
     """
     set_training(engine.module, freeze_batchnorm)
     losses: list[Tensor] = []

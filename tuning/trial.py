@@ -1,0 +1,171 @@
+"""One trial, one process: fusion weights set and the head refitted, weights rounded, scored on held-out images.
+
+Everything the trials share is computed once and put in Ray's object store: pooled branch features for the head,
+calibration images, and the images that are scored. A trial then costs two forward passes over calibration and one
+over the scored images.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster.config import Job
+from shards.batch import Batch, Slot
+from shards.config import DataConfig
+from shards.evaluation import eval_stream
+from shards.settings import replace
+from shards.views import Data, View, open_data
+from tuning.config import Distribution
+from tuning.space import values
+from xfer.bundle import open_model
+from xfer.config import Recipe
+from xfer.evaluate import evaluate
+from xfer.fit import begin, fit, label_space, plain_engine
+from xfer.fusion import WeightedSum
+from xfer.labels import LabelSpace, masked_cross_entropy
+from xfer.metrics import mean_accuracy
+from xfer.model import FusionModel
+from xfer.quant.cost import predicted_bytes
+from xfer.quant.weights import Quantized
+from xfer.quantize import calibration_images, quantize_model
+
+REFIT_IMAGES = 2048
+PULL = 1e-3  # of the refitted head towards the trained one
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What trials on one trained run have in common. features: [n, N, d] float32; targets: [n] unified; masks: [n, K]
+    bool.
+    """
+
+    run: Path
+    features: Tensor
+    targets: Tensor
+    masks: Tensor
+    calibration: list[Tensor]
+    scored: list[Batch]
+    sources: dict[str, tuple[str, ...]]
+
+
+def share(job: Job, num_images: int) -> Shared:
+    """Reads the trained run of `job` and makes what its trials share."""
+    recipe = job.recipe
+    data = open_data(recipe.data)
+    trained = open_model(recipe.folder)
+    features, targets, masks = _features(trained.model, data, recipe, label_space(data))
+    views = data.validation or data.train
+    return Shared(
+        recipe.folder,
+        features,
+        targets,
+        masks,
+        calibration_images(data, recipe.data, recipe.quantize.calibration),
+        _some(views, recipe.data, num_images),
+        {view.name: tuple(view.classes) for view in views},
+    )
+
+
+def _some(views: Sequence[View], config: DataConfig, count: int) -> list[Batch]:
+    """About `count` samples, in equal parts from every view."""
+    small = config.model_copy(update={"batch_size": 32, "workers": 0})
+    batches: list[Batch] = []
+    for index, view in enumerate(views):
+        seen = 0
+        for batch in eval_stream([view], small, Slot()):
+            batch.sources.fill_(index)
+            batches.append(batch)
+            seen += int(batch.valid.sum())
+            if seen * len(views) >= count:
+                break
+    return batches
+
+
+def _features(model: FusionModel, data: Data, recipe: Recipe, labels: LabelSpace) -> tuple[Tensor, Tensor, Tensor]:
+    names = [view.name for view in data.train]
+    table, masks = labels.table(names), labels.masks(names)
+    features, targets, known = [], [], []
+    with torch.inference_mode():
+        for batch in _some(data.train, recipe.data, REFIT_IMAGES):
+            stacked = torch.stack(model.features(batch.images), 1)
+            features.append(stacked[batch.valid])
+            targets.append(table[batch.sources, batch.targets][batch.valid])
+            known.append(masks[batch.sources][batch.valid])
+    return torch.cat(features), torch.cat(targets), torch.cat(known)
+
+
+def refit_head(model: FusionModel, shared: Shared, steps: int = 30) -> None:
+    """Fits the linear head to the fused features under the model's present weights: L-BFGS, pulled to the trained
+    head.
+    """
+    features = [f.clone() for f in shared.features.unbind(1)]  # clone: made in inference mode
+    with torch.no_grad():
+        fused = model.fusion(features)
+    head = model.head
+    start = [p.detach().clone() for p in head.parameters()]
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
+    targets, masks = shared.targets.clone(), shared.masks.clone()
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = masked_cross_entropy(head(fused), targets, masks).mean()
+        value = value + PULL * sum((p - s).square().sum() for p, s in zip(head.parameters(), start, strict=True))
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+
+
+def trial(sampled: Mapping[str, Any], study: dict[str, Any], shared: Shared | None, folder: Path) -> dict[str, Any]:
+    """Accuracy and bytes of one sampled configuration. Without `shared` the trial first trains its own run in `folder`.
+
+    `study`: {"job", "space", "images"} as plain values: they cross process borders.
+    """
+    started = time.perf_counter()
+    space = {path: Distribution.model_validate(d) for path, d in study["space"].items()}
+    chosen = values(space, sampled)
+    job = replace(Job.model_validate(study["job"]), chosen)
+    if shared is None:
+        job = replace(job, {"output": str(folder), "name": "run", "data.workers": 0})
+        _train(job.recipe)
+        shared = share(job, study["images"])
+    quantized = realize(job.recipe, shared)
+    scores = _score(quantized.model, shared)
+    return {
+        "accuracy": mean_accuracy(scores),
+        "bytes": predicted_bytes(quantized.model, {name: codes.bits for name, codes in quantized.codes.items()}),
+        "by_source": {name: score.accuracy for name, score in scores.items()},
+        "values": chosen,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def realize(recipe: Recipe, shared: Shared) -> Quantized:
+    """The trained run with the recipe's fusion weights (its head refitted to them) and the recipe's bits."""
+    model = open_model(shared.run).model
+    weights = recipe.model.fusion.weights
+    if weights and isinstance(model.fusion, WeightedSum):
+        model.fusion.set_weights([weights[name] for name in model.branches])
+        refit_head(model, shared)
+    return quantize_model(model, recipe.quantize, shared.calibration)
+
+
+def float_row(shared: Shared) -> dict[str, Any]:
+    """Accuracy and bytes of the trained run as it is, on the images the trials are scored on."""
+    trained = open_model(shared.run)
+    return {"accuracy": mean_accuracy(_score(trained.model, shared)), "bytes": trained.weights_bytes}
+
+
+def _score(model: nn.Module, shared: Shared) -> dict:
+    classes = open_model(shared.run).classes
+    return evaluate(model, shared.scored, shared.sources, classes, torch.device("cpu"))
+
+
+def _train(recipe: Recipe) -> None:
+    begin(recipe)
+    fit(recipe, Slot(), plain_engine, lambda row: None)

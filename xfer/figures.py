@@ -1,0 +1,138 @@
+"""Numbers become figures: each function takes plain rows and gives SVG text to put into a page."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#475569")
+matplotlib.rcParams.update(
+    {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "font.size": 10,
+        "svg.hashsalt": "xfer",  # the same numbers give the same file
+    }
+)
+
+
+def loss_curve(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Training loss by step, with its running mean over about a twentieth of the run."""
+    losses = [loss for row in rows if "losses" in row for loss in row["losses"]]
+    figure, axes = _axes("step", "training loss")
+    axes.plot(range(1, len(losses) + 1), losses, color=COLOURS[0], alpha=0.3, linewidth=1)
+    span = max(1, len(losses) // 20)
+    means = [sum(losses[max(0, i - span) : i + 1]) / len(losses[max(0, i - span) : i + 1]) for i in range(len(losses))]
+    axes.plot(range(1, len(losses) + 1), means, color=COLOURS[0], linewidth=2)
+    axes.set_ylim(bottom=0)
+    return _svg(figure)
+
+
+def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Validation accuracy of each source by step."""
+    rows = [row for row in rows if "accuracy" in row]
+    figure, axes = _axes("step", "validation accuracy (%)")
+    for i, source in enumerate(rows[-1]["accuracy"]):
+        axes.plot(
+            [row["step"] for row in rows],
+            [100 * row["accuracy"][source] for row in rows],
+            marker="o",
+            label=source,
+            color=COLOURS[i % len(COLOURS)],
+        )
+    axes.set_ylim(0, 102)
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def accuracy_bars(groups: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> str:
+    """Accuracy by source as bars with intervals. groups: label -> source -> (accuracy, low, high), fractions."""
+    figure, axes = _axes("", "accuracy (%)")
+    sources = list(dict.fromkeys(source for bars in groups.values() for source in bars))
+    width = 0.8 / max(1, len(groups))
+    for i, (label, bars) in enumerate(groups.items()):
+        places = [j + (i - (len(groups) - 1) / 2) * width for j, source in enumerate(sources) if source in bars]
+        values = [tuple(100 * v for v in bars[source]) for source in sources if source in bars]
+        heights = [v[0] for v in values]
+        spread = [[v[0] - v[1] for v in values], [v[2] - v[0] for v in values]]
+        axes.bar(places, heights, width * 0.92, label=label, color=COLOURS[i % len(COLOURS)], yerr=spread, capsize=3)
+    axes.set_xticks(range(len(sources)), sources)
+    axes.set_ylim(0, 105)
+    axes.grid(axis="x", visible=False)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=max(1, len(groups)))
+    return _svg(figure)
+
+
+def weight_bars(weights: Mapping[str, float]) -> str:
+    """The fusion weight of each branch."""
+    figure, axes = _axes("fusion weight", "", height=0.9 + 0.4 * len(weights))
+    axes.barh(list(weights), list(weights.values()), color=COLOURS[0])
+    for i, value in enumerate(weights.values()):
+        axes.text(value + 0.01, i, f"{value:.2f}", va="center")
+    axes.set_xlim(0, 1.05)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    return _svg(figure)
+
+
+def front_scatter(
+    points: Sequence[tuple[float, float]],
+    front: Sequence[tuple[float, float]],
+    chosen: tuple[float, float],
+    reference: tuple[float, float] | None,
+) -> str:
+    """Accuracy against size: (bytes, accuracy) of all trials, of those beaten by none, the chosen one, and the float
+    model.
+    """
+    figure, axes = _axes("size (MB)", "accuracy on the search images (%)")
+    draw = [(b / 1e6, 100 * a) for b, a in points]
+    axes.scatter(*zip(*draw, strict=True), color="#94a3b8", s=22, label="trials")
+    line = [(b / 1e6, 100 * a) for b, a in front]
+    axes.plot(*zip(*line, strict=True), color=COLOURS[0], marker="o", label="front", drawstyle="steps-post")
+    axes.scatter(chosen[0] / 1e6, 100 * chosen[1], marker="*", s=220, color=COLOURS[3], zorder=3, label="chosen")
+    if reference:
+        axes.axhline(100 * reference[1], color=COLOURS[5], linestyle=":", linewidth=1.5)
+        axes.text(
+            0.99,
+            100 * reference[1],
+            f"float32, {reference[0] / 1e6:.1f} MB",
+            ha="right",
+            va="bottom",
+            color=COLOURS[5],
+            transform=axes.get_yaxis_transform(),
+        )
+    axes.legend(frameon=False, loc="lower right")
+    return _svg(figure)
+
+
+def picture(image: Path | bytes, side: int | None = None) -> str:
+    """An image as a data URI, made smaller so that its longer side is at most `side` pixels."""
+    opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image).convert("RGB")
+    if side:
+        opened.thumbnail((side, side))
+    buffer = io.BytesIO()
+    opened.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _axes(x: str, y: str, height: float = 3.4) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
