@@ -1,7 +1,7 @@
 """Which width for which layer: the exact front of summed loss against bytes.
 
 With a loss per layer and width (`sensitivity`) and bytes per layer and width (`layer_bytes`), choosing widths under a
-byte budget is a multiple-choice knapsack, as in HAWQ-V3 (Yao et al., 2021, section 3.3), solved there as an integer
+byte budget is a multiple-choice knapsack, as in HAWQ-V3 (Yao et al., 2021), solved there as an integer
 program. Here layers are added one at a time and every partial choice that is both larger and worse than another is
 dropped (Nemhauser & Ullmann, 1969): what is left is the *whole* front, exact, also between the corners that a
 Lagrangian sweep would find. Cost: milliseconds for seven groups; for dozens of single layers round sizes up with

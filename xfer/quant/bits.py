@@ -1,8 +1,9 @@
 """How many bits each layer gets: named groups of layers, and the map from layer to width.
 
-A search over some fifty layers needs more trials than a search over seven stages and ends within noise of it, and a
-person can read seven numbers; so widths are given per group and spelled out per layer. Which group a layer belongs to
-follows from its name alone (torchvision's names: conv1, layer1 to layer4, fc), for any number of branches.
+A person can read, and a search can try, seven numbers rather than fifty; so widths are given per group and spelled out
+per layer. Whoever has a width for every layer (`front` over `sensitivity`) hands that map on instead, the better choice
+at equal bytes. Which group a layer belongs to follows from its name alone (torchvision's names: conv1, layer1 to layer4,
+fc), for any number of branches.
 Layers under `fusion` have no group: they are a few kilobytes that steer everything, and stay in float.
 """
 

@@ -102,7 +102,11 @@ def _products(
     with torch.no_grad():
         for (name, given, output), grad in zip(calls, grads, strict=True):
             if grad is None:
-                continue  # this call does not reach the logits
+                # Zero would be a lie that costs this layer all its bits.
+                raise ValueError(
+                    f"{name}: no gradient reaches it from the logits; build the model with no frozen stages "
+                    "(parts that run without a graph) and without side outputs"
+                )
             if len(output) != len(log_likelihood):
                 raise ValueError(f"{name}: its first axis is {len(output)}, not the {len(log_likelihood)} images")
             for width, layer_codes in codes[name].items():

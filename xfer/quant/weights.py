@@ -3,7 +3,8 @@
 Symmetric, so that an integer runtime needs no zero point for weights; per output channel, because folded BatchNorm
 factors differ by orders of magnitude between channels and a scale per channel costs 4 bytes. The clip that minimises
 the squared error beats the maximum below about 6 bits, where cutting a few outliers buys a finer grid for all others
-(Banner et al., "Post training 4-bit quantization of convolutional networks", 2019, section 2); two bits are ternary.
+(Banner et al., "Post training 4-bit quantization of convolutional networks for rapid-deployment", 2019); two bits are
+ternary. After each clip the scale is refitted to its codes by least squares.
 
 Shapes: weight float32 [C_out, ...]; q int8 of the same shape; scale float32 [C_out]. Cost: some 20 passes over the
 weights, about a second for a ResNet-18 on two cores. Models are changed in place: hand in a copy to keep the original.

@@ -95,6 +95,21 @@ def test_it_allocates_better_than_shuffled_sensitivities_and_than_one_width(trai
     assert ours < divergence(dict.fromkeys(names, 4))
 
 
+def test_a_stage_that_runs_without_a_graph_is_refused():
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self.stem(x)
+            return self.head(x.mean((2, 3)))
+
+    with pytest.raises(ValueError, match="stem: no gradient reaches it"):
+        sensitivity(Frozen(), [images()], _generator())
+
+
 def test_models_without_logits_and_empty_calibrations_are_refused():
     with pytest.raises(ValueError, match="logits"):
         sensitivity(nn.Sequential(nn.Conv2d(3, 4, 1)), [images()], _generator())
