@@ -2,8 +2,8 @@
 
 A person can read, and a search can try, seven numbers rather than fifty; so widths are given per group and spelled out
 per layer. Whoever has a width for every layer (`front` over `sensitivity`) hands that map on instead, the better choice
-at equal bytes. Which group a layer belongs to follows from its name alone (torchvision's names: conv1, layer1 to layer4,
-fc), for any number of branches.
+at equal bytes. Which group a layer belongs to follows from its name alone (as torchvision has them: conv1, layer1 to
+layer4, fc), for any number of branches.
 Layers under `fusion` have no group: they are a few kilobytes that steer everything, and stay in float.
 """
 
