@@ -7,7 +7,6 @@ demo finished.
 from pathlib import Path
 
 from cluster.launch import run as train
-from cluster.session import connect
 from shards.build import build
 from shards.generate import SHAPES, generate
 from shards.reader import read_sample
@@ -69,16 +68,15 @@ def demo(out: Path) -> None:
     study = _study(out)
     recipe = study.job.recipe
 
-    with connect():
-        _say(
-            2,
-            f"train: two branches on {', '.join(recipe.data.sources)}; 2 Ray workers, DeepSpeed; {TARGET} stays unseen",
-        )
-        result = train(study.job)
-        if result.error:
-            raise RuntimeError(f"training failed: {result.error}")
-        _say(3, f"search: fusion weights and bit-widths, {study.search.trials} trials with Ray Tune")
-        search.run(study)
+    _say(
+        2,
+        f"train: two branches on {', '.join(recipe.data.sources)}; 2 Ray workers, DeepSpeed; {TARGET} stays unseen",
+    )
+    result = train(study.job)
+    if result.error:
+        raise RuntimeError(f"training failed: {result.error}")
+    _say(3, f"search: fusion weights and bit-widths, {study.search.trials} trials with Ray Tune")
+    search.run(study)
 
     _say(4, "the chosen model: read the packed file back, evaluate, predict")
     trained = open_model(recipe.folder)

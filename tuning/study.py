@@ -45,12 +45,13 @@ def run(study: Study) -> tuple[list[Row], Row]:
     with run_lock(folder):
         _check_same(study, folder)
         (folder / "study.yaml").write_text(dump(study))
+        trained = not needs_training(study.space)
+        if trained:
+            _train_first(study)
+        else:
+            prepare(study.job.recipe)
+        # A session of its own: an ended Ray Train run keeps its workers' CPUs reserved until its session ends.
         with connect(study.job.cluster.address):
-            trained = not needs_training(study.space)
-            if trained:
-                _train_first(study)
-            else:
-                prepare(study.job.recipe)
             rows = _search(study, folder, shared := share(study.job, study.search.images) if trained else None)
         try:
             best = choose(rows, study.search.tolerance)
@@ -116,6 +117,7 @@ def _search(study: Study, folder: Path, shared: Shared | None) -> list[Row]:
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(study, folder, len(done)),
                 num_samples=left,
+                reuse_actors=True,  # a new process for each trial would import torch each time
                 max_concurrent_trials=study.search.concurrent or max(1, int(ray.cluster_resources().get("CPU", 1))),
             ),
             run_config=tune.RunConfig(

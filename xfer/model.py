@@ -85,13 +85,13 @@ class FusionModel(nn.Module):
 def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: bool = True) -> FusionModel:
     """The model of a recipe. `load_weights=False` leaves pretrained files unread (a checkpoint follows).
 
-    The initial weights depend on `seed` alone; the global random state is left as it was. Raises ConfigError naming
+    The initial weights depend on `seed` and the branches' names, not on their order in the file; the global random state is left as it was. Raises ConfigError naming
     every weights file that does not fit.
     """
     faults = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        branches = {name: Branch(b.backbone, b.train_from) for name, b in config.branches.items()}
+        branches = {name: Branch(b.backbone, b.train_from) for name, b in sorted(config.branches.items())}
         model = FusionModel(
             branches,
             {name: b.size for name, b in config.branches.items()},

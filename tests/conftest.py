@@ -1,0 +1,64 @@
+"""Small drawn sources, built once, and a recipe over them that trains in seconds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.build import build
+from shards.generate import generate
+
+STYLES = {
+    "paint": ["circle", "square", "star"],
+    "outline": ["circle", "star", "cross"],
+    "neon": ["circle", "square", "star", "cross"],
+}
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Image folders: <style>/<class>/*.jpg, 30 images a class."""
+    folder = tmp_path_factory.mktemp("images")
+    generate(folder, STYLES, per_class=30, side=40)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards_root(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, built: one folder of shards for each style."""
+    folder = tmp_path_factory.mktemp("shards")
+    for style in STYLES:
+        build(images / style, folder / style, name=style, shard_mb=0.05, processes=1)
+    return folder
+
+
+@pytest.fixture
+def recipe_values(shards_root: Path, tmp_path: Path) -> dict[str, Any]:
+    """A two-branch recipe as plain values, on two sources, with a third as the target. Runs go to tmp_path/runs."""
+    return {
+        "name": "tiny",
+        "output": str(tmp_path / "runs"),
+        "data": {
+            "root": str(shards_root),
+            "sources": {"paint": {"path": "paint"}, "outline": {"path": "outline"}},
+            "test": {"neon": {"path": "neon"}},
+            "validation": 0.2,
+            "image_size": 32,
+            "batch_size": 12,
+            "workers": 0,
+        },
+        "model": {
+            "branches": {"fine": {"backbone": "resnet10"}, "coarse": {"backbone": "resnet10", "size": 16}},
+            "fusion": {"width": 16},
+        },
+        "train": {
+            "steps": 4,
+            "warmup": 1,
+            "learning_rate": 0.01,
+            "log_every": 1,
+            "save_every": 2,
+            "evaluate_every": 4,
+            "freeze_batchnorm": True,
+        },
+        "quantize": {"calibration": 16},
+    }

@@ -1,0 +1,148 @@
+"""The verbs of one process as a user runs them: a run, its evaluation, its bundle, its predictions; and bad input."""
+
+import json
+
+import pytest
+import yaml
+
+from xfer.__main__ import main
+
+
+def status(*arguments: str) -> int:
+    """Exit status of `xfer arguments...`."""
+    try:
+        main(list(arguments))
+    except SystemExit as exit:
+        return int(exit.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def trained(request, tmp_path_factory):
+    """A small trained run."""
+    shards_root = request.getfixturevalue("shards_root")
+    out = tmp_path_factory.mktemp("runs")
+    values = {
+        "name": "tiny",
+        "output": str(out),
+        "data": {
+            "root": str(shards_root),
+            "sources": {"paint": {"path": "paint"}, "outline": {"path": "outline"}},
+            "test": {"neon": {"path": "neon"}},
+            "image_size": 32,
+            "batch_size": 24,
+            "workers": 0,
+        },
+        "model": {"branches": {"only": {"backbone": "resnet10"}}, "fusion": {"width": 16}},
+        "train": {"steps": 25, "warmup": 5, "learning_rate": 0.02},
+    }
+    path = out / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert status("fit", str(path)) == 0
+    return out / "tiny"
+
+
+def test_evaluate_counts_every_held_out_image_once_and_logs_the_opening_of_test_data(trained, capsys):
+    assert status("evaluate", str(trained)) == 0
+    assert "95 % interval" in capsys.readouterr().out
+    first = json.loads((trained / "evaluation.json").read_text())
+    assert first["test"]["neon"]["count"] == 120
+    assert status("evaluate", str(trained), "--split", "test") == 0
+    assert json.loads((trained / "evaluation.json").read_text())["test_reads"] == first["test_reads"] + 1
+
+
+def test_quantize_shrinks_the_file_and_keeps_the_model(trained, capsys):
+    sizes = {}
+    for bits in (8, 4):
+        out = trained / f"bundle{bits}"
+        assert status("quantize", str(trained), f"quantize.bits={bits}", "--out", str(out)) == 0
+        sizes[bits] = (out / "weights.safetensors").stat().st_size
+    full = next(trained.glob("checkpoints/*/model.safetensors")).stat().st_size
+    assert sizes[8] < 0.27 * full
+    assert sizes[4] < 0.15 * full
+    assert status("evaluate", str(trained), "--split", "validation") == 0
+    assert status("evaluate", str(trained / "bundle8"), "--split", "validation") == 0
+    before = json.loads((trained / "evaluation.json").read_text())["validation"]
+    after = json.loads((trained / "evaluation-bundle8.json").read_text())["validation"]
+    for source in before:
+        assert abs(before[source]["correct"] - after[source]["correct"]) <= 1
+
+
+def test_layer_groups_take_their_own_bits(trained):
+    out = trained / "mixed"
+    assert status("quantize", str(trained), "quantize.bits=8", "quantize.groups.layer4=4", "--out", str(out)) == 0
+    card = (out / "card.md").read_text()
+    assert "layer4.0.conv1 | 4" in card
+    assert "layer1.0.conv1 | 8" in card
+
+
+def test_predict_names_the_file_that_is_no_image_and_goes_on(trained, images, tmp_path, capsys):
+    bad = tmp_path / "note.jpg"
+    bad.write_text("not an image")
+    good = next((images / "paint" / "circle").glob("*.jpg"))
+    assert status("predict", str(trained), str(bad), str(good), "--json") == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert "error" in lines[0]
+    assert set(lines[1]["classes"]) <= {"circle", "square", "star", "cross"}
+
+
+def test_a_damaged_bundle_is_refused(trained, capsys):
+    out = trained / "damaged"
+    assert status("quantize", str(trained), "--out", str(out)) == 0
+    weights = out / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert status("predict", str(out), str(out / "card.md")) == 2
+    assert "sha256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nonsense"], "nonsense"),
+        (["fit", "no-such.yaml"], "no such file"),
+        (["evaluate", "no-such-run"], "no such folder"),
+        (["predict", "."], "neither a run folder"),
+        (["quantize"], "--run"),
+        (["tune", "no-such.yaml"], "no such file"),
+        (["report", "no-such-run"], "neither a run folder"),
+        (["train", "no-such.yaml"], "no such file"),
+    ],
+)
+def test_wrong_input_is_one_readable_message_and_status_2(arguments, expected, capsys):
+    assert status(*arguments) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err + captured.out
+    assert "Traceback" not in captured.err
+
+
+def test_a_typo_in_every_section_is_named_at_once(recipe_values, tmp_path, capsys):
+    recipe_values["data"]["batchsize"] = 3
+    recipe_values["model"]["branches"]["fine"]["backbon"] = "resnet18"
+    recipe_values["model"]["fusion"]["kind"] = "sum"
+    recipe_values["train"]["step"] = 5
+    recipe_values["quantize"]["bits"] = 9
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_values))
+    assert status("fit", str(path)) == 2
+    text = capsys.readouterr().err
+    for part in ("batch_size", "backbone", "'wsum'", "'steps'", "quantize.bits"):
+        assert part in text
+
+
+def test_fusion_weights_have_to_name_the_branches(recipe_values, tmp_path, capsys):
+    recipe_values["model"]["fusion"]["weights"] = {"fine": 1, "cuarse": 1}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_values))
+    assert status("fit", str(path)) == 2
+    assert "cuarse" in capsys.readouterr().err
+
+
+def test_help_needs_neither_torch_nor_ray():
+    import subprocess
+    import sys
+
+    code = "import sys; from xfer.__main__ import app; app.help_print([]); print({'torch', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("set()")

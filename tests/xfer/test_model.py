@@ -1,0 +1,111 @@
+"""Fusion, branches and weights: what a user may rely on of the model."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import resnet18
+
+from shards.settings import ConfigError
+from xfer.config import ModelConfig
+from xfer.fusion import Gate, WeightedSum
+from xfer.model import build_model
+
+
+def two_branches(**fusion: object) -> ModelConfig:
+    branches = {"fine": {"backbone": "resnet10"}, "coarse": {"backbone": "resnet10", "size": 32}}
+    return ModelConfig.model_validate({"branches": branches, "fusion": {"width": 16, **fusion}})
+
+
+IMAGES = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
+
+
+def test_one_hot_weights_are_exactly_the_single_branch():
+    features = [torch.randn(3, 8), torch.randn(3, 8)]
+    torch.testing.assert_close(WeightedSum([1.0, 0.0])(features), features[0], atol=1e-6, rtol=0)
+
+
+def test_weighted_sum_keeps_the_variance_whatever_the_weights():
+    torch.manual_seed(0)
+    features = [torch.randn(20_000, 4), torch.randn(20_000, 4)]
+    for weights in ([0.5, 0.5], [0.9, 0.1], [1.0, 0.0]):
+        assert WeightedSum(weights)(features).std().item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_gate_starts_as_the_weighted_sum():
+    features = [torch.randn(3, 8), torch.randn(3, 8)]
+    torch.testing.assert_close(Gate([0.3, 0.7], 8)(features), WeightedSum([0.3, 0.7])(features))
+
+
+@pytest.mark.parametrize("kind", ["wsum", "gate", "concat"])
+def test_every_fusion_trains_every_branch_and_the_head(kind):
+    model = build_model(two_branches(kind=kind), 5, seed=0)
+    model(IMAGES).square().sum().backward()
+    assert model(IMAGES).shape == (2, 5)
+    for name in ("fine", "coarse"):
+        grad = model.branches[name].conv1.weight.grad
+        assert grad is not None
+        assert grad.abs().sum() > 0
+
+
+def test_weights_are_reported_by_branch_name():
+    model = build_model(two_branches(weights={"fine": 3, "coarse": 1}), 5, seed=0)
+    assert model.fusion_weights == pytest.approx({"fine": 0.75, "coarse": 0.25})
+
+
+def test_same_seed_same_weights_and_the_global_random_state_is_left_alone():
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    one, two, other = (build_model(two_branches(), 5, seed=s) for s in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(one.head.weight, two.head.weight)
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_frozen_stages_get_no_gradient_and_keep_their_statistics():
+    config = ModelConfig.model_validate({"branches": {"a": {"backbone": "resnet10", "train_from": "layer4"}}})
+    model = build_model(config, 5, seed=0).train()
+    statistics = model.branches["a"].bn1.running_mean.clone()
+    model(IMAGES).sum().backward()
+    assert model.branches["a"].layer3[0].conv1.weight.grad is None
+    assert model.branches["a"].layer4[0].conv1.weight.grad is not None
+    assert torch.equal(model.branches["a"].bn1.running_mean, statistics)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_torchvision_weights_load_by_name(tmp_path, suffix):
+    net = resnet18().eval()
+    path = tmp_path / f"weights.{suffix}"
+    save_file(net.state_dict(), path) if suffix == "safetensors" else torch.save(net.state_dict(), path)
+    config = ModelConfig.model_validate({"branches": {"a": {"backbone": "resnet18", "weights": str(path)}}})
+    branch = build_model(config, 5, seed=0).branches["a"].eval()
+    images = torch.randn(1, 3, 64, 64)
+    theirs = torch.nn.Sequential(*list(net.children())[:-2])(images)
+    torch.testing.assert_close(branch(images)[5], theirs)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("unpickled!",))
+
+
+def test_weights_that_do_not_fit_are_all_named_and_no_pickle_runs(tmp_path, capsys):
+    torch.save({"x": Evil()}, tmp_path / "evil.pth")
+    save_file(resnet18().state_dict(), tmp_path / "r18.safetensors")
+    branches = {
+        "evil": {"weights": str(tmp_path / "evil.pth")},
+        "wrong": {"backbone": "resnet34", "weights": str(tmp_path / "r18.safetensors")},
+        "gone": {"weights": str(tmp_path / "gone.pth")},
+    }
+    with pytest.raises(ConfigError) as caught:
+        build_model(ModelConfig.model_validate({"branches": branches}), 5, seed=0)
+    assert len(caught.value.faults) == 3
+    for name in branches:
+        assert f"model.branches.{name}.weights" in str(caught.value)
+    assert "unpickled!" not in capsys.readouterr().out
+
+
+def test_the_order_of_branches_in_the_file_does_not_matter():
+    one = two_branches()
+    other = ModelConfig.model_validate({"branches": dict(reversed(one.branches.items())), "fusion": one.fusion})
+    first, second = build_model(one, 5, seed=0), build_model(other, 5, seed=0)
+    assert torch.equal(first.eval()(IMAGES), second.eval()(IMAGES))
