@@ -15,7 +15,7 @@ import torch
 from shards.batch import Batch, Slot
 from shards.config import DataConfig
 from shards.damage import DamagedDataError, damage_table
-from shards.loading import Request, Samples, loader
+from shards.loading import Request, Samples, deliveries
 from shards.reader import Reader
 from shards.transforms import centre
 from shards.views import View
@@ -47,7 +47,7 @@ class EvalStream:
     def __iter__(self) -> Iterator[Batch]:
         samples = Samples(Reader(self.views), partial(_centred, size=self.image_size), self.image_size, seed=None)
         requests = [self._request(start) for start in range(0, self.num_samples, self.batch_size)]
-        for delivery in loader(samples, requests, min(self.workers, len(requests)), self.pin_memory):
+        for delivery in deliveries(samples, requests, min(self.workers, len(requests)), self.pin_memory):
             if delivery.losses:
                 raise DamagedDataError(damage_table(self.views, list(delivery.losses), {}))
             yield delivery.batch

@@ -47,7 +47,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A batch, what was lost on the way, and whether a position had to be left empty (valid is False there)."""
+    """A batch and what was lost on the way; `valid` is False where nothing sound was found."""
 
     batch: Batch
     losses: tuple[Loss, ...]
@@ -102,19 +102,35 @@ class Samples(Dataset):
             return _decoded(self.reader.read(source, shard, row))
 
 
-def loader(samples: Samples, requests: Iterable[Request], workers: int, pin_memory: bool) -> Iterable[Delivery]:
+def deliveries(
+    samples: Samples, requests: Iterable[Request], workers: int, pin_memory: bool = False
+) -> Iterator[Delivery]:
     """Deliveries in the order of the requests, made by `workers` processes ahead of time (0: here, when asked for)."""
-    return DataLoader(
+    loader = DataLoader(
         samples,
-        batch_sampler=requests,  # pyright: ignore[reportArgumentType]  a request stands where torch expects a list of indices
+        batch_sampler=requests,  # pyright: ignore[reportArgumentType]  a request instead of indices
         num_workers=workers,
         collate_fn=_as_is,  # pyright: ignore[reportArgumentType]
-        worker_init_fn=_start_worker,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
         # A DataLoader draws a seed when it starts; with its own generator it leaves the global one alone.
         generator=torch.Generator(),
     )
+    with _ctrl_c_held():
+        return iter(loader)
+
+
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Processes started in here never hear Ctrl-C, from their first moment; this one hears it when it leaves.
+
+    Ctrl-C reaches the whole process group, and the process that trains decides what it means: finish the step, save, stop.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _decoded(sample: Sample) -> tuple[torch.Tensor, int]:
@@ -134,8 +150,3 @@ def _one_thread() -> Iterator[None]:
 
 def _as_is(delivery: Delivery) -> Delivery:
     return delivery
-
-
-def _start_worker(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the process that trains decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -16,7 +16,7 @@ from shards import decode, order
 from shards.batch import Batch, Slot
 from shards.config import AugmentConfig, DataConfig
 from shards.damage import DamagedDataError, damage_table
-from shards.loading import Delivery, Loss, Request, Samples, Transform, loader
+from shards.loading import Delivery, Loss, Request, Samples, Transform, deliveries
 from shards.manifest import canonical
 from shards.order import Order
 from shards.reader import Reader
@@ -53,7 +53,7 @@ class TrainStream:
             {} if strict else {i: max(_HANDFUL, int(max_replaced * v.num_samples)) for i, v in enumerate(views)}
         )
         requests = _Endless(law, position, batch_size, slot)
-        self._deliveries: Iterator[Delivery] | None = iter(loader(samples, requests, workers, pin_memory))
+        self._deliveries: Iterator[Delivery] | None = deliveries(samples, requests, workers, pin_memory)
 
     def __iter__(self) -> "TrainStream":
         return self

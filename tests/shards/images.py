@@ -24,7 +24,9 @@ def encoded(seed: int, kind: str = "JPEG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog", "owl"), per_class: int = 20, seed: int = 0) -> Path:
+def image_folder(
+    root: Path, classes: tuple[str, ...] = ("cat", "dog", "owl"), per_class: int = 20, seed: int = 0
+) -> Path:
     """<root>/<class>/<n>.jpg, every picture different."""
     for label, name in enumerate(classes):
         folder = root / name

@@ -24,7 +24,9 @@ def blend(shapes, law) -> Order:
 
 
 def places(located) -> list[tuple[int, ...]]:
-    return list(zip(*(part.tolist() for part in (located.source, located.epoch, located.shard, located.row)), strict=True))
+    return list(
+        zip(*(part.tolist() for part in (located.source, located.epoch, located.shard, located.row)), strict=True)
+    )
 
 
 @quick
@@ -124,8 +126,11 @@ def test_far_positions_and_many_shards_do_not_overflow():
     shapes = [("a", np.full(10**6, 3), 1e-3), ("b", [1], 0.7)]
     order = Order(shapes, seed=1, block=64, lanes=16, window=4096)
     located = order.locate(np.arange(10**12, 10**12 + 256))
-    assert (located.row >= 0).all() and (located.row < 3).all()
-    assert (located.shard >= 0).all() and (located.lane < 16).all() and (located.epoch >= 0).all()
+    assert (located.row >= 0).all()
+    assert (located.row < 3).all()
+    assert (located.shard >= 0).all()
+    assert (located.lane < 16).all()
+    assert (located.epoch >= 0).all()
     assert located.epoch[located.source == 1].min() > 9 * 10**11, "one sample: its epochs are its samples"
 
 
