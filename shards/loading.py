@@ -124,7 +124,7 @@ def deliveries(
 def _ctrl_c_held() -> Iterator[None]:
     """Processes started in here never hear Ctrl-C, from their first moment; this one hears it when it leaves.
 
-    batch_sampler=requests,  # pyright: ignore[reportArgumentType]  requests instead of indices
+    Ctrl-C reaches the whole process group, and the process that trains decides what it means: finish, save, stop.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
