@@ -7,6 +7,7 @@ sees.
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,33 @@ def _fit(job: Job) -> str | None:
         ),
     )
     try:
-        trainer.fit()
+        _in_thread(trainer.fit)
     except TrainingFailedError as error:
         return _cause(error)
     return None
+
+
+def _in_thread(call: Callable[[], Any]) -> None:
+    """Runs `call` beside the main thread: in it, Ray Train would take Ctrl-C for itself and exit with status 1.
+
+    Here KeyboardInterrupt reaches the caller, the session ends, and the workers with it.
+    """
+    done: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while True:
+        try:
+            done.result(timeout=POLL_S)
+            return
+        except TimeoutError:
+            if done.done():
+                raise
 
 
 def _cause(error: Any) -> str:

@@ -91,11 +91,17 @@ def demo(out: Path) -> None:
         print(f"  {path.parent.name:<10} -> {answer if isinstance(answer, str) else next(iter(answer))}")
 
     _say(5, "report")
+    training = [s for s in run_sections(recipe.folder) if s.title != "Accuracy by source"]
     sections = [
         Section("Sources", _sources_text(), tiles=tiles({v.name: _few(v) for v in (*data.train, *data.test)})),
-        *run_sections(recipe.folder)[:2],
+        *training,
         *study_sections(search.folder_of(study)),
-        *evaluation_sections(recipe.folder),
+        *evaluation_sections(
+            {
+                "float32": recipe.folder / "evaluation.json",
+                "chosen bundle": bundle.path.parent / "evaluation-bundle.json",
+            }
+        ),
         _prediction_section(bundle, predicted),
     ]
     lead = (

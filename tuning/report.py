@@ -94,13 +94,13 @@ def run_sections(folder: Path) -> list[Section]:
     if weights:
         caption = "w = softmax(alpha): how much each branch counts."
         sections.append(Section("Fusion weights", plots=[(figures.weight_bars(weights), caption)]))
-    return sections + evaluation_sections(folder)
-
-
-def evaluation_sections(folder: Path) -> list[Section]:
-    """Accuracy by source from the evaluation files of a run and its bundles."""
     files = {"float32": folder / "evaluation.json"}
     files |= {path.stem.removeprefix("evaluation-"): path for path in sorted(folder.glob("evaluation-*.json"))}
+    return sections + evaluation_sections(files)
+
+
+def evaluation_sections(files: Mapping[str, Path]) -> list[Section]:
+    """Accuracy by source from what `xfer evaluate` wrote, by label; files that are not there are left out."""
     groups: dict[str, dict[str, tuple[float, float, float]]] = {}
     table: list[list[Any]] = [["model", "source", "held out as", "images", "accuracy", "95 % interval"]]
     for label, path in files.items():

@@ -62,6 +62,7 @@ def run(study: Study) -> tuple[list[Row], Row]:
         job = replace(study.job, {**best.values, "name": f"{study.name}-best"})
         (folder / "best.yaml").write_text(dump(job))
         if shared is not None:
+            (folder / "recipe.yaml").write_text(dump(job.recipe))
             ship(open_model(shared.run), job.recipe, realize(job.recipe, shared), folder / "bundle")
     return rows, best
 
@@ -117,6 +118,7 @@ def _search(study: Study, folder: Path, shared: Shared | None) -> list[Row]:
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(study, folder, len(done)),
                 num_samples=left,
+                trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
                 reuse_actors=True,  # a new process for each trial would import torch each time
                 max_concurrent_trials=study.search.concurrent or max(1, int(ray.cluster_resources().get("CPU", 1))),
             ),
@@ -154,7 +156,7 @@ def _searcher(study: Study, folder: Path, num_done: int) -> Any:
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
     }[study.search.sampler]()
     return OptunaSearch(
-        tune_space(study.space),
+        OptunaSearch.convert_search_space(tune_space(study.space)),
         metric=list(OBJECTIVES),
         mode=list(OBJECTIVES.values()),
         sampler=sampler,

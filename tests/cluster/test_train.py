@@ -1,0 +1,115 @@
+"""Ray Train and DeepSpeed for real: the same losses on any number of workers, resume after Ctrl-C, refusals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.config import Job
+from cluster.launch import run
+from shards.batch import Slot
+from shards.settings import ConfigError, replace
+from xfer import fit as one_process
+from xfer.checkpoint import latest_checkpoint
+from xfer.config import Recipe
+
+pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.slow]
+
+
+def losses(folder: Path) -> list[float]:
+    return [loss for row in one_process.read_metrics(folder) for loss in row.get("losses", ())]
+
+
+def fit(recipe: Recipe) -> list[float]:
+    one_process.begin(recipe)
+    one_process.fit(recipe, Slot(), one_process.plain_engine, lambda row: None)
+    return losses(recipe.folder)
+
+
+def job(recipe_values: dict[str, Any], **cluster: Any) -> Job:
+    return Job.model_validate({"recipe": recipe_values, "cluster": {"max_failures": 0, **cluster}})
+
+
+def test_one_process_one_worker_and_two_workers_agree(recipe_values):
+    """Batch of 12 over BatchNorm in evaluation mode: the world only divides the work."""
+    expected = fit(replace(Recipe.model_validate(recipe_values), {"name": "plain"}))
+    for workers, stage in ((1, 1), (2, 1)):
+        one = replace(job(recipe_values, workers=workers, zero_stage=stage), {"name": f"w{workers}z{stage}"})
+        result = run(one)
+        assert result.error is None
+        assert losses(result.path) == pytest.approx(expected, abs=1e-4)
+        assert set(result.metrics["accuracy"]) == {"paint", "outline"}
+
+
+def test_a_run_of_one_process_goes_on_under_two_workers_and_back(recipe_values):
+    """The portable checkpoint: SGD momentum and all, from PlainEngine to ZeRO 2 on two ranks and back."""
+    recipe_values["train"] |= {"steps": 6, "save_every": 2}
+    recipe = Recipe.model_validate(recipe_values)
+    expected = fit(replace(recipe, {"name": "whole"}))
+    fit(recipe)
+    cut_back_to(recipe.folder, 4)
+    result = run(job(recipe_values, workers=2, zero_stage=2))
+    assert result.error is None
+    assert losses(recipe.folder) == pytest.approx(expected, abs=1e-4)
+    cut_back_to(recipe.folder, 6)
+    assert latest_checkpoint(recipe.folder / "checkpoints").state.step == 6  # written by two ranks, whole
+    assert fit(recipe) == pytest.approx(expected, abs=1e-4)
+
+
+def cut_back_to(folder: Path, step: int) -> None:
+    """Damages every checkpoint behind `step`."""
+    for path in (folder / "checkpoints").glob("step-*"):
+        if int(path.name.removeprefix("step-")) > step:
+            (path / "manifest.json").unlink()
+
+
+def test_ctrl_c_then_the_same_command(recipe_values, tmp_path):
+    recipe_values["train"] |= {"steps": 60, "save_every": 5}
+    recipe_values["data"]["workers"] = 1
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({"recipe": recipe_values, "cluster": {"workers": 2}}))
+    command = [sys.executable, "-m", "xfer", "train", str(path)]
+    folder = Path(recipe_values["output"]) / "tiny"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not list(folder.glob("checkpoints/step-*")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    done = latest_checkpoint(folder / "checkpoints").state.step
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert again.returncode == 0, again.stderr
+    rows = losses(folder)
+    assert len(rows) == 60
+    assert 0 < done < 60
+
+
+def test_impossible_worker_counts_are_refused_before_anything_starts(recipe_values):
+    with pytest.raises(ConfigError) as caught:
+        run(job(recipe_values, workers=64))
+    text = str(caught.value)
+    assert "64 workers of 1 CPU each do not fit" in text
+    assert "cannot share data.batch_size: 12" in text
+    assert not (Path(recipe_values["output"]) / "tiny" / "metrics.jsonl").exists()
+
+
+def test_a_failing_worker_is_reported_not_raised(recipe_values, shards_root, tmp_path):
+    """Damage beyond the budget on a worker: the error comes back with the run folder."""
+    import shutil
+
+    broken = tmp_path / "shards"
+    shutil.copytree(shards_root, broken)
+    for tar in (broken / "paint").glob("*.tar"):
+        tar.write_bytes(b"\0" * tar.stat().st_size)
+    recipe_values["data"]["root"] = str(broken)
+    result = run(job(recipe_values, workers=1))
+    assert result.error is not None
+    assert "paint" in result.error
