@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -49,7 +49,11 @@ def _bar(what: str, total: int, unit: str, done: int, console: Console) -> Itera
         def advance(count: int = 1, note: str = "") -> None:
             bar.advance(task, count)
             rate = (bar.tasks[0].completed - first) / max(time.monotonic() - started, 1e-9)
-            bar.update(task, rate=f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}", **({"note": note} if note else {}))
+            fields: dict[str, Any] = {
+                "rate": f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}",
+                "note": note or bar.tasks[0].fields["note"],
+            }
+            bar.update(task, **fields)
 
         yield advance
 

@@ -173,11 +173,10 @@ def _build(kind: type[Kind], content: dict[str, Any], changes: Mapping[str, Any]
                 section[parent] = {}
             section = section[parent]
             if not isinstance(section, dict):
+                faults.append(f"{path}: {parent!r} is a plain value, it has no {last!r}")
                 break
-        if isinstance(section, dict):
-            section[last] = value
         else:
-            faults.append(f"{path}: {parent!r} is a plain value, it has no {last!r}")
+            section[last] = value
     if faults:
         raise ConfigError(faults, origin)
     try:

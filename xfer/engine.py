@@ -235,7 +235,7 @@ class DeepSpeedEngine:
         self.module.train(training)
 
     def _link_state(self) -> None:
-        """DeepSpeed 0.19.8 (stages 1, 2) links states to parameters after the first group's first step: later groups get none."""
+        """DeepSpeed 0.19.8 links states to parameters after the first group's step: later groups would have none."""
         if self.zero_stage < 3:
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()

@@ -1,0 +1,189 @@
+"""What the loop, the engines, Ray and DeepSpeed cost: images/s against a bare PyTorch loop on the same model and
+batches.
+
+    python benchmarks/overhead.py
+
+Both loops run in turn in one process, bare then ours, round after round; each round gives one ratio, and the median
+is reported. For Ray and DeepSpeed that process is the one worker of a Ray Train run. Batches lie in memory: the
+loader is measured elsewhere.
+"""
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cluster.session import connect
+from shards.batch import Batch
+from shards.progress import progress
+from xfer.checkpoint import TrainState
+from xfer.config import ModelConfig
+from xfer.engine import DeepSpeedEngine, Engine, PlainEngine, build_optimizer
+from xfer.labels import LabelSpace, Objective
+from xfer.model import build_model
+from xfer.train import train
+
+CLASSES = 7
+MODELS = {
+    "resnet18": {"one": {"backbone": "resnet18"}},
+    "two branches": {"fine": {"backbone": "resnet18"}, "coarse": {"backbone": "resnet18", "size": 64}},
+}
+
+
+def batches(batch_size: int, side: int, count: int = 4) -> list[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Batch(
+            torch.randint(0, 256, (batch_size, 3, side, side), generator=generator, dtype=torch.uint8),
+            torch.randint(0, CLASSES, (batch_size,), generator=generator),
+            torch.zeros(batch_size, dtype=torch.int64),
+            torch.arange(batch_size),
+            torch.ones(batch_size, dtype=torch.bool),
+        )
+        for _ in range(count)
+    ]
+
+
+def bare(model: nn.Module, optimizer: torch.optim.Optimizer, data: Any, steps: int) -> None:
+    """The loop anybody would write."""
+    model.train()
+    for _ in range(steps):
+        batch = next(data)
+        loss = F.cross_entropy(model(batch.images), batch.targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+
+def ours(engine: Engine, data: Any, steps: int, batch_size: int) -> None:
+    """xfer's own loop, with a report at the end."""
+    labels = LabelSpace.union({"s": [str(i) for i in range(CLASSES)]})
+    train(
+        engine,
+        data,
+        Objective(labels, ["s"], engine.device),
+        TrainState(),
+        steps=steps,
+        global_batch=batch_size,
+        rate=lambda step: 0.01,
+        evaluate=dict,
+        save=lambda state: None,
+        report=lambda row: None,
+    )
+
+
+def compare(config: dict[str, Any], make_engine: Any, advance: Any = lambda count: None) -> list[dict[str, float]]:
+    """One row a round: images/s of both loops, and ours over bare."""
+    data = itertools.cycle(batches(config["batch"], config["side"]))
+    model_config = ModelConfig.model_validate({"branches": config["branches"]})
+    plain, wrapped = (build_model(model_config, CLASSES, seed=0) for _ in range(2))
+    optimizer = build_optimizer(plain, "sgd", 0.01, 0.9, 5e-4)
+    engine = make_engine(wrapped, build_optimizer(wrapped, "sgd", 0.01, 0.9, 5e-4))
+    rows = []
+    for turn in range(config["rounds"] + 1):  # the first one warms up
+        started = time.perf_counter()
+        bare(plain, optimizer, data, config["steps"])
+        middle = time.perf_counter()
+        ours(engine, data, config["steps"], config["batch"])
+        ended = time.perf_counter()
+        if turn:
+            images = config["steps"] * config["batch"]
+            rows.append(
+                {
+                    "bare": images / (middle - started),
+                    "ours": images / (ended - middle),
+                    "ratio": (middle - started) / (ended - middle),
+                }
+            )
+            advance(1)
+    return rows
+
+
+def in_ray(config: dict[str, Any]) -> None:
+    """The Ray Train worker: DeepSpeed on one rank, beside the bare loop with the same threads."""
+
+    def make_engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
+        return DeepSpeedEngine(model, optimizer, config["zero_stage"], micro_batch=config["batch"])
+
+    torch.set_num_threads(config["threads"])
+    Path(config["answer"]).write_text(json.dumps(compare(config, make_engine)))
+
+
+def ray_deepspeed(config: dict[str, Any], folder: Path) -> list[dict[str, float]]:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    answer = folder / "rows.json"
+    trainer = TorchTrainer(
+        in_ray,
+        train_loop_config={**config, "answer": str(answer)},
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": config["threads"]}),
+        run_config=RunConfig(name=f"overhead-{time.time_ns()}", storage_path=str(folder)),
+    )
+    with connect():
+        trainer.fit()
+    return json.loads(answer.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=8, help="of each loop in a round")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--side", type=int, default=96)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.md")
+    arguments = parser.parse_args()
+    threads = torch.get_num_threads()
+    results: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for name, branches in MODELS.items():
+        config = {
+            "branches": branches,
+            "batch": arguments.batch,
+            "side": arguments.side,
+            "steps": arguments.steps,
+            "rounds": arguments.rounds,
+            "threads": threads,
+            "zero_stage": 1,
+        }
+        with progress(f"PlainEngine, {name}", arguments.rounds, "rounds") as advance:
+            results[name, "PlainEngine"] = compare(config, PlainEngine, advance)
+        print(f"Ray Train + DeepSpeed, {name}: about as long again")
+        results[name, "Ray Train, DeepSpeed ZeRO 1, 1 worker"] = ray_deepspeed(config, arguments.out.parent.absolute())
+    lines = ["| model | engine | ratio to bare loop (median) | lowest | highest |", "|---|---|---|---|---|"]
+    for (model, engine), rows in results.items():
+        ratios = [row["ratio"] for row in rows]
+        middle = statistics.median(ratios)
+        lines.append(f"| {model} | {engine} | **{middle:.3f}** | {min(ratios):.3f} | {max(ratios):.3f} |")
+    raw = [json.dumps({"model": m, "engine": e, **row}) for (m, e), rows in results.items() for row in rows]
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    arguments.out.write_text(
+        f"""# Training overhead, CPU, steady state
+
+Command: `python benchmarks/overhead.py`
+Commit: {commit.stdout.strip()}. Machine: {platform.machine()}, {threads} threads, torch {torch.__version__}.
+Batches of {arguments.batch} at {arguments.side} px from memory; {arguments.rounds} rounds of {arguments.steps} steps of
+each loop in turn, in one process.
+
+{chr(10).join(lines)}
+
+Raw rows (images/s):
+
+```
+{chr(10).join(raw)}
+```
+"""
+    )
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
