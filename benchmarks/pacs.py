@@ -1,6 +1,6 @@
 """Leave one domain out on PACS: fusion of two scales of one frozen ResNet-18 against a linear probe on it.
 
-    python benchmarks/pacs.py --shards shards/pacs --weights resnet18.safetensors
+    python benchmarks/pacs.py --shards data/pacs --weights resnet18.safetensors
 
 The branches are frozen, so their pooled features are computed once (about 10,000 images, a few minutes on two cores)
 and kept beside the shards; then every model is a small head, trained by full-batch L-BFGS in seconds. For each of the

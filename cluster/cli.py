@@ -9,7 +9,7 @@ def train(job: Path, *overrides: str) -> None:
 
     The same command again goes on from the newest checkpoint. Any value of the job is changed by its dotted path:
 
-        xfer train examples/pacs/job.yaml data.root=shards/pacs cluster.workers=2 train.steps=400
+        xfer train examples/pacs/job.yaml data.root=data/pacs cluster.workers=2 train.steps=400
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ def run(job: Job) -> RunResult:
         done = checkpoint.state.step if checkpoint else 0
         error = None
         if done < recipe.train.steps:
-            with connect(job.cluster.address):
+            with connect(job.cluster.address, job.cluster.timeout_s):
                 from cluster.capacity import check_capacity
 
                 check_capacity(job.cluster, recipe.data.batch_size)

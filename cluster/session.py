@@ -15,7 +15,6 @@ from typing import Any
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",  # Ray's own default is to wait for ever
     "RAY_DEDUP_LOGS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -27,8 +26,9 @@ TOKEN_FILE = Path("~/.ray/auth_token")
 
 
 @contextmanager
-def connect(address: str | None = None) -> Iterator[None]:
+def connect(address: str | None = None, timeout_s: float = 1800) -> Iterator[None]:
     """A Ray session for the time of the block: a running cluster, or one on this machine that ends with the block."""
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = f"{timeout_s:g}"  # Ray's own default is to wait for ever
     for name, value in {**DEFAULTS, **({} if address else LOCAL)}.items():
         os.environ.setdefault(name, value)
     if os.environ["RAY_AUTH_MODE"] == "token":

@@ -6,7 +6,7 @@ from pathlib import Path
 def tune(study: Path, *overrides: str) -> None:
     """Search fusion weights and bit-widths around a job with Ray Tune. Stopped, the same command goes on.
 
-        xfer tune examples/pacs/study.yaml data.root=shards/pacs search.trials=40
+        xfer tune examples/pacs/study.yaml data.root=data/pacs search.trials=40
 
     Writes trials.jsonl, report.html, best.yaml (which `xfer train` takes) and the best bundle into the study's folder.
 

@@ -7,6 +7,7 @@ from cluster.config import Job
 from shards.settings import ConfigError, full_path, replace
 from tuning.config import Distribution
 
+WITHOUT_EFFECT = ("cluster", "recipe.name", "recipe.output", "recipe.data.workers", "recipe.quantize.calibration")
 AFTER_TRAINING = ("model.fusion.weights", "quantize")
 
 
@@ -19,6 +20,12 @@ def check_space(job: Job, space: Mapping[str, Distribution]) -> None:
                 replace(job, {path: value})
             except ConfigError as error:
                 faults += [f"space.{path}: {value!r} is not accepted: {fault}" for fault in error.faults]
+        if full_path(Job, path).startswith(WITHOUT_EFFECT):
+            faults.append(
+                f"space.{path}: changes nothing about the model; search model..., train..., data... or quantize..."
+            )
+    if job.recipe.data.validation == 0:
+        faults.append("data.validation: 0 leaves no images to compare trials on; hold out a part, such as 0.1")
     if full_path(Job, "model.fusion.weights") in {full_path(Job, path) for path in space}:
         kind = job.recipe.model.fusion.kind
         if kind == "concat":

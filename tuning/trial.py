@@ -59,15 +59,14 @@ def share(job: Job, num_images: int) -> Shared:
     data = open_data(recipe.data)
     trained = open_model(recipe.folder)
     features, targets, masks = _features(trained.model, data, recipe, label_space(data))
-    views = data.validation or data.train
     return Shared(
         recipe.folder,
         features,
         targets,
         masks,
         calibration_images(data, recipe.data, recipe.quantize.calibration),
-        _some(views, recipe.data, num_images),
-        {view.name: tuple(view.classes) for view in views},
+        _some(data.validation, recipe.data, num_images),
+        {view.name: tuple(view.classes) for view in data.validation},
     )
 
 

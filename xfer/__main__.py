@@ -10,6 +10,7 @@ from shards.settings import ConfigError
 
 app = cyclopts.App(
     name="xfer",
+    help_format="plaintext",
     help="Train one vision model from many datasets; get back a small quantized model for your own task.",
     help_epilogue="Start with `xfer demo`: all of it, in minutes, on this machine, with no network.",
 )
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nxfer: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         print(f"xfer: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
 

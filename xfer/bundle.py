@@ -64,6 +64,8 @@ def open_model(path: str | Path) -> Trained:
         return _open_bundle(path)
     if (path / "recipe.yaml").is_file():
         checkpoint = latest_checkpoint(path / "checkpoints")
+        if checkpoint is None and (path / "bundle").is_dir():
+            raise ConfigError(f"{path}: this is a study; the model it chose is {path / 'bundle'}")
         if checkpoint is None:
             raise ConfigError(f"{path}: this run has no whole checkpoint yet; run its training command again")
         recipe, classes = load(path / "recipe.yaml", Recipe), checkpoint.state.classes
@@ -94,7 +96,12 @@ def _open_bundle(path: Path) -> Trained:
 def write_bundle(
     folder: Path, recipe: Recipe, classes: Sequence[str], quantized: Quantized, extra: Mapping[str, Any], card: str
 ) -> Path:
-    """Writes the bundle under a temporary name and puts it in place of an older one. Returns `folder`."""
+    """Writes the bundle under a temporary name and puts it in place of an older one. Returns `folder`.
+
+    Raises ConfigError if something that is not a bundle lies there.
+    """
+    if folder.exists() and not (folder / "labels.yaml").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: exists and is no bundle; it is left alone, give another folder")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def fit(recipe: Path, *overrides: str) -> None:
     """Train a recipe in one process, without Ray. The same command again goes on from the newest checkpoint.
 
-        xfer fit recipe.yaml data.root=shards/pacs train.steps=300
+        xfer fit recipe.yaml data.root=data/pacs train.steps=300
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
     overrides
         `dotted.path=value` changes to the run's recipe; the section `quantize` is what this verb reads.
     out
-        Where the bundle goes; <run>/bundle if not given.
+        Where the bundle goes; RUN/bundle if not given.
     """
     from shards.views import open_data
     from xfer.bundle import open_model

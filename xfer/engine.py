@@ -60,7 +60,7 @@ class Engine(Protocol):
 
 
 def build_optimizer(model: nn.Module, kind: str, rate: float, momentum: float, weight_decay: float) -> Optimizer:
-    """SGD (Nesterov) or AdamW on the trained parameters; no decay on vectors: norms and biases."""
+    """SGD (Nesterov) or AdamW (momentum is beta 1) on the trained parameters; no decay on vectors: norms, biases."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
@@ -68,7 +68,7 @@ def build_optimizer(model: nn.Module, kind: str, rate: float, momentum: float, w
     ]
     groups = [group for group in groups if group["params"]]
     if kind == "adamw":
-        return torch.optim.AdamW(groups, lr=rate)
+        return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999))
     return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
 
 

@@ -62,7 +62,7 @@ def accuracy_bars(groups: Mapping[str, Mapping[str, tuple[float, float, float]]]
         places = [j + (i - (len(groups) - 1) / 2) * width for j, source in enumerate(sources) if source in bars]
         values = [tuple(100 * v for v in bars[source]) for source in sources if source in bars]
         heights = [v[0] for v in values]
-        spread = [[v[0] - v[1] for v in values], [v[2] - v[0] for v in values]]
+        spread = [[max(0.0, v[0] - v[1]) for v in values], [max(0.0, v[2] - v[0]) for v in values]]
         axes.bar(places, heights, width * 0.92, label=label, color=COLOURS[i % len(COLOURS)], yerr=spread, capsize=3)
     axes.set_xticks(range(len(sources)), sources)
     axes.set_ylim(0, 105)

@@ -26,6 +26,7 @@ from xfer.labels import LabelSpace, Objective
 from xfer.model import FusionModel, build_model, check_weights_exist
 from xfer.train import Row, learning_rate, train
 
+FIXED = ("optimizer", "seed")  # of `train`: cannot change within a run; all its other values may
 EngineFactory = Callable[[FusionModel, Recipe, Slot], Engine]
 
 
@@ -67,6 +68,8 @@ def prepare(recipe: Recipe) -> tuple[Data, Checkpoint | None]:
     if checkpoint:
         plan = train_stream(data.train, recipe.data, Slot()).plan()
         faults = _differences(recipe, checkpoint, plan)
+    elif any(branch.weights for branch in recipe.model.branches.values()):
+        build_model(recipe.model, 2, 0)  # do the files fit? Known here it costs a second, in the workers a minute
     if faults:
         hint = f"choose another name=... or remove {recipe.folder}"
         raise ConfigError([*faults, hint], f"{recipe.folder} holds another run")
@@ -77,8 +80,11 @@ def _differences(recipe: Recipe, checkpoint: Checkpoint, plan: dict) -> list[str
     faults = []
     saved = recipe.folder / "recipe.yaml"
     if saved.is_file():
-        before, now = load(saved, Recipe).model.model_dump(), recipe.model.model_dump()
-        faults += [f"model.{key}: was {before[key]}, is now {now[key]}" for key in now if before.get(key) != now[key]]
+        before = load(saved, Recipe)
+        pairs = {f"model.{key}": (getattr(before.model, key), value) for key, value in recipe.model}
+        pairs |= {f"train.{key}": (getattr(before.train, key), getattr(recipe.train, key)) for key in FIXED}
+        pairs["data.image_size"] = (before.data.image_size, recipe.data.image_size)
+        faults += [f"{path}: was {old}, is now {new}" for path, (old, new) in pairs.items() if old != new]
     old = checkpoint.state.plan
     now = json.loads(json.dumps(plan))
     faults += [f"data {key}: was {old.get(key)}, is now {now.get(key)}" for key in now if old.get(key) != now[key]]
@@ -98,7 +104,12 @@ def run_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"{folder}: another process is running this; choose another name=... or wait") from None
-        yield
+        try:
+            yield
+        finally:
+            if [path.name for path in folder.iterdir()] == [".lock"]:  # nothing came of it
+                (folder / ".lock").unlink()
+                folder.rmdir()
 
 
 def begin(recipe: Recipe, job: str | None = None) -> None:
@@ -145,11 +156,12 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
 
     stream = train_stream(data.train, recipe.data, slot, state.position)
     state.plan = stream.plan()
-    validation = data.validation or data.train
-    eval_batches = eval_stream(validation, recipe.data, slot)
-    sources = {view.name: view.classes for view in validation}
+    eval_batches = eval_stream(data.validation, recipe.data, slot) if data.validation else None
+    sources = {view.name: view.classes for view in data.validation}
 
     def score() -> Row:
+        if eval_batches is None:
+            return {}
         return score_row(evaluate(engine.module, eval_batches, sources, labels.classes, engine.device, engine.sum))
 
     def save(state: TrainState) -> None:

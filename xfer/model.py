@@ -85,8 +85,8 @@ class FusionModel(nn.Module):
 def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: bool = True) -> FusionModel:
     """The model of a recipe. `load_weights=False` leaves pretrained files unread (a checkpoint follows).
 
-    The initial weights depend on `seed` and the branches' names, not on their order in the file; the global random state
-    is left as it was. Raises ConfigError naming every weights file that does not fit.
+    The initial weights depend on `seed` and the branches' names, not on their order in the file; the global random
+    state is left as it was. Raises ConfigError naming every weights file that does not fit.
     """
     faults = []
     with torch.random.fork_rng(devices=[]):
