@@ -7,13 +7,12 @@ sees.
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.config import Job
-from cluster.session import connect
+from cluster.session import beside_main, connect
 from shards.settings import dump
 from xfer.checkpoint import latest_checkpoint
 from xfer.fit import begin, prepare, read_metrics, run_lock
@@ -78,33 +77,10 @@ def _fit(job: Job) -> str | None:
         ),
     )
     try:
-        _in_thread(trainer.fit)
+        beside_main(trainer.fit)
     except TrainingFailedError as error:
         return _cause(error)
     return None
-
-
-def _in_thread(call: Callable[[], Any]) -> None:
-    """Runs `call` beside the main thread: in it, Ray Train would take Ctrl-C for itself and exit with status 1.
-
-    Here KeyboardInterrupt reaches the caller, the session ends, and the workers with it.
-    """
-    done: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            done.set_result(call())
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    while True:
-        try:
-            done.result(timeout=POLL_S)
-            return
-        except TimeoutError:
-            if done.done():
-                raise
 
 
 def _cause(error: Any) -> str:

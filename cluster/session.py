@@ -7,7 +7,9 @@ are remote code execution for anyone who can reach them (CVE-2023-48022).
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,30 @@ def connect(address: str | None = None, timeout_s: float = 1800) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+
+
+def beside_main(call: Callable[[], Any]) -> None:
+    """Runs `call` beside the main thread: in it, Ray Train and Tune would take Ctrl-C for themselves.
+
+    Train would exit with status 1, Tune return as if it were done. Here KeyboardInterrupt reaches the caller, the
+    session ends, and the workers with it.
+    """
+    done: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while True:
+        try:
+            done.result(timeout=0.5)
+            return
+        except TimeoutError:
+            if done.done():
+                raise
 
 
 def _make_token() -> None:

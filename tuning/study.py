@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.launch import run as run_job
-from cluster.session import connect
+from cluster.session import beside_main, connect
 from shards.progress import progress
 from shards.settings import ConfigError, dump, load, replace
 from tuning.config import Study
@@ -126,7 +126,7 @@ def _search(study: Study, folder: Path, shared: Shared | None) -> list[Row]:
                 name=f"{study.name}.ray", storage_path=str(folder), callbacks=[Recorder(folder, advance)], verbose=0
             ),
         )
-        tuner.fit()
+        beside_main(tuner.fit)
     return read_rows(folder)
 
 

@@ -1,14 +1,19 @@
 """A search with real Ray Tune on a real run: rows, front, best.yaml, bundle, report; stopped and gone on; refusals."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from cluster.config import Job
 from shards.batch import Slot
-from shards.settings import ConfigError, load, replace
+from shards.settings import ConfigError, dump, load, replace
 from tuning import study as search
 from tuning.config import Study
+from tuning.pareto import read_rows
 from tuning.report import write_report
 from xfer import fit as one_process
 from xfer.__main__ import main
@@ -65,6 +70,27 @@ def test_a_search_and_going_on_with_it(study, capsys):
     )
 
 
+def test_ctrl_c_keeps_the_ended_trials_and_the_same_command_goes_on(study, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(dump(replace(study, {"search.trials": 6, "search.concurrent": 1})))
+    command = [sys.executable, "-m", "xfer", "tune", str(path)]
+    rows = search.folder_of(study) / "trials.jsonl"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 150
+    while not rows.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 130, errors
+    kept = read_rows(rows.parent)
+    assert 1 <= len(kept) < 6
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "best.yaml" in done.stdout
+    assert read_rows(rows.parent)[: len(kept)] == kept
+    assert len(read_rows(rows.parent)) == 6
+
+
 def test_other_paths_train_a_run_in_each_trial(recipe_values):
     values = {
         "name": "search",
@@ -81,6 +107,6 @@ def test_other_paths_train_a_run_in_each_trial(recipe_values):
 def test_another_space_in_the_same_folder_is_refused(study):
     folder = search.folder_of(study)
     folder.mkdir(parents=True)
-    (folder / "study.yaml").write_text(search.dump(study))
+    (folder / "study.yaml").write_text(dump(study))
     with pytest.raises(ConfigError, match="holds another study"):
         search.run(replace(study, {"search.seed": 9}))
