@@ -136,7 +136,7 @@ def ray_deepspeed(config: dict[str, Any], folder: Path) -> list[dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="of each loop in a round")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--side", type=int, default=96)

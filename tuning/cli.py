@@ -20,7 +20,7 @@ def tune(study: Path, *overrides: str) -> None:
     from shards.settings import load
     from tuning import study as search
     from tuning.config import Study
-    from tuning.pareto import front
+    from tuning.pareto import describe, front
     from tuning.report import write_report
 
     config = load(study, Study, overrides)
@@ -32,18 +32,6 @@ def tune(study: Path, *overrides: str) -> None:
         chosen = "   <- best.yaml" if row.trial == best.trial else ""
         print(f"  {row.bytes:>12,} bytes  {100 * row.accuracy:5.1f} %  {describe(row.values)}{chosen}")
     print(f"report: {write_report(folder)}\nnext: xfer train {folder / 'best.yaml'}")
-
-
-def describe(values: dict) -> str:
-    """`layer4 4, weights coarse 0.31 fine 0.69`."""
-    parts = []
-    for path, value in sorted(values.items()):
-        if isinstance(value, dict):
-            value = " ".join(f"{name} {v:.2f}" for name, v in value.items())
-        elif isinstance(value, float):
-            value = f"{value:.3g}"
-        parts.append(f"{path.split('.')[-1]} {value}")
-    return ", ".join(parts)
 
 
 def report(folder: Path) -> None:

@@ -27,6 +27,18 @@ def read_rows(folder: Path) -> list[Row]:
     return [Row(**json.loads(line)) for line in lines if line.endswith("\n")]
 
 
+def describe(values: dict[str, Any]) -> str:
+    """`layer4 4, weights coarse 0.31 fine 0.69`."""
+    parts = []
+    for path, value in sorted(values.items()):
+        if isinstance(value, dict):
+            value = " ".join(f"{name} {v:.2f}" for name, v in value.items())
+        elif isinstance(value, float):
+            value = f"{value:.3g}"
+        parts.append(f"{path.split('.')[-1]} {value}")
+    return ", ".join(parts)
+
+
 def front(rows: Sequence[Row]) -> list[Row]:
     """The rows that no other row beats in both accuracy (more) and bytes (fewer), smallest first; one of equal rows."""
     best: list[Row] = []

@@ -9,9 +9,8 @@ from typing import Any
 import jinja2
 
 from shards.settings import ConfigError, load
-from tuning.cli import describe
 from tuning.config import Study
-from tuning.pareto import choose, front, hypervolume, read_rows
+from tuning.pareto import choose, describe, front, hypervolume, read_rows
 from xfer import figures
 from xfer.bundle import open_model
 from xfer.fit import read_metrics

@@ -6,6 +6,7 @@ the same number (both are linear), and it lets a trial refit fusion and head fro
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -114,8 +115,6 @@ def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: 
 
 def check_weights_exist(recipe: Recipe) -> list[str]:
     """Faults of weights files that are not there: cheap, for use before any worker starts."""
-    from pathlib import Path
-
     return [
         f"model.branches.{name}.weights: no such file: {branch.weights}"
         for name, branch in recipe.model.branches.items()
