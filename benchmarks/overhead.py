@@ -14,6 +14,7 @@ import json
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -118,20 +119,20 @@ def in_ray(config: dict[str, Any]) -> None:
     Path(config["answer"]).write_text(json.dumps(compare(config, make_engine)))
 
 
-def ray_deepspeed(config: dict[str, Any], folder: Path) -> list[dict[str, float]]:
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+def ray_deepspeed(config: dict[str, Any]) -> list[dict[str, float]]:
+    with tempfile.TemporaryDirectory() as folder, connect():
+        answer = Path(folder) / "rows.json"
+        from ray.train import RunConfig, ScalingConfig  # Ray reads its security settings when imported: connect() first
+        from ray.train.torch import TorchTrainer
 
-    answer = folder / "rows.json"
-    trainer = TorchTrainer(
-        in_ray,
-        train_loop_config={**config, "answer": str(answer)},
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": config["threads"]}),
-        run_config=RunConfig(name=f"overhead-{time.time_ns()}", storage_path=str(folder)),
-    )
-    with connect():
+        trainer = TorchTrainer(
+            in_ray,
+            train_loop_config={**config, "answer": str(answer)},
+            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": config["threads"]}),
+            run_config=RunConfig(name="overhead", storage_path=folder),
+        )
         trainer.fit()
-    return json.loads(answer.read_text())
+        return json.loads(answer.read_text())
 
 
 def main() -> None:
@@ -157,7 +158,7 @@ def main() -> None:
         with progress(f"PlainEngine, {name}", arguments.rounds, "rounds") as advance:
             results[name, "PlainEngine"] = compare(config, PlainEngine, advance)
         print(f"Ray Train + DeepSpeed, {name}: about as long again")
-        results[name, "Ray Train, DeepSpeed ZeRO 1, 1 worker"] = ray_deepspeed(config, arguments.out.parent.absolute())
+        results[name, "Ray Train, DeepSpeed ZeRO 1, 1 worker"] = ray_deepspeed(config)
     lines = ["| model | engine | ratio to bare loop (median) | lowest | highest |", "|---|---|---|---|---|"]
     for (model, engine), rows in results.items():
         ratios = [row["ratio"] for row in rows]
