@@ -138,7 +138,7 @@ def ray_deepspeed(config: dict[str, Any]) -> list[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="of each loop in a round")
+    parser.add_argument("--steps", type=int, default=5, help="of each loop in a round")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--side", type=int, default=96)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.md")
@@ -158,7 +158,7 @@ def main() -> None:
         with progress(f"PlainEngine, {name}", arguments.rounds, "rounds") as advance:
             results[name, "PlainEngine"] = compare(config, PlainEngine, advance)
         print(f"Ray Train + DeepSpeed, {name}: about as long again")
-        results[name, "Ray Train, DeepSpeed ZeRO 1, 1 worker"] = ray_deepspeed(config)
+        results[name, "Ray Train, DeepSpeed, 1 worker"] = ray_deepspeed(config)
     lines = ["| model | engine | ratio to bare loop (median) | lowest | highest |", "|---|---|---|---|---|"]
     for (model, engine), rows in results.items():
         ratios = [row["ratio"] for row in rows]
