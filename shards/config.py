@@ -46,7 +46,7 @@ class AugmentConfig(Strict):
 class DataConfig(Strict):
     """Sources and how they are read. The order of `sources` and `test` never matters, only their names do."""
 
-    root: Location = Field(default="data", validate_default=True)
+    root: Location = "data"
     """Folder that relative source paths start from."""
     sources: dict[Name, SourceConfig] = Field(min_length=1)
     """What is trained on."""

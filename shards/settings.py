@@ -33,7 +33,7 @@ class ConfigError(Exception):
 class Strict(BaseModel):
     """A section of configuration: unknown keys are refused, values cannot change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 Kind = TypeVar("Kind", bound=Strict)

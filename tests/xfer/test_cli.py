@@ -146,3 +146,13 @@ def test_help_needs_neither_torch_nor_ray():
     code = "import sys; from xfer.__main__ import app; app.help_print([]); print({'torch', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("set()")
+
+
+def test_default_folders_are_absolute_too(recipe_values):
+    """Workers run in another folder: a relative default would be another place there."""
+    from xfer.config import Recipe
+
+    del recipe_values["output"], recipe_values["data"]["root"]
+    recipe = Recipe.model_validate(recipe_values)
+    assert recipe.output.startswith("/")
+    assert recipe.data.root.startswith("/")
