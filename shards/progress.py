@@ -62,16 +62,19 @@ def _bar(what: str, total: int, unit: str, done: int, console: Console) -> Itera
 def _lines(what: str, total: int, unit: str, done: int, console: Console) -> Iterator[Advance]:
     started = last = time.monotonic()
     first = done
+    mark: tuple[float, int] | None = None  # the rate counts from the first news on: starting up is no measure of it
 
     def line(note: str) -> None:
-        elapsed = max(time.monotonic() - started, 1e-9)
-        rate = (done - first) / elapsed
+        now = time.monotonic()
+        rate = (done - mark[1]) / max(now - mark[0], 1e-9) if mark else 0.0
         left = f", {(total - done) / rate:,.0f} s left" if 0 < done < total and rate > 0 else ""
-        print(f"{what}: {done:,}/{total:,} {unit}, {elapsed:,.0f} s{left} {note}".rstrip(), file=sys.stderr, flush=True)
+        spent = f"{now - started:,.0f} s"
+        print(f"{what}: {done:,}/{total:,} {unit}, {spent}{left} {note}".rstrip(), file=sys.stderr, flush=True)
 
     def advance(count: int = 1, note: str = "") -> None:
-        nonlocal done, last
+        nonlocal done, last, mark
         done += count
+        mark = mark or (time.monotonic(), done)
         if done >= total or time.monotonic() - last >= LOG_EVERY_S:
             last = time.monotonic()
             line(note)
