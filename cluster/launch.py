@@ -5,6 +5,7 @@ command, begins at the newest whole checkpoint of the run folder. The run folder
 sees.
 """
 
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ def run(job: Job) -> RunResult:
 
                 check_capacity(job.cluster, recipe.data.batch_size)
                 begin(recipe, dump(job))
+                print(f"starting {job.cluster.workers} Ray workers: half a minute or more", file=sys.stderr)
                 with follow(recipe.name, recipe.train.steps, done) as show, _tail(recipe.folder, done, show):
                     error = _fit(job)
         rows = [row for row in read_metrics(recipe.folder) if "accuracy" in row]

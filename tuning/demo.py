@@ -82,11 +82,12 @@ def demo(out: Path) -> None:
     trained = open_model(recipe.folder)
     data = open_data(recipe.data)
     bundle = open_model(search.folder_of(study) / "bundle")
-    print(f"packed: {trained.weights_bytes:,} -> {bundle.weights_bytes:,} bytes")
     for model in (recipe.folder, bundle.path):
+        print()
         verbs.evaluate(model)
     shown = _few_files(images / TARGET)
     predicted = list(predictions(bundle, shown, 1))
+    print(f"\nthe packed model on {TARGET}, what was drawn -> what it says:")
     for path, answer in predicted:
         print(f"  {path.parent.name:<10} -> {answer if isinstance(answer, str) else next(iter(answer))}")
 

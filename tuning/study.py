@@ -8,6 +8,7 @@ runs/<study>/study.yaml    what was searched
 """
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def run(study: Study) -> tuple[list[Row], Row]:
             prepare(study.job.recipe)
         # A session of its own: an ended Ray Train run keeps its workers' CPUs reserved until its session ends.
         with connect(study.job.cluster.address):
+            print("preparing what the trials share, then starting Ray: half a minute or more", file=sys.stderr)
             rows = _search(study, folder, shared := share(study.job, study.search.images) if trained else None)
         try:
             best = choose(rows, study.search.tolerance)
@@ -112,7 +114,7 @@ def _search(study: Study, folder: Path, shared: Shared | None) -> list[Row]:
         "images": study.search.images,
     }
     trainable = tune.with_parameters(partial(_trainable, folder=folder), study=plain, shared=shared)
-    with progress(f"search {study.name}", study.search.trials, "trials", len(done)) as advance:
+    with progress(f"study {study.name}", study.search.trials, "trials", len(done)) as advance:
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"CPU": 1}),
             tune_config=tune.TuneConfig(

@@ -70,9 +70,9 @@ def evaluate(
         wanted = {split: wanted[split]}
     if not any(wanted.values()):
         raise ConfigError(f"{model}: its recipe has no {split if split != 'all' else 'held-out'} data to evaluate on")
+    print(f"model: {model}, weights {trained.weights_bytes / 1e6:.2f} MB ({trained.weights_file})")
     result = {part: _scores(trained, views, recipe, part) for part, views in wanted.items() if views}
     _record(model, result)
-    print(f"weights: {trained.weights_file}, {trained.weights_bytes:,} bytes")
 
 
 def _scores(trained: "Trained", views: tuple, recipe: "Recipe", part: str) -> dict:
