@@ -51,9 +51,9 @@ def run(study: Study) -> tuple[list[Row], Row]:
             _train_first(study)
         else:
             prepare(study.job.recipe)
+        print("starting Ray and preparing what the trials share: half a minute or more", file=sys.stderr)
         # A session of its own: an ended Ray Train run keeps its workers' CPUs reserved until its session ends.
         with connect(study.job.cluster.address):
-            print("preparing what the trials share, then starting Ray: half a minute or more", file=sys.stderr)
             rows = _search(study, folder, shared := share(study.job, study.search.images) if trained else None)
         try:
             best = choose(rows, study.search.tolerance)
