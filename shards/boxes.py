@@ -3,11 +3,13 @@
 One reader for all who look at them (loaders, `verify`, `show`), so what is accepted in one place is accepted in all.
 Every fault is a `ValueError` with its reason: bytes come from anywhere. Boxes stay numbers in pixels of the upright
 decoded image, and a mask keeps its size: whether they fit an image is `check_boxes_fit` and `check_mask_fits`, for
-those who know its size. Costs about 20 us for ten boxes and 0.3 ms for a mask of 240 x 180 pixels.
+those who know its size. Costs about 50 us for ten boxes and 0.5 ms for a mask of 240 x 180 pixels.
 """
 
 import io
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,54 @@ VOID = 255
 _SLACK = 1.0
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What a sample says besides image and class: boxes float32 [n, 5], mask uint8 [H, W], side inputs by name."""
+
+    boxes: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    side: Mapping[str, str | int | float | list[str]] = field(default_factory=dict)
+
+    def class_counts(self, label: int, num_classes: int) -> list[int]:
+        """How often each class occurs: as the sample's own class (`label`; -1: none), as boxes, as pixels."""
+        counts = np.zeros(num_classes, np.int64)
+        if label >= 0:
+            counts[label] += 1
+        if self.boxes is not None:
+            counts += np.bincount(self.boxes[:, 4].astype(np.int64), minlength=num_classes)
+        if self.mask is not None:
+            counts += np.bincount(self.mask.ravel(), minlength=256)[:num_classes]
+        return counts.tolist()
+
+
+def annotations(
+    members: Mapping[str, bytes], roles: Mapping[str, str], num_classes: int, width: int, height: int
+) -> Annotations:
+    """All that a sample's members (by extension) say about its image of this size. Raises ValueError.
+
+    `roles`: the manifest's `fields`, role -> extension. A sample without the boxes or the mask that its split has is
+    refused; one without side inputs is not.
+    """
+    boxes = mask = None
+    if "boxes" in roles:
+        boxes = parse_boxes(_member(members, roles["boxes"]), num_classes)
+        check_boxes_fit(boxes, width, height)
+    if "mask" in roles:
+        mask = parse_mask(_member(members, roles["mask"]), num_classes)
+        check_mask_fits(mask, width, height)
+    side = roles.get("side", "")
+    if side not in members:
+        return Annotations(boxes, mask)
+    texts = parse_side(members[side]) if side == "json" else {side: members[side].decode(errors="replace")}
+    return Annotations(boxes, mask, texts)
+
+
+def _member(members: Mapping[str, bytes], extension: str) -> bytes:
+    if extension not in members:
+        raise ValueError(f"has no {extension}; it has {', '.join(sorted(members)) or 'nothing'} beside the image")
+    return members[extension]
 
 
 def parse_boxes(data: bytes, num_classes: int) -> np.ndarray:

@@ -100,8 +100,14 @@ def write_json(path: str | Path, content: object) -> None:
 
 
 def manifest_path(folder: str | Path, split: str) -> Path:
-    """Where the manifest of a split is."""
-    return Path(folder) / f"{split}.manifest.json"
+    """Where the manifest of a split is; `train@0123456789ab` is an older version of `train`, by its first digits."""
+    name, _, older = split.partition("@")
+    return Path(folder) / (f"{name}.manifest.{older}.json" if older else f"{name}.manifest.json")
+
+
+def older_split(manifest: Manifest) -> str:
+    """The split name by which a manifest can still be opened after a newer one took its place."""
+    return f"{manifest.split}@{manifest.version.removeprefix('sha256:')[:12]}"
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:
@@ -162,10 +168,16 @@ def _disagreements(manifest: Manifest, version: str | None) -> list[str]:
     return faults
 
 
+def splits_in(folder: str | Path) -> list[str]:
+    """Every split that was built in a folder, and the older versions that were kept of it (`train@0123456789ab`)."""
+    names = (path.name.removesuffix(".json").partition(".manifest") for path in Path(folder).glob("*.manifest*.json"))
+    return sorted(split + older.replace(".", "@", 1) for split, _, older in names)
+
+
 def _what_is_there(folder: Path, split: str) -> str:
     if not folder.is_dir():
         return f"{folder}: no such folder of shards"
-    splits = sorted(p.name.removesuffix(".manifest.json") for p in folder.glob("*.manifest.json"))
+    splits = splits_in(folder)
     if splits:
         return f"{folder}: no split {split!r}; it has {', '.join(splits)}"
     if (folder / f".build-{split}").is_dir():

@@ -7,6 +7,7 @@ about 3 s once for importing torch.
 """
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -30,7 +31,7 @@ def run(work: Work, tasks: Sequence[Task], processes: int, advance: Callable[[in
         yield from (work(task, advance) for task in tasks)
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__])
+    context.set_forkserver_preload([getattr(work, "func", work).__module__])  # `work` may be a functools.partial
     pipes: dict[Connection, Any] = {}
     try:
         for _ in range(min(processes, len(tasks))):
@@ -47,6 +48,13 @@ def run(work: Work, tasks: Sequence[Task], processes: int, advance: Callable[[in
             process.kill()
         for process in pipes.values():
             process.join()
+
+
+def worthwhile(items: int, few: int = 10_000) -> int:
+    """How many processes: one for each CPU, but one alone where starting more takes longer than the work."""
+    if items < few:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _collect(pipes: dict[Connection, Any], waiting: list[Any], advance: Callable[[int], None]) -> Iterator[Any]:
