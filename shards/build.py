@@ -1,34 +1,38 @@
-"""Source folder -> shards: planned first, written in parallel, committed at the end.
+"""Source -> shards: listed and planned first, written in parallel, committed at the end.
 
 The plan (items shuffled by keyed hash, cut into shards of equal count) is fixed before any work, so the result
 depends neither on the number of processes nor on interruptions. Everything is prepared in `<out>/.build-<split>/`,
 one record for each finished shard; the same command goes on from there after any kind of end. The commit moves the
 files into place and writes the manifest last. One build at a time holds the folder's lock, which dies with its
-process.
+process. Memory holds a few numbers for each shard and the samples refused, never all items.
 """
 
 import errno
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from shards import plan as planning
 from shards.lock import locked
-from shards.manifest import INDEX, File, Manifest, Stats, manifest_path, read_manifest, write_json, write_manifest
-from shards.plan import Plan
-from shards.pool import WorkerDiedError, run
+from shards.manifest import INDEX, File, Manifest, manifest_path, read_manifest, write_json, write_manifest
+from shards.plan import Plan, Request
+from shards.pool import WorkerDiedError, run, worthwhile
 from shards.progress import progress
 from shards.settings import ConfigError
-from shards.sources import SOURCES
-from shards.write import Finished, Tally, index_part, read_finished, write_shard
+from shards.sources import SOURCES, Source, SourceOptions, open_source
+from shards.tally import Tally
+from shards.write import Finished, Task, index_part, read_finished, write_shard
 
-_FEW = 10_000
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_HOPELESS = 1000  # refused samples: once too many, the build stops here instead of working through a wrong source
 
 
 class BuildError(RuntimeError):
@@ -37,45 +41,54 @@ class BuildError(RuntimeError):
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build made. `refused`: (key, reason) of samples left out; `ignored`: files that are no images."""
+    """What a build made, from which kind of source.
+
+    `refused`: (key, reason) of samples left out; `dropped`: (key, reason) of boxes left out; `ignored`: files that
+    are no samples.
+    """
 
     folder: str
     manifest: Manifest
     refused: tuple[tuple[str, str], ...]
     ignored: int
     already_built: bool = False
+    kind: str = ""
+    dropped: tuple[tuple[str, str], ...] = ()
 
 
 def build(
-    source: str | Path,
+    source: str | Path | Source,
     out: str | Path,
+    options: SourceOptions | None = None,
+    *,
     name: str | None = None,
     split: str = "train",
-    kind: str = "folder",
     shard_mb: float = 64,
     processes: int | None = None,
     max_refused: float = 0.01,
     seed: int = 0,
     overwrite: bool = False,
 ) -> BuildReport:
-    """Builds one split of one source. Raises ConfigError for what the user can mend, BuildError if the work failed.
+    """Builds one split of one source: a path, or a `Source` of your own.
 
-    More than max(1, max_refused * items) refused images fail the build. `processes` None: as many as pay.
+    More than max(1, max_refused * items) refused samples fail the build. `processes` None: as many as pay. Raises
+    ConfigError for what the user can mend, BuildError if the work failed.
     """
-    out = Path(os.path.abspath(out))
+    out, options = Path(os.path.abspath(out)), options or SourceOptions()
     name = out.name if name is None else name
-    _check_arguments(source, out, name, split, kind, shard_mb, processes, max_refused)
-    listing = SOURCES[kind](source)
-    plan = planning.make(listing, os.path.abspath(source), name, split, round(shard_mb * 1e6), seed)
+    origin = os.path.abspath(source) if isinstance(source, (str, Path)) else type(source).__name__
+    _check_arguments(origin, out, name, split, shard_mb, processes, max_refused, options)
+    kind, opened = open_source(Path(origin), options) if isinstance(source, (str, Path)) else (origin, source)
+    drop_boxes = options.bad_boxes == "drop"
+    request = Request(name, split, origin, kind, _deciding(options), round(shard_mb * 1e6), seed, drop_boxes)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / f".build-{split}.lock", f"another build is writing split {split!r} into {out}; wait for it"):
-            same = _already_built(out, plan, overwrite)
-            return same or _build(out, plan, processes or _worthwhile(plan), max_refused)
+            return _build(opened, out, request, processes, max_refused, overwrite)
     except WorkerDiedError as error:
         raise BuildError(f"{out}: {error}; run the same command to go on, with fewer --processes if need be") from None
     except OSError as error:
-        raise _readable(error, out, plan) from None
+        raise _readable(error, out) from None
 
 
 def report_path(out: Path, split: str) -> Path:
@@ -83,117 +96,184 @@ def report_path(out: Path, split: str) -> Path:
     return out / f"{split}.build-report.json"
 
 
-def _build(out: Path, plan: Plan, processes: int, max_refused: float) -> BuildReport:
-    state = planning.open_state(out, plan)
-    tasks = plan.tasks(str(state))
-    done = {task.path: read_finished(state, task.path, plan.hash) for task in tasks}
-    finished = {path: record for path, record in done.items() if record}
-    waiting = [task for task in tasks if task.path not in finished]
-    _check_space(out, sum(planning.tar_bytes(task.items) for task in waiting))
-    items_done = plan.num_items - sum(len(task.items) for task in waiting)
+def _build(
+    source: Source, out: Path, request: Request, processes: int | None, max_refused: float, overwrite: bool
+) -> BuildReport:
+    state = planning.open_state(out, request.split)
     try:
-        with progress(f"build {plan.name}/{plan.split}", plan.num_items, "images", items_done) as advance:
-            for record in run(write_shard, waiting, processes, advance):
-                finished[record.path] = record
-    finally:
-        for partial in state.glob("*.tmp*"):
-            partial.unlink(missing_ok=True)
-    records = [finished[task.path] for task in tasks]
-    refused = tuple(sorted((key, reason) for record in records for key, reason in record.refused))
-    _write_report(out, plan, refused)
-    allowed = max(1, int(max_refused * plan.num_items))
+        plan = planning.make(source, request, state)
+        same = _already_built(out, plan, overwrite)
+    except BaseException:
+        planning.leave(state)
+        raise
+    if same:
+        planning.leave(state)
+        return same
+    planning.keep_own(state, plan)
+    tasks = plan.tasks()
+    refused = _write(source, out, plan, tasks, processes or worthwhile(plan.num_items), max_refused)
+    dropped = [entry for record in _records(tasks) for entry in record.dropped]
+    _write_report(out, plan, refused, dropped)
+    allowed = _allowed(plan, max_refused)
     if len(refused) > allowed:
         raise BuildError(_too_many(out, plan, refused, allowed))
-    return BuildReport(str(out), _commit(out, state, plan, records), refused, plan.ignored)
+    manifest = _commit(out, state, plan, tasks)
+    return _report(out, plan, manifest, refused, dropped)
 
 
-def _commit(out: Path, state: Path, plan: Plan, records: list[Finished]) -> Manifest:
+def _write(
+    source: Source, out: Path, plan: Plan, tasks: list[Task], processes: int, max_refused: float
+) -> list[list[str]]:
+    """Writes the shards that are not there yet; every refused sample, [key, reason]."""
+    refused, waiting, allowed = [], [], _allowed(plan, max_refused)
+    for task in tasks:
+        done = read_finished(task.state, task.path, task.plan)
+        if done:
+            refused += done.refused
+        else:
+            waiting.append(task)
+    _check_space(out, sum(task.span.tar_bytes for task in waiting))
+    left = sum(task.span.count for task in waiting)
+    what = f"build {plan.request.name}/{plan.request.split}"
+    try:
+        with progress(what, plan.num_items, "samples", plan.num_items - left) as advance:
+            for record in run(partial(write_shard, source, plan.request.drop_boxes), waiting, processes, advance):
+                refused += record.refused
+                if len(refused) > max(allowed, _HOPELESS):
+                    break
+    finally:
+        for unfinished in plan.listing.path.parent.glob("*.tmp*"):
+            unfinished.unlink(missing_ok=True)
+    return sorted(refused)
+
+
+def _commit(out: Path, state: Path, plan: Plan, tasks: list[Task]) -> Manifest:
     """Moves the prepared files into place, the manifest last; can be repeated from any point where it was cut."""
-    manifest_path(out, plan.split).unlink(missing_ok=True)
-    index_file = out / f"{plan.split}.index.npy"
-    keep = {record.path for record in records}
+    manifest_path(out, plan.request.split).unlink(missing_ok=True)
+    keep = {task.path for task in tasks}
     for old in out.iterdir():
-        if re.fullmatch(re.escape(plan.split) + r"-\d{6}\.tar", old.name) and old.name not in keep:
+        if re.fullmatch(re.escape(plan.request.split) + r"-\d{6}\.tar", old.name) and old.name not in keep:
             old.unlink()
-    for record in records:
+    shards, tally = [], Tally([0] * len(plan.classes))
+    for record in _records(tasks):
         if (state / record.path).is_file():
             os.replace(state / record.path, out / record.path)
-    rows = [np.load(index_part(state, record.path), allow_pickle=False) for record in records]
-    np.save(state / "index.npy", np.concatenate([np.empty(0, INDEX), *rows]), allow_pickle=False)
-    index = planning.describe(state / "index.npy", index_file.name, sum(record.samples for record in records))
+        shards.append(File(record.path, record.bytes, record.samples, record.sha256))
+        tally.merge(Tally(**record.tally))
+    index_file = out / f"{plan.request.split}.index.npy"
+    num_samples = sum(shard.samples for shard in shards)
+    with open(state / "index.npy", "wb") as file:
+        _join_index(file, [index_part(state, shard.path) for shard in shards], num_samples)
+    index = planning.describe(state / "index.npy", index_file.name, num_samples)
     os.replace(state / "index.npy", index_file)
-    manifest = _manifest(plan, records, index)
+    manifest = _manifest(plan, tuple(shards), tally, index)
     write_manifest(out, manifest)
-    shutil.rmtree(state)
+    planning.close_state(state)
     return manifest
 
 
-def _manifest(plan: Plan, records: list[Finished], index: File) -> Manifest:
-    tally = Tally([0] * len(plan.classes))
-    for record in records:
-        tally.merge(Tally(**record.tally))
-    mean = np.array(tally.channel_sum) / tally.pixels
-    std = np.sqrt(np.array(tally.channel_squares) / tally.pixels - mean**2)
-    (low_w, high_w), (low_h, high_h) = tally.width, tally.height
-    red, green, blue = (mean / 255).round(6).tolist()
-    red_std, green_std, blue_std = (std / 255).round(6).tolist()
+def _join_index(file: BinaryIO, parts: list[Path], num_rows: int) -> None:
+    """One .npy out of many, part by part."""
+    header = {"descr": np.lib.format.dtype_to_descr(INDEX), "fortran_order": False, "shape": (num_rows,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for part in parts:
+        file.write(np.load(part, allow_pickle=False).tobytes())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _manifest(plan: Plan, shards: tuple[File, ...], tally: Tally, index: File) -> Manifest:
+    request = plan.request
     return Manifest(
-        name=plan.name,
-        split=plan.split,
+        name=request.name,
+        split=request.split,
         classes=plan.classes,
-        fields={"image": ", ".join(sorted({item.extension for item in plan.items})), "label": "cls"},
-        shards=tuple(File(record.path, record.bytes, record.samples, record.sha256) for record in records),
+        fields={"image": ", ".join(tally.images), **plan.fields},
+        shards=shards,
         index=index,
-        stats=Stats(
-            tuple(tally.class_counts),
-            (low_w, high_w),
-            (low_h, high_h),
-            (red, green, blue),
-            (red_std, green_std, blue_std),
-        ),
-        made_by={"xfer": version("xfer"), "seed": plan.seed, "shard_bytes": plan.shard_bytes},
+        stats=tally.stats(),
+        task=plan.task,
+        made_by={
+            "xfer": version("xfer"),
+            "kind": request.kind,
+            "seed": request.seed,
+            "shard_bytes": request.shard_bytes,
+        },
     )
+
+
+def _records(tasks: list[Task]) -> Iterator[Finished]:
+    """The records of the shards that are written, one at a time."""
+    for task in tasks:
+        record = read_finished(task.state, task.path, task.plan)
+        if record:
+            yield record
+
+
+def _allowed(plan: Plan, max_refused: float) -> int:
+    return max(1, int(max_refused * plan.num_items))
+
+
+def _deciding(options: SourceOptions) -> dict[str, object]:
+    """The options that decide what a sample is; where files lie does not."""
+    return {name: value for name, value in options.given().items() if not isinstance(value, Path) and name != "kind"}
 
 
 def _already_built(out: Path, plan: Plan, overwrite: bool) -> BuildReport | None:
     """The report of this very build if it is finished and whole, else None. Raises ConfigError for another one."""
-    if not manifest_path(out, plan.split).exists():
+    if not manifest_path(out, plan.request.split).exists():
         return None
-    there = planning.read_json(report_path(out, plan.split))
+    there = planning.read_json(report_path(out, plan.request.split))
     if there.get("plan") != plan.hash:
         if overwrite:
             return None
         what = (
-            f"{there.get('name', '?')!r} ({there.get('items', '?')} images of {there.get('source', 'unknown origin')})"
+            f"{there.get('name', '?')!r} ({there.get('items', '?')} samples of {there.get('source', 'unknown origin')})"
         )
         raise ConfigError(
-            f"{out}: split {plan.split!r} is already another build: {what}; this one is {plan.name!r} "
-            f"({plan.num_items} images of {plan.source}); give another folder, or --overwrite"
+            f"{out}: split {plan.request.split!r} is already another build: {what}; this one is "
+            f"{plan.request.name!r} ({plan.num_items} samples of {plan.request.origin}); "
+            "give another folder, or --overwrite"
         )
     try:
-        manifest = read_manifest(out, plan.split)
+        manifest = read_manifest(out, plan.request.split)
     except ConfigError:
         return None
     files = (*manifest.shards, manifest.index)
     if any(not (out / f.path).is_file() or (out / f.path).stat().st_size != f.bytes for f in files):
         return None
-    refused = tuple((entry["key"], entry["reason"]) for entry in there.get("refused", []))
-    return BuildReport(str(out), manifest, refused, plan.ignored, already_built=True)
+    refused, dropped = ([[e["key"], e["reason"]] for e in there.get(part, [])] for part in ("refused", "dropped"))
+    return _report(out, plan, manifest, refused, dropped, already_built=True)
 
 
-def _write_report(out: Path, plan: Plan, refused: tuple[tuple[str, str], ...]) -> None:
-    entries = [{"key": key, "reason": reason} for key, reason in refused]
-    write_json(report_path(out, plan.split), {**plan.summary(), "ignored": plan.ignored, "refused": entries})
+def _report(
+    out: Path,
+    plan: Plan,
+    manifest: Manifest,
+    refused: list[list[str]],
+    dropped: list[list[str]],
+    already_built: bool = False,
+) -> BuildReport:
+    left_out, boxes = (tuple((key, reason) for key, reason in entries) for entries in (refused, dropped))
+    return BuildReport(str(out), manifest, left_out, plan.ignored, already_built, plan.request.kind, boxes)
 
 
-def _check_arguments(source, out, name, split, kind, shard_mb, processes, max_refused) -> None:
+def _write_report(out: Path, plan: Plan, refused: list[list[str]], dropped: list[list[str]]) -> None:
+    parts = {"refused": refused, "dropped": dropped}
+    entries = {part: [{"key": key, "reason": reason} for key, reason in rows] for part, rows in parts.items()}
+    write_json(report_path(out, plan.request.split), {**plan.summary(), "ignored": plan.ignored, **entries})
+
+
+def _check_arguments(origin, out, name, split, shard_mb, processes, max_refused, options) -> None:
     faults = []
     if not name.strip():
         faults.append("--name: empty; give the data set a name")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", split):
         faults.append(f"--split: {split!r}; expected letters, digits, '-' and '_'")
-    if kind not in SOURCES:
-        faults.append(f"--kind: {kind!r}; known here: {', '.join(SOURCES)}")
+    if options.kind not in (None, *SOURCES):
+        faults.append(f"--kind: {options.kind!r}; known here: {', '.join(SOURCES)}")
+    if options.bad_boxes not in (None, "refuse", "drop"):
+        faults.append(f"--bad-boxes: {options.bad_boxes!r}; expected refuse or drop")
     if not 0 < shard_mb < 1e6:
         faults.append(f"--shard-mb: {shard_mb}; expected megabytes, more than 0")
     if processes is not None and processes < 1:
@@ -202,8 +282,8 @@ def _check_arguments(source, out, name, split, kind, shard_mb, processes, max_re
         faults.append(f"--max-refused: {max_refused}; expected a fraction, 0 <= fraction < 1")
     if out.exists() and not out.is_dir():
         faults.append(f"{out}: is a file; give a folder for the shards")
-    if Path(os.path.realpath(source)) in (Path(os.path.realpath(out)), *Path(os.path.realpath(out)).parents):
-        faults.append(f"{out}: lies inside the source {source}; give a folder outside of it")
+    if Path(os.path.realpath(origin)) in (Path(os.path.realpath(out)), *Path(os.path.realpath(out)).parents):
+        faults.append(f"{out}: lies inside the source {origin}; give a folder outside of it")
     if faults:
         raise ConfigError(faults)
 
@@ -214,26 +294,18 @@ def _check_space(out: Path, needed: int) -> None:
         raise ConfigError(f"{out}: {needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free on this disk")
 
 
-def _too_many(out: Path, plan: Plan, refused: tuple[tuple[str, str], ...], allowed: int) -> str:
+def _too_many(out: Path, plan: Plan, refused: list[list[str]], allowed: int) -> str:
     shown = "".join(f"\n  {key}: {reason}" for key, reason in refused[:10])
     more = f"\n  ... and {len(refused) - 10} more" if len(refused) > 10 else ""
     return (
-        f"{len(refused)} of {plan.num_items} images refused, {allowed} are tolerated; nothing was built. All of them: "
-        f" {report_path(out, plan.split)}; mend or remove them, or raise --max-refused:{shown}{more}"
+        f"{len(refused)} of {plan.num_items} samples refused, {allowed} are tolerated; nothing was built. All of them: "
+        f"{report_path(out, plan.request.split)}; mend or remove them, or raise --max-refused:{shown}{more}"
     )
 
 
-def _readable(error: OSError, out: Path, plan: Plan) -> Exception:
+def _readable(error: OSError, out: Path) -> Exception:
     if error.errno in _FULL:
-        size = planning.tar_bytes(plan.items) / 1e6
-        return BuildError(f"{out}: no space left ({error.strerror}); it takes {size:,.0f} MB; make room, run again")
+        return BuildError(f"{out}: no space left ({error.strerror}); make room, then run the same command to go on")
     if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)):
         return ConfigError(f"{error.filename or out}: {error.strerror}; give a folder you can write to")
     return BuildError(f"{error.filename or out}: {error.strerror or error}; run the same command to go on")
-
-
-def _worthwhile(plan: Plan) -> int:
-    """How many processes: one for each CPU, but one alone where starting more takes longer than the work."""
-    if plan.num_items < _FEW:
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,6 +9,8 @@ from typing import Annotated
 import cyclopts
 from cyclopts import Parameter
 
+from shards.sources.source import SourceOptions
+
 app = cyclopts.App(
     name="shards",
     help="""Turn folders of images into shards, and look at them.
@@ -26,6 +28,7 @@ def build(
     source: Path,
     out: Path,
     *,
+    options: Annotated[SourceOptions | None, Parameter(name="*")] = None,
     name: str | None = None,
     split: str = "train",
     shard_mb: float = 64,
@@ -65,7 +68,18 @@ def build(
     """
     from shards.build import build as run
 
-    report = run(source, out, name, split, "folder", shard_mb, processes, max_refused, seed, overwrite)
+    report = run(
+        source,
+        out,
+        options,
+        name=name,
+        split=split,
+        shard_mb=shard_mb,
+        processes=processes,
+        max_refused=max_refused,
+        seed=seed,
+        overwrite=overwrite,
+    )
     manifest = report.manifest
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     done = "already built" if report.already_built else "built"

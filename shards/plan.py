@@ -1,102 +1,124 @@
 """The plan of a build: which items go into which shard, decided before anything is written.
 
-Items are ordered by a keyed hash of their key, so shards are class-mixed whatever the folder's order, and cut into
-equal counts. `hash` covers all that decides the result, and each file's size and change time: a changed image is
-another plan.
+`hash` covers all that decides the result: every item with its stamp, the options of the source, classes, cut and
+seed. So a changed image is another plan, and a moved source is the same one.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-from shards import order
+from shards.listing import Listing, write_listing
 from shards.manifest import File, canonical, write_json
-from shards.sources import Item, Listing
-from shards.tar import BLOCK, padded
+from shards.progress import progress
+from shards.sources import Source
 from shards.write import Task
 
-_VERSION = 1
+_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: a data set's name and split, out of which source of which kind, and how it is cut.
+
+    `options` are those of the source that decide its content; `drop_boxes`: an unsound box is left out, not its image.
+    """
+
+    name: str
+    split: str
+    origin: str
+    kind: str
+    options: dict[str, object]
+    shard_bytes: int
+    seed: int
+    drop_boxes: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Items in shard order, and where to cut."""
+    """A request and the listing of its source, in shard order and cut."""
 
-    name: str
-    split: str
-    source: str
-    seed: int
-    shard_bytes: int
+    request: Request
+    task: str
     classes: tuple[str, ...]
-    items: tuple[Item, ...]
+    fields: dict[str, str]
+    listing: Listing
     ignored: int
 
     @property
     def num_items(self) -> int:
-        """Images listed; refused ones will not become samples."""
-        return len(self.items)
+        """Samples listed; refused ones will not become samples."""
+        return self.listing.num_items
 
-    @cached_property
+    @property
     def hash(self) -> str:
         """sha256 of everything that decides the shards."""
-        items = [[i.key, i.label, i.extension, i.size, i.changed_ns] for i in self.items]
-        content = [_VERSION, self.name, self.split, self.seed, self.shard_bytes, self.classes, items]
+        r = self.request
+        content = [_VERSION, r.name, r.split, r.kind, r.options, r.shard_bytes, r.seed, r.drop_boxes]
+        content += [self.task, self.classes, self.fields, self.listing.sha256]
         return "sha256:" + hashlib.sha256(canonical(content)).hexdigest()
 
     def summary(self) -> dict:
         """What tells this plan from another, for reports."""
         return {
             "plan": self.hash,
-            "name": self.name,
-            "split": self.split,
-            "source": self.source,
+            "name": self.request.name,
+            "split": self.request.split,
+            "source": self.request.origin,
+            "kind": self.request.kind,
+            "options": self.request.options,
             "items": self.num_items,
-            "seed": self.seed,
-            "shard_bytes": self.shard_bytes,
+            "seed": self.request.seed,
+            "shard_bytes": self.request.shard_bytes,
         }
 
-    def tasks(self, state: str) -> list[Task]:
-        """One task for each shard; counts differ by at most one."""
-        n, shards = self.num_items, max(1, -(-tar_bytes(self.items) // self.shard_bytes))
-        shards = min(shards, n)
-        cuts = [shard * n // shards for shard in range(shards + 1)]
+    def tasks(self) -> list[Task]:
+        """One task for each shard."""
+        hashed, state = self.hash, str(self.listing.path.parent)
         return [
-            Task(
-                f"{self.split}-{shard:06d}.tar",
-                state,
-                self.hash,
-                self.items[cuts[shard] : cuts[shard + 1]],
-                len(self.classes),
-            )
-            for shard in range(shards)
+            Task(f"{self.request.split}-{number:06d}.tar", state, hashed, str(self.listing.path), span)
+            for number, span in enumerate(self.listing.spans)
         ]
 
 
-def make(listing: Listing, source: str, name: str, split: str, shard_bytes: int, seed: int) -> Plan:
-    """The plan for a listing; a pure function of its arguments."""
-    shuffled = sorted(listing.items, key=lambda item: (order.key(seed, order.name_key(item.key)), item.key))
-    return Plan(name, split, source, seed, shard_bytes, listing.classes, tuple(shuffled), listing.ignored)
+def make(source: Source, request: Request, state: Path) -> Plan:
+    """Lists the source into the folder `state`. The plan is a pure function of source and request."""
+    with progress(f"list {request.name}/{request.split}", None, "samples") as advance:
+        listing = write_listing(source.items(), state / "listing", request.seed, request.shard_bytes, advance)
+    return Plan(request, source.task, source.classes, source.fields, listing, source.ignored)
 
 
-def open_state(out: Path, plan: Plan) -> Path:
-    """The folder in which the plan's shards are prepared, with what an earlier run of the same plan left there."""
-    state = out / f".build-{plan.split}"
-    if read_json(state / "plan.json").get("plan") != plan.hash:
-        shutil.rmtree(state, ignore_errors=True)
-        state.mkdir()
-        write_json(state / "plan.json", plan.summary())
+def open_state(out: Path, split: str) -> Path:
+    """The folder in which a split is prepared; what an earlier build left there may still be of use."""
+    state = out / f".build-{split}"
+    state.mkdir(parents=True, exist_ok=True)
     for partial in state.glob("*.tmp*"):
         partial.unlink(missing_ok=True)
     return state
 
 
-def tar_bytes(items: Sequence[Item]) -> int:
-    """Size of the items as tar members: two headers and one block for the class, besides the image."""
-    return sum(padded(item.size) + 3 * BLOCK for item in items)
+def keep_own(state: Path, plan: Plan) -> None:
+    """Removes the shards of any other plan than this one."""
+    if read_json(state / "plan.json").get("plan") == plan.hash:
+        return
+    for old in state.iterdir():
+        if old != plan.listing.path:
+            old.unlink()
+    write_json(state / "plan.json", plan.summary())
+
+
+def leave(state: Path) -> None:
+    """Nothing will be built now: removes the listing, and the folder if no other build has left anything in it."""
+    (state / "listing").unlink(missing_ok=True)
+    if state.is_dir() and not any(state.iterdir()):
+        state.rmdir()
+
+
+def close_state(state: Path) -> None:
+    """Removes the folder of a build that is committed."""
+    shutil.rmtree(state)
 
 
 def describe(path: Path, name: str, samples: int) -> File:

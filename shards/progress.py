@@ -21,8 +21,10 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str = "items", done: int = 0) -> Iterator[Advance]:
+def progress(what: str, total: int | None, unit: str = "items", done: int = 0) -> Iterator[Advance]:
     """Shows `what` going from `done` to `total`, with rate and time left; writes to stderr, so stdout stays clean.
+
+    `total` None: nobody knows how many there will be, so it only counts.
 
     Costs about 1 us a call on a terminal; without one it prints at most one line every 10 seconds.
     """
@@ -33,7 +35,7 @@ def progress(what: str, total: int, unit: str = "items", done: int = 0) -> Itera
 
 
 @contextmanager
-def _bar(what: str, total: int, unit: str, done: int, console: Console) -> Iterator[Advance]:
+def _bar(what: str, total: int | None, unit: str, done: int, console: Console) -> Iterator[Advance]:
     columns = [
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -59,7 +61,7 @@ def _bar(what: str, total: int, unit: str, done: int, console: Console) -> Itera
 
 
 @contextmanager
-def _lines(what: str, total: int, unit: str, done: int, console: Console) -> Iterator[Advance]:
+def _lines(what: str, total: int | None, unit: str, done: int, console: Console) -> Iterator[Advance]:
     started = last = time.monotonic()
     first = done
     mark: tuple[float, int] | None = None  # the rate counts from the first news on: starting up is no measure of it
@@ -67,18 +69,19 @@ def _lines(what: str, total: int, unit: str, done: int, console: Console) -> Ite
     def line(note: str) -> None:
         now = time.monotonic()
         rate = (done - mark[1]) / max(now - mark[0], 1e-9) if mark else 0.0
-        left = f", {(total - done) / rate:,.0f} s left" if 0 < done < total and rate > 0 else ""
+        left = f", {(total - done) / rate:,.0f} s left" if total and 0 < done < total and rate > 0 else ""
+        of = "" if total is None else f"/{total:,}"
         spent = f"{now - started:,.0f} s"
-        print(f"{what}: {done:,}/{total:,} {unit}, {spent}{left} {note}".rstrip(), file=sys.stderr, flush=True)
+        print(f"{what}: {done:,}{of} {unit}, {spent}{left} {note}".rstrip(), file=sys.stderr, flush=True)
 
     def advance(count: int = 1, note: str = "") -> None:
         nonlocal done, last, mark
         done += count
         mark = mark or (time.monotonic(), done)
-        if done >= total or time.monotonic() - last >= LOG_EVERY_S:
+        if done == total or time.monotonic() - last >= LOG_EVERY_S:
             last = time.monotonic()
             line(note)
 
     yield advance
-    if done < total and done > first:
+    if total is not None and first < done < total:
         line("(stopped)")

@@ -1,9 +1,8 @@
 """Writes one shard: read, check, pack, hash. What one task of a build does, in whichever process.
 
-Every image is decoded in full with the decoder that training uses: what passes here will be read there. An image that
-fails is refused with its reason and left out. The tar is a function of the items alone (mtime 0, fixed owner and
-mode), so any number of processes gives the same bytes. Costs one decode and two hashes an image, about 0.5 ms at 128
-pixels.
+The tar is a function of the items alone (mtime 0, fixed owner and mode), so any number of processes gives the same
+bytes. An item that fails a check is refused with its reason and left out. Costs one decode and two hashes an image,
+about 0.5 ms at 128 pixels.
 """
 
 import hashlib
@@ -11,64 +10,31 @@ import json
 import os
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
-import torch
 from webdataset.writer import TarWriter
 
-from shards.decode import DecodeError, decode
+from shards.check import check
+from shards.hashing import name_key
+from shards.listing import Span, read_span
 from shards.manifest import INDEX, write_json
-from shards.order import name_key
-from shards.sources import Item
+from shards.sources import Refused, Source
+from shards.tally import Tally
 from shards.tar import member_key
-
-
-@dataclass
-class Tally:
-    """Sums over a shard's images, exact integers so that adding shards in any order gives the same statistics."""
-
-    class_counts: list[int]
-    width: list[int] = field(default_factory=lambda: [1 << 30, 0])
-    height: list[int] = field(default_factory=lambda: [1 << 30, 0])
-    pixels: int = 0
-    channel_sum: list[int] = field(default_factory=lambda: [0, 0, 0])
-    channel_squares: list[int] = field(default_factory=lambda: [0, 0, 0])
-
-    def add(self, image: torch.Tensor, label: int) -> None:
-        """Counts one image, uint8 [3, H, W]."""
-        height, width = image.shape[1:]
-        self.class_counts[label] += 1
-        self.width = [min(self.width[0], width), max(self.width[1], width)]
-        self.height = [min(self.height[0], height), max(self.height[1], height)]
-        self.pixels += height * width
-        values = image.numpy().astype(np.uint32)
-        for channel in range(3):
-            self.channel_sum[channel] += int(values[channel].sum(dtype=np.int64))
-            self.channel_squares[channel] += int(np.square(values[channel]).sum(dtype=np.int64))
-
-    def merge(self, other: "Tally") -> None:
-        """Adds another shard's sums."""
-        self.class_counts = [a + b for a, b in zip(self.class_counts, other.class_counts, strict=True)]
-        self.width = [min(self.width[0], other.width[0]), max(self.width[1], other.width[1])]
-        self.height = [min(self.height[0], other.height[0]), max(self.height[1], other.height[1])]
-        self.pixels += other.pixels
-        for channel in range(3):
-            self.channel_sum[channel] += other.channel_sum[channel]
-            self.channel_squares[channel] += other.channel_squares[channel]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One shard to write: its final name, the folder it is prepared in, and its items in order."""
+    """One shard to write: its final name, the folder it is prepared in, and which lines of the listing it holds."""
 
     path: str
     state: str
     plan: str
-    items: tuple[Item, ...]
-    num_classes: int
+    listing: str
+    span: Span
 
 
 @dataclass(frozen=True)
@@ -81,6 +47,7 @@ class Finished:
     samples: int
     sha256: str
     refused: list[list[str]]
+    dropped: list[list[str]]
     tally: dict
 
 
@@ -96,12 +63,12 @@ class _Tee:
         return self.file.write(data)
 
 
-def write_shard(task: Task, advance: Callable[[int], None]) -> Finished:
+def write_shard(source: Source, drop_boxes: bool, task: Task, advance: Callable[[int], None]) -> Finished:
     """Writes the tar, its index rows and its record into `task.state`; calls `advance(1)` after each item."""
     partial = os.path.join(task.state, f"{task.path}.{os.getpid()}.tmp")
     tee = _Tee(partial)
     try:
-        rows, refused, tally = _pack(task, tee, advance)
+        rows, refused, dropped, tally = _pack(source, drop_boxes, task, tee, advance)
         tee.file.flush()
         os.fsync(tee.file.fileno())
         tee.file.close()
@@ -114,7 +81,7 @@ def write_shard(task: Task, advance: Callable[[int], None]) -> Finished:
         tee.file.close()
         for leftover in (partial, partial + ".npy"):
             Path(leftover).unlink(missing_ok=True)
-    done = Finished(task.plan, task.path, tee.size, len(rows), tee.hash.hexdigest(), refused, asdict(tally))
+    done = Finished(task.plan, task.path, tee.size, len(rows), tee.hash.hexdigest(), refused, dropped, asdict(tally))
     write_json(record_path(task.state, task.path), asdict(done))
     return done
 
@@ -141,38 +108,26 @@ def read_finished(state: str | Path, shard: str, plan: str) -> Finished | None:
         return None
 
 
-class _RefusedError(Exception):
-    """Why an item is left out."""
-
-
-def _pack(task: Task, tee: _Tee, advance: Callable[[int], None]) -> tuple[list[tuple], list[list[str]], Tally]:
-    """Index rows (crc32 still 0), refused [key, reason] and statistics of the items packed."""
-    rows, refused, tally = [], [], Tally([0] * task.num_classes)
+def _pack(
+    source: Source, drop_boxes: bool, task: Task, tee: _Tee, advance: Callable[[int], None]
+) -> tuple[list[tuple], list[list[str]], list[list[str]], Tally]:
+    """Index rows (crc32 still 0), refused [key, reason], dropped boxes [key, reason] and statistics of the shard."""
+    rows, refused, dropped, tally = [], [], [], Tally([0] * len(source.classes))
     # pax is plain USTAR until a name is too long for it; mtime must be the integer 0: a float costs a pax header each.
     with TarWriter(cast(BinaryIO, tee), mtime=0, encoder=False, format="PAX_FORMAT") as tar:
-        for item in task.items:
+        for item in read_span(Path(task.listing), task.span):
             try:
-                fields = {item.extension: _checked(item, tally), "cls": b"%d" % item.label}
-                start = tar.tarstream.offset
-                tar.write({"__key__": member_key(item.key), **fields})
-                rows.append((start, tar.tarstream.offset - start, 0, name_key(item.key), item.label))
-            except _RefusedError as error:
+                sample = check(source.read(item), source.fields, len(source.classes), drop_boxes)
+            except Refused as error:
                 refused.append([item.key, str(error)])
+            else:
+                start = tar.tarstream.offset
+                tar.write({"__key__": member_key(item.key), **sample.members})
+                rows.append((start, tar.tarstream.offset - start, 0, name_key(item.key), sample.label))
+                tally.add(sample.image, sample.extension, sample.class_counts)
+                dropped += [[item.key, reason] for reason in sample.dropped]
             advance(1)
-    return rows, refused, tally
-
-
-def _checked(item: Item, tally: Tally) -> bytes:
-    """The item's bytes, decoded once as a check and counted."""
-    try:
-        data = item.read()
-    except OSError as error:
-        raise _RefusedError(f"cannot be read: {error.strerror or error}") from None
-    try:
-        tally.add(decode(data), item.label)
-    except DecodeError as error:
-        raise _RefusedError(str(error)) from None
-    return data
+    return rows, refused, dropped, tally
 
 
 def _checksums(path: str, rows: np.ndarray) -> list[int]:

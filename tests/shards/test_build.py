@@ -19,6 +19,7 @@ from shards.build import BuildError, build
 from shards.lock import locked
 from shards.manifest import open_index, read_manifest
 from shards.settings import ConfigError
+from shards.sources import SourceOptions
 from shards.verify import verify
 from tests.shards.images import built, encoded, image_folder
 
@@ -176,7 +177,7 @@ def test_another_build_is_not_overwritten_unasked(tmp_path):
     folder = built(tmp_path, "zoo", per_class=20)
     other = image_folder(tmp_path / "farm", ("cow", "pig"), per_class=2)
     before = contents(folder)
-    with pytest.raises(ConfigError, match=r"'zoo' \(60 images.*'farm' \(4 images.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"'zoo' \(60 samples.*'farm' \(4 samples.*--overwrite"):
         build(other, folder, name="farm")
     assert contents(folder) == before
     build(other, folder, name="farm", overwrite=True, processes=1)
@@ -199,7 +200,7 @@ def test_damaged_images_are_refused_by_name(tmp_path):
     (source / "dog" / "cut.jpg").write_bytes(encoded(1)[:-100])
     (source / "dog" / "empty.png").write_bytes(b"")
     (source / "dog" / "notes.txt").write_text("ignored")
-    with pytest.raises(BuildError, match=r"3 of 203 images refused, 2 are tolerated(?s:.*)cat/text: not an image"):
+    with pytest.raises(BuildError, match=r"3 of 203 samples refused, 2 are tolerated(?s:.*)cat/text: not an image"):
         build(source, tmp_path / "out", processes=1)
     assert not list((tmp_path / "out").glob("*.tar"))
     assert not list((tmp_path / "out").glob("*.manifest.json"))
@@ -264,7 +265,7 @@ def test_too_little_space_is_said_before_the_work(tmp_path, monkeypatch):
         ({"shard_mb": 0}, "--shard-mb"),
         ({"processes": 0}, "--processes"),
         ({"max_refused": 1.5}, "--max-refused"),
-        ({"kind": "tape"}, "known here: folder"),
+        ({"options": SourceOptions(kind="tape")}, "known here: folder"),
         ({"name": " "}, "--name"),
     ],
 )

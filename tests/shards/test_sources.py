@@ -1,35 +1,39 @@
-"""Listing a folder: what is taken, what is refused and how it says so."""
+"""Sources: what is taken for what, what is listed, what is refused and how it says so."""
 
 import os
+import pickle
+from pathlib import Path
 
 import pytest
 
+from shards.build import build
 from shards.settings import ConfigError
-from shards.sources import list_folder
+from shards.sources import SOURCES, Item, SourceOptions, open_source
 from tests.shards.images import encoded, image_folder
 
 
+def listed(root: Path, **options) -> list[Item]:
+    return sorted(open_source(root, SourceOptions(**options))[1].items(), key=lambda item: item.key)
+
+
 def test_a_folder(tmp_path):
-    source = image_folder(tmp_path / "raw", ("b", "a"), per_class=1)
-    (source / "a" / "deeper").mkdir()
-    (source / "a" / "deeper" / "x.y.PNG").write_bytes(encoded(1, "PNG"))
-    (source / "a" / ".hidden.jpg").write_bytes(b"")
-    (source / ".cache").mkdir()
-    (source / "readme.txt").write_text("")
-    listing = list_folder(source)
-    assert listing.classes == ("a", "b")
-    assert [(i.key, i.label, i.extension) for i in listing.items] == [
-        ("a/000", 0, "jpg"),
-        ("a/deeper/x.y", 0, "png"),
-        ("b/000", 1, "jpg"),
-    ]
-    assert listing.ignored == 1
+    root = image_folder(tmp_path / "raw", ("b", "a"), per_class=1)
+    (root / "a" / "deeper").mkdir()
+    (root / "a" / "deeper" / "x.y.PNG").write_bytes(encoded(1, "PNG"))
+    (root / "a" / ".hidden.jpg").write_bytes(b"")
+    (root / ".cache").mkdir()
+    (root / "readme.txt").write_text("")
+    kind, source = open_source(root, SourceOptions())
+    items = sorted(source.items(), key=lambda item: item.key)
+    assert (kind, source.classes, source.ignored) == ("folder", ("a", "b"), 1)
+    assert [(i.key, i.label) for i in items] == [("a/000", 0), ("a/deeper/x.y", 0), ("b/000", 1)]
+    assert source.read(items[1]) == {"png": encoded(1, "PNG"), "cls": b"0"}
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (None, "no such folder"),
+        (None, "no such file or folder"),
         ([], "no images in it"),
         (["a.jpg", "b.jpg"], "2 images lie directly in it"),
         (["cat/a.txt"], "no images in it"),
@@ -37,7 +41,6 @@ def test_a_folder(tmp_path):
         (["cat/a.jpg", "dog/a.jpg", "owl/x.txt"], "class folder 'owl' holds no images"),
         (["cat/a.jpg", "dog/a.jpg", "loose.jpg"], "1 images lie beside the class folders"),
         (["train/a.jpg", "val/a.jpg"], "splits"),
-        (["cat/a.jpg", "cat/a.png", "dog/a.jpg"], "differ only in their extension"),
     ],
 )
 def test_folders_that_cannot_be_built(tmp_path, files, message):
@@ -48,7 +51,7 @@ def test_folders_that_cannot_be_built(tmp_path, files, message):
     if files == []:
         root.mkdir()
     with pytest.raises(ConfigError, match=message) as caught:
-        list_folder(root)
+        open_source(root, SourceOptions())
     assert str(root) in str(caught.value)
 
 
@@ -57,13 +60,49 @@ def test_all_faults_at_once(tmp_path):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes(b"")
     with pytest.raises(ConfigError) as caught:
-        list_folder(tmp_path)
+        open_source(tmp_path, SourceOptions())
     assert len(caught.value.faults) == 2
 
 
 def test_names_that_are_not_text(tmp_path):
-    source = image_folder(tmp_path / "raw", per_class=1)
-    with open(os.path.join(os.fsencode(source), b"cat", b"\xff.jpg"), "wb"):
+    root = image_folder(tmp_path / "raw", per_class=1)
+    with open(os.path.join(os.fsencode(root), b"cat", b"\xff.jpg"), "wb"):
         pass
-    with pytest.raises(ConfigError, match="not UTF-8"):
-        list_folder(source)
+    with pytest.raises(ConfigError, match=r"1 names that are not UTF-8.*cat/.udcff"):
+        build(root, tmp_path / "out", processes=1)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_two_files_that_would_be_one_sample(tmp_path):
+    root = image_folder(tmp_path / "raw", per_class=8)
+    for n in range(7):
+        (root / "cat" / f"{n:03d}.png").write_bytes(encoded(n, "PNG"))
+    with pytest.raises(ConfigError, match=r"cat/00\d.(jpg|png) and cat/00\d.(jpg|png) would both be") as caught:
+        build(root, tmp_path / "out", processes=1)
+    assert caught.value.faults[-1] == "and 2 more such pairs"
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_option_of_another_kind_is_refused(tmp_path):
+    root = image_folder(tmp_path / "raw", per_class=1)
+    with pytest.raises(ConfigError, match=r"--bad-boxes: a source of kind 'folder' does not use it"):
+        open_source(root, SourceOptions(bad_boxes="drop"))
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_every_kind_says_how_it_looks_and_uses_options_that_exist(kind):
+    known = SourceOptions.__dataclass_fields__.keys()
+    assert SOURCES[kind].looks
+    assert SOURCES[kind].options <= known - {"kind"}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_every_kind_refuses_what_is_not_there(tmp_path, kind):
+    with pytest.raises(ConfigError, match="gone"):
+        open_source(tmp_path / "gone", SourceOptions(kind=kind))
+
+
+def test_a_source_goes_to_other_processes(tmp_path):
+    source = open_source(image_folder(tmp_path / "raw", per_class=1), SourceOptions())[1]
+    items = list(source.items())
+    assert pickle.loads(pickle.dumps(source)).read(items[0]) == source.read(items[0])
