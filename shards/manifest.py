@@ -12,6 +12,8 @@ any byte of a sample.
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -85,18 +87,27 @@ def canonical(content: object) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
-def write_json(path: str | Path, content: object) -> None:
-    """A readable JSON file that is there whole or not at all, also after a power cut."""
-    temporary = f"{path}.{os.getpid()}.tmp"
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A name beside `path` to write to; at the end it becomes `path`, on disk for good. After an error there is
+    nothing: a file that others read is there whole or not at all, also after a power cut.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        with open(temporary, "w") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """A readable JSON file, whole or not at all."""
+    with whole_file(path) as temporary, open(temporary, "w") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
 
 
 def manifest_path(folder: str | Path, split: str) -> Path:
