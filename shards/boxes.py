@@ -44,9 +44,10 @@ class Annotations:
 
 
 def annotations(
-    members: Mapping[str, bytes], roles: Mapping[str, str], num_classes: int, width: int, height: int
+    members: Mapping[str, bytes], roles: Mapping[str, str], num_classes: int, width: int = 0, height: int = 0
 ) -> Annotations:
-    """All that a sample's members (by extension) say about its image of this size. Raises ValueError.
+    """All that a sample's members (by extension) say about its image. Raises ValueError, also if its size is given (not 0) and they
+    do not fit it.
 
     `roles`: the manifest's `fields`, role -> extension. A sample without the boxes or the mask that its split has is
     refused; one without side inputs is not.
@@ -54,10 +55,12 @@ def annotations(
     boxes = mask = None
     if "boxes" in roles:
         boxes = parse_boxes(_member(members, roles["boxes"]), num_classes)
-        check_boxes_fit(boxes, width, height)
+        if width:
+            check_boxes_fit(boxes, width, height)
     if "mask" in roles:
         mask = parse_mask(_member(members, roles["mask"]), num_classes)
-        check_mask_fits(mask, width, height)
+        if width:
+            check_mask_fits(mask, width, height)
     side = roles.get("side", "")
     if side not in members:
         return Annotations(boxes, mask)

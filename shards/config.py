@@ -1,12 +1,11 @@
 """The `data` section of a recipe: which shards, in which blend, cut into which batches.
 
 pydantic stops here: `open_data` and `train_stream` read these values once, everything below takes plain arguments.
-Faults that need no look at the disk (leakage between training and test, half-given weights) are refused here; the
-rest in `open_data`.
+Faults that need no look at the disk (half-given weights, unknown stages) are refused here; the rest in `open_data`.
 """
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -21,8 +20,29 @@ def _ordered(scale: tuple[float, float]) -> tuple[float, float]:
     return scale
 
 
+def _share(share: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= share[0] < share[1] <= 1:
+        raise ValueError(f"expected two fractions, 0 <= low < high <= 1, not {list(share)}")
+    return share
+
+
+class WhereConfig(Strict):
+    """Which samples of a built data set count: several sources can share its shards."""
+
+    hash: Annotated[tuple[float, float], AfterValidator(_share)] | None = None
+    """Samples whose key hashes into [low, high): [0, 0.9] and [0.9, 1] are disjoint and together complete."""
+    classes: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Samples of these classes; the others are no classes of the source any more."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "WhereConfig":
+        if self.hash is None and self.classes is None:
+            raise ValueError("expected `hash`, `classes`, or both")
+        return self
+
+
 class SourceConfig(Strict):
-    """One built data set."""
+    """One built data set, or a part of it."""
 
     path: str = Field(min_length=1)
     """Folder of shards: relative to `data.root`, or absolute."""
@@ -30,6 +50,10 @@ class SourceConfig(Strict):
     """Which split of the folder: `<split>.manifest.json` must be there."""
     weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Share of the samples, relative to the other sources' weights. None everywhere: share by number of samples."""
+    score: float = Field(default=0.0, allow_inf_nan=False)
+    """How much `tilt` favours this source, for shares by number of samples."""
+    where: WhereConfig | None = None
+    """Which of its samples; None: all."""
 
 
 class AugmentConfig(Strict):
@@ -41,6 +65,32 @@ class AugmentConfig(Strict):
     """Probability of a left-right flip."""
     color: float = Field(default=0.0, ge=0, le=1)
     """Strength of brightness, contrast and saturation jitter: each factor is drawn from 1 - color to 1 + color."""
+
+
+class StageConfig(Strict):
+    """Weights from a position on. A source's samples go on where they were: none is lost or repeated."""
+
+    start: int = Field(gt=0)
+    """Position, in samples of all sources together, from which these weights hold."""
+    weights: dict[Name, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    """Weight of each source; one that is not named gets no samples in this stage."""
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> "StageConfig":
+        if not any(self.weights.values()):
+            raise ValueError("weights: at least one must be more than 0")
+        return self
+
+
+class CacheConfig(Strict):
+    """Where shards of remote sources are kept; local ones are read in place."""
+
+    folder: Location = "~/.cache/xfer/shards"
+    """Shared by all processes of a machine; content-addressed, so runs and sources share what they have in common."""
+    gb: float = Field(default=100, gt=0)
+    """How large the folder may become, in 10^9 bytes."""
+    timeout_s: float = Field(default=300, gt=0)
+    """How long a file may fail to arrive, tried again and again, before training stops."""
 
 
 class DataConfig(Strict):
@@ -69,7 +119,21 @@ class DataConfig(Strict):
     window: int = Field(default=4096, ge=1)
     """Samples of a lane that are shuffled together."""
     block: int | None = Field(default=None, ge=1)
-    """Positions after which the blend is exact. None: the global batch. Set it if batch_size may change on resume."""
+    """Positions after which the blend is exact. None: the global batch (unit: batch: 32 of them). Set it if batch_size
+    may change on resume."""
+    unit: Literal["sample", "batch"] = "sample"
+    """What is blended: samples within each batch, or batches of one source each."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Without weights, a source of n samples has the share n^(1/temperature): 1 by size, large: all alike."""
+    tilt: float = Field(default=0.0, allow_inf_nan=False)
+    """Without weights, each share is multiplied by exp(tilt * score of the source)."""
+    stages: tuple[StageConfig, ...] = ()
+    """Later weights, by rising start. Stages still to come may be added, changed or removed on resume."""
+    on_change: Literal["stop", "continue"] = "stop"
+    """On resume with other data, weights or order: refuse and say what differs, or go on from the same position with
+    the sources' counts kept."""
+    cache: CacheConfig = CacheConfig()
+    """Where shards of remote sources are kept."""
     max_replaced: float = Field(default=0.001, ge=0, lt=1)
     """Fraction of a source's samples that may turn out damaged (at least 8 may) before training stops."""
     strict: bool = False
@@ -83,27 +147,31 @@ class DataConfig(Strict):
         return path if os.path.isabs(path) else os.path.join(self.root, path)
 
     @model_validator(mode="after")
-    def _no_leakage(self) -> "DataConfig":
-        seen: dict[tuple[str, str], str] = {}
-        for section, group in (("sources", self.sources), ("test", self.test)):
-            for name, source in group.items():
-                place = (self.location(source), source.split)
-                if place in seen:
-                    why = "the model would be tested on what it was trained on" if section == "test" else "give it once"
-                    raise ValueError(
-                        f"{section}.{name} is the same data as {seen[place]} ({place[0]}, {place[1]}): {why}"
-                    )
-                seen[place] = f"{section}.{name}"
-        return self
-
-    @model_validator(mode="after")
     def _all_weights_or_none(self) -> "DataConfig":
         missing = sorted(name for name, source in self.sources.items() if source.weight is None)
         if missing and len(missing) < len(self.sources):
             raise ValueError(
                 f"sources {', '.join(missing)} have no weight and others have: give all of them one, or none"
             )
+        if not missing and (self.temperature != 1 or self.tilt):
+            raise ValueError("temperature and tilt make weights from the number of samples: give these, or weights")
         weighted = sorted(name for name, source in self.test.items() if source.weight is not None)
         if weighted:
             raise ValueError(f"test.{weighted[0]}.weight: a test source is read whole, it has no weight")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> "DataConfig":
+        starts = [stage.start for stage in self.stages]
+        if sorted(set(starts)) != starts:
+            raise ValueError(f"stages: starts must rise, not {starts}")
+        unknown = sorted({name for stage in self.stages for name in stage.weights} - set(self.sources))
+        if unknown:
+            raise ValueError(f"stages: no source is called {', '.join(unknown)}; there are {', '.join(self.sources)}")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_units(self) -> "DataConfig":
+        if self.unit == "batch" and self.block and self.block % self.batch_size:
+            raise ValueError(f"block: with unit: batch, expected a multiple of batch_size, {self.batch_size}")
         return self

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 
 from shards.batch import Batch, Slot
 from shards.config import DataConfig
 from shards.damage import DamagedDataError, damage_table
 from shards.loading import Request, Samples, deliveries
 from shards.reader import Reader
-from shards.transforms import centre
+from shards.transforms import Pixels, centre
 from shards.views import View
 
 
@@ -73,5 +72,5 @@ def eval_stream(views: Sequence[View], config: DataConfig, slot: Slot, pin_memor
     return EvalStream(tuple(views), slot, config.batch_size, config.image_size, config.workers, pin_memory)
 
 
-def _centred(image: torch.Tensor, _: int, size: int) -> torch.Tensor:
-    return centre(image, size)
+def _centred(data: bytes, *, position: int, boxes: np.ndarray | None, mask: np.ndarray | None, size: int) -> Pixels:
+    return centre(data, size, boxes, mask)

@@ -6,22 +6,33 @@ is no exception here but part of the answer: the sample is replaced by another o
 """
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from shards.batch import Batch
-from shards.decode import DecodeError, decode
-from shards.order import Ints, key
-from shards.reader import DamagedSampleError, Reader, Sample
+from shards.batch import Batch, Draft
+from shards.boxes import annotations
+from shards.decode import DecodeError
+from shards.hashing import Ints, key
+from shards.reader import DamagedSampleError, Reader
+from shards.transforms import Pixels
 
 _ATTEMPTS = 16
+Place = tuple[int, int, int]
+"""Source, shard, and row of the view within the shard."""
+Found = tuple[Pixels, int, Mapping[str, Any]]
+"""Pixels, target and side inputs of a sample."""
 
-Transform = Callable[[torch.Tensor, int], torch.Tensor]
-"""(uint8 [3, H, W], position) -> uint8 [3, S, S]; must be picklable."""
+
+class Transform(Protocol):
+    """Encoded image and what belongs to it -> what the model sees of it; picklable. Raises DecodeError."""
+
+    def __call__(self, data: bytes, *, position: int, boxes: np.ndarray | None, mask: np.ndarray | None) -> Pixels: ...
 
 
 @dataclass(frozen=True)
@@ -66,40 +77,54 @@ class Samples(Dataset):
 
     def __getitems__(self, request: Request) -> Delivery:
         n = len(request.positions)
-        total = n + request.fill
-        images = torch.zeros(total, 3, self.size, self.size, dtype=torch.uint8)
-        targets, valid = torch.zeros(total, dtype=torch.int64), torch.zeros(total, dtype=torch.bool)
-        sources, positions = torch.zeros(total, dtype=torch.int64), torch.full((total,), -1)
-        sources[:n], positions[:n] = torch.from_numpy(request.source), torch.from_numpy(request.positions)
+        draft = Draft(n + request.fill, self.size)
+        draft.sources[:n], draft.positions[:n] = torch.from_numpy(request.source), torch.from_numpy(request.positions)
         losses: list[Loss] = []
         places = zip(request.source.tolist(), request.shard.tolist(), request.row.tolist(), strict=True)
         with _one_thread():
             for at, (place, position) in enumerate(zip(places, request.positions.tolist(), strict=True)):
                 found = self._find(place, position, losses)
                 if found is not None:
-                    images[at], targets[at], valid[at] = self.transform(found[0], position), found[1], True
-        return Delivery(Batch(images, targets, sources, positions, valid), tuple(losses))
+                    draft.fill(at, *found)
+        return Delivery(draft.batch(), tuple(losses))
 
-    def _find(self, place: tuple[int, int, int], position: int, losses: list[Loss]) -> tuple[torch.Tensor, int] | None:
-        """Decoded image and label of the sample at a place, or of the first sound replacement."""
+    def _find(self, place: Place, position: int, losses: list[Loss]) -> Found | None:
+        """The sample at a place, or the first sound replacement."""
         source = place[0]
         for attempt in range(_ATTEMPTS):
             try:
-                return self._read(*place)
+                return self._read(place, position)
             except (DamagedSampleError, DecodeError) as error:
                 shard = self.reader.views[source].manifest.shards[place[1]].path
                 losses.append(Loss(source, shard, self.reader.name(*place), str(error)))
             if self.seed is None:
                 return None
-            chosen = key(self.seed, 3, position, attempt) % self.reader.views[source].num_samples
-            place = (source, *self.reader.locate(source, chosen))
+            place = self._replacement(place, position, attempt)
         return None
 
-    def _read(self, source: int, shard: int, row: int) -> tuple[torch.Tensor, int]:
+    def _replacement(self, place: Place, position: int, attempt: int) -> Place:
+        """Another place of the same shard, for half of the attempts; then of the same source, anywhere."""
+        source, shard, _ = place
+        view, chosen = self.reader.views[source], key(self.seed or 0, 3, position, attempt)
+        if attempt < _ATTEMPTS // 2:
+            return source, shard, chosen % int(view.shard_samples[shard])
+        return source, *self.reader.locate(source, chosen % view.num_samples)
+
+    def _read(self, place: Place, position: int) -> Found:
         try:
-            return _decoded(self.reader.read(source, shard, row))
+            return self._read_once(place, position)
         except (DamagedSampleError, DecodeError):
-            return _decoded(self.reader.read(source, shard, row))
+            return self._read_once(place, position)
+
+    def _read_once(self, place: Place, position: int) -> Found:
+        sample = self.reader.read(*place)
+        view = self.reader.views[place[0]]
+        try:
+            said = annotations(sample.fields, view.manifest.fields, len(view.manifest.classes))
+        except ValueError as error:
+            raise DamagedSampleError(str(error)) from None
+        pixels = self.transform(sample.image, position=position, boxes=said.boxes, mask=said.mask)
+        return pixels, sample.label, said.side
 
 
 def deliveries(
@@ -131,10 +156,6 @@ def _ctrl_c_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _decoded(sample: Sample) -> tuple[torch.Tensor, int]:
-    return decode(sample.image), sample.label
 
 
 @contextmanager

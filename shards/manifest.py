@@ -150,9 +150,12 @@ def read_manifest(folder: str | Path, split: str) -> Manifest:
     return manifest
 
 
-def open_index(folder: str | Path, manifest: Manifest) -> np.ndarray:
-    """The index of a split, INDEX [num_samples], memory-mapped. Raises ConfigError."""
-    path = Path(folder) / manifest.index.path
+def open_index(folder: str | Path, manifest: Manifest, path: str | Path = "") -> np.ndarray:
+    """The index of a split, INDEX [num_samples], memory-mapped. `path`: where it is, if not beside the manifest.
+
+    Raises ConfigError.
+    """
+    path = path or Path(folder) / manifest.index.path
     try:
         index = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:

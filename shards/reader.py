@@ -10,12 +10,13 @@ import os
 import re
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
-from shards.manifest import open_index
+from shards.hashing import Ints
 from shards.tar import TarError, parse_sample, sample_key, split_name
 from shards.views import View
 
@@ -28,12 +29,15 @@ class DamagedSampleError(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample as stored: its key, class index, encoded image and the image's extension."""
+    """One sample as stored: its key, the view's class index (-1: none of its own), the encoded image with its
+    extension, and every other member by extension.
+    """
 
     key: str
     label: int
     image: bytes
     extension: str
+    fields: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Reader:
@@ -46,7 +50,8 @@ class Reader:
     def _opened(self) -> None:
         self._indexes: dict[int, np.ndarray] = {}
         self._files: OrderedDict[str, int] = OrderedDict()
-        self._starts = [(view.shard_starts, view.kept_starts) for view in self.views]
+        self._rows = lru_cache(maxsize=_OPEN_FILES)(self._rows_of)
+        self._images = [tuple(view.manifest.fields.get("image", "").split(", ")) for view in self.views]
 
     def __getstate__(self) -> dict:
         return {"views": self.views}
@@ -61,24 +66,27 @@ class Reader:
 
     def read(self, source: int, shard: int, row: int) -> Sample:
         """One sample. Raises DamagedSampleError if it cannot be read as it was written."""
-        view, index_row = self.views[source], self._index_row(source, shard, row)
-        entry = self._index(source)[index_row]
-        if not 0 <= entry["label"] < len(view.classes):
-            raise DamagedSampleError(f"its index row names class {entry['label']} of {len(view.classes)}")
+        view = self.views[source]
+        entry = self._index(source)[self._rows(source, shard)[row]]
+        label = int(entry["label"])
+        if not -1 <= label < len(view.manifest.classes):
+            raise DamagedSampleError(f"its index row names class {label} of {len(view.manifest.classes)}")
         span = self._span(view, shard, int(entry["offset"]), int(entry["length"]))
         if zlib.crc32(span) != entry["crc32"]:
             raise DamagedSampleError("its bytes changed since the build (crc32 does not match)")
-        return _parse(span, int(entry["label"]))
+        key, fields, extension = self._parse(source, span, label)
+        image = fields.pop(extension)
+        return Sample(key, int(view.renumber[label]) if label >= 0 else -1, image, extension, fields)
 
     def locate(self, source: int, i: int) -> tuple[int, int]:
         """Shard and row of the view's i-th sample."""
-        kept = self._starts[source][1]
+        kept = self.views[source].kept_starts
         shard = int(np.searchsorted(kept, i, side="right")) - 1
         return shard, i - int(kept[shard])
 
     def name(self, source: int, shard: int, row: int) -> str:
         """The key of a sample that may be damaged: as far as its header still tells it, else its place."""
-        index_row = self._index_row(source, shard, row)
+        index_row = int(self._rows(source, shard)[row])
         try:
             view = self.views[source]
             head = self._span(view, shard, int(self._index(source)[index_row]["offset"]), 100)
@@ -87,15 +95,27 @@ class Reader:
         except (DamagedSampleError, TarError):
             return f"sample {index_row}"
 
-    def _index_row(self, source: int, shard: int, row: int) -> int:
-        starts, kept = self._starts[source]
-        keep = self.views[source].keep
-        return int(starts[shard]) + row if keep is None else int(keep[kept[shard] + row])
+    def _rows_of(self, source: int, shard: int) -> Ints:
+        """Index rows of the view's samples in a shard."""
+        return self.views[source].rows_of(shard, self._index(source))
+
+    def _parse(self, source: int, span: bytes, label: int) -> tuple[str, dict[str, bytes], str]:
+        """Key, members by extension, and which of them is the image."""
+        try:
+            key, fields = parse_sample(span)
+        except TarError as error:
+            raise DamagedSampleError(str(error)) from None
+        if self.views[source].manifest.fields.get("label") == "cls" and fields.get("cls", b"").strip() != b"%d" % label:
+            raise DamagedSampleError(f"its class file says {fields.get('cls', b'')[:20]!r}, its index row {label}")
+        images = [extension for extension in self._images[source] if extension in fields]
+        if len(images) != 1:
+            raise DamagedSampleError(f"expected one image, found {len(images)} among {', '.join(fields)}")
+        return sample_key(key), fields, images[0]
 
     def _index(self, source: int) -> np.ndarray:
         if source not in self._indexes:
             view = self.views[source]
-            self._indexes[source] = open_index(view.folder, view.manifest)
+            self._indexes[source] = view.index()
         return self._indexes[source]
 
     def _span(self, view: View, shard: int, offset: int, length: int) -> bytes:
@@ -121,17 +141,3 @@ def read_sample(view: View, i: int) -> Sample:
     """The view's i-th sample. Raises DamagedSampleError. For many of them keep one `Reader`."""
     reader = Reader([view])
     return reader.read(0, *reader.locate(0, i))
-
-
-def _parse(span: bytes, label: int) -> Sample:
-    try:
-        key, fields = parse_sample(span)
-    except TarError as error:
-        raise DamagedSampleError(str(error)) from None
-    stored = fields.pop("cls", b"")
-    if stored != b"%d" % label:
-        raise DamagedSampleError(f"its class file says {stored[:20]!r}, its index row {label}")
-    if len(fields) != 1:
-        raise DamagedSampleError(f"expected one image beside the class, found {', '.join(fields) or 'none'}")
-    ((extension, image),) = fields.items()
-    return Sample(sample_key(key), label, image, extension)

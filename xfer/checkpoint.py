@@ -24,11 +24,10 @@ PREFIX = "step-"
 
 @dataclass
 class TrainState:
-    """All of resume, beside the tensors: `step` whole steps are done, `position` samples of the stream delivered."""
+    """All of resume, beside the tensors: `step` whole steps are done, `stream` says what was delivered by then."""
 
     step: int = 0
-    position: int = 0
-    plan: dict[str, Any] = field(default_factory=dict)  # of the stream; another plan is another run
+    stream: dict[str, Any] = field(default_factory=dict)  # shards.state.StreamState as JSON
     classes: list[str] = field(default_factory=list)
 
 

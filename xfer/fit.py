@@ -16,6 +16,7 @@ from pathlib import Path
 from shards.batch import Slot
 from shards.evaluation import eval_stream
 from shards.settings import ConfigError, dump, load
+from shards.state import StreamState, resume
 from shards.stream import train_stream
 from shards.views import Data, open_data
 from xfer.checkpoint import Checkpoint, TrainState, latest_checkpoint, write_checkpoint
@@ -66,8 +67,7 @@ def prepare(recipe: Recipe) -> tuple[Data, Checkpoint | None]:
     assert data is not None
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
     if checkpoint:
-        plan = train_stream(data.train, recipe.data, Slot()).plan()
-        faults = _differences(recipe, checkpoint, plan)
+        faults = _differences(recipe, checkpoint, data)
     elif any(branch.weights for branch in recipe.model.branches.values()):
         build_model(recipe.model, 2, 0)  # do the files fit? Known here it costs a second, in the workers a minute
     if faults:
@@ -76,7 +76,7 @@ def prepare(recipe: Recipe) -> tuple[Data, Checkpoint | None]:
     return data, checkpoint
 
 
-def _differences(recipe: Recipe, checkpoint: Checkpoint, plan: dict) -> list[str]:
+def _differences(recipe: Recipe, checkpoint: Checkpoint, data: Data) -> list[str]:
     faults = []
     saved = recipe.folder / "recipe.yaml"
     if saved.is_file():
@@ -85,9 +85,10 @@ def _differences(recipe: Recipe, checkpoint: Checkpoint, plan: dict) -> list[str
         pairs |= {f"train.{key}": (getattr(before.train, key), getattr(recipe.train, key)) for key in FIXED}
         pairs["data.image_size"] = (before.data.image_size, recipe.data.image_size)
         faults += [f"{path}: was {old}, is now {new}" for path, (old, new) in pairs.items() if old != new]
-    old = checkpoint.state.plan
-    now = json.loads(json.dumps(plan))
-    faults += [f"data {key}: was {old.get(key)}, is now {now.get(key)}" for key in now if old.get(key) != now[key]]
+    try:
+        resume(data.train, recipe.data, StreamState(**checkpoint.state.stream))
+    except ConfigError as error:
+        faults += error.faults
     return faults
 
 
@@ -154,8 +155,7 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     if checkpoint:
         engine.load_optimizer(checkpoint.optimizer(), state.step)
 
-    stream = train_stream(data.train, recipe.data, slot, state.position)
-    state.plan = stream.plan()
+    stream = train_stream(data.train, recipe.data, slot, StreamState(**state.stream))
     eval_batches = eval_stream(data.validation, recipe.data, slot) if data.validation else None
     sources = {view.name: view.classes for view in data.validation}
 
@@ -166,6 +166,7 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
 
     def save(state: TrainState) -> None:
         tensors, optimizer = engine.state()
+        state.stream = stream.state().to_json()
         if slot.rank == 0:
             write_checkpoint(recipe.folder / "checkpoints", state, tensors, optimizer, recipe.train.keep)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from shards.decode import DecodeError, decode
+from shards.decode import DecodeError
 from shards.settings import ConfigError
 from shards.transforms import centre
 from xfer.bundle import Trained
@@ -36,7 +36,7 @@ def predictions(trained: Trained, paths: Iterable[Path], top: int) -> Iterator[t
     model = trained.model.to(device)
     for path in paths:
         try:
-            image = centre(decode(path.read_bytes()), trained.image_size)
+            image = centre(path.read_bytes(), trained.image_size).image
         except (DecodeError, OSError) as error:
             yield path, f"not readable as an image ({error})"
             continue

@@ -81,7 +81,6 @@ def train(
         engine.set_learning_rate(rate(state.step))
         losses.append(train_step(engine, next(batches), objective, global_batch))
         state.step += 1
-        state.position += global_batch
         last = state.step == steps
         if last or state.step % log_every == 0:
             mean = engine.sum(torch.stack(losses)).tolist()  # the one place that waits for the device

@@ -13,6 +13,7 @@ from shards.damage import DamagedDataError
 from shards.evaluation import eval_stream
 from shards.manifest import open_index
 from shards.settings import ConfigError
+from shards.state import StreamState
 from shards.stream import train_stream
 from shards.verify import verify
 from shards.views import open_data
@@ -39,7 +40,7 @@ def rows(batches) -> dict[int, tuple]:
 
 def take(zoo, count, slot=None, position=0, **values) -> dict[int, tuple]:
     settings = config(zoo, "a", "b", **values)
-    with train_stream(open_data(settings).train, settings, slot or Slot(), position) as stream:
+    with train_stream(open_data(settings).train, settings, slot or Slot(), StreamState(position)) as stream:
         return rows(itertools.islice(stream, count))
 
 
@@ -113,14 +114,13 @@ def _take(view, settings):
 
 def test_targets_belong_to_images(zoo):
     """Each batch image, looked up among the source files, lies in the folder of its class."""
-    from shards.decode import decode
     from shards.transforms import centre
 
     settings = config(zoo, "a", validation=0)
     (view,) = open_data(settings).train
     classes = {}
     for path in (zoo / "raw" / "a").rglob("*.jpg"):
-        classes[centre(decode(path.read_bytes()), 16).numpy().tobytes()] = path.parent.name
+        classes[centre(path.read_bytes(), 16).image.numpy().tobytes()] = path.parent.name
     delivered = rows(eval_stream([view], settings, Slot()))
     delivered.pop(-1, None)
     assert len(delivered) == 60
@@ -148,7 +148,7 @@ def test_the_order_of_the_mapping_does_not_matter(zoo):
     plans = []
     for settings in (forward, backward):
         with train_stream(open_data(settings).train, settings, Slot()) as stream:
-            plans.append((stream.fingerprint(), rows([next(stream)])))
+            plans.append((stream.state().fingerprint, rows([next(stream)])))
     assert plans[0] == plans[1]
 
 
@@ -156,7 +156,7 @@ def test_the_fingerprint_tells_what_matters(zoo):
     def mark(world=1, **values):
         settings = config(zoo, "a", "b", **values)
         with train_stream(open_data(settings).train, settings, Slot(0, world)) as stream:
-            return stream.fingerprint()
+            return stream.state().fingerprint
 
     same = mark(block=12)
     assert mark(world=3, block=12) == mark(batch_size=6, block=12) == mark(workers=1) == same
