@@ -45,7 +45,7 @@ class SourceConfig(Strict):
     """One built data set, or a part of it."""
 
     path: str = Field(min_length=1)
-    """Folder of shards: relative to `data.root`, or absolute."""
+    """Folder of shards: relative to `data.root`, absolute, or a URL (s3://, https://, gs://, ...)."""
     split: str = "train"
     """Which split of the folder: `<split>.manifest.json` must be there."""
     weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -97,7 +97,7 @@ class DataConfig(Strict):
     """Sources and how they are read. The order of `sources` and `test` never matters, only their names do."""
 
     root: Location = "data"
-    """Folder that relative source paths start from."""
+    """Folder, or URL, that relative source paths start from."""
     sources: dict[Name, SourceConfig] = Field(min_length=1)
     """What is trained on."""
     test: dict[Name, SourceConfig] = Field(default_factory=dict)
@@ -141,10 +141,12 @@ class DataConfig(Strict):
 
     def location(self, source: SourceConfig) -> str:
         """Absolute folder (or URL) of a source."""
-        return source.path if is_url(source.path) else os.path.abspath(self._join(os.path.expanduser(source.path)))
-
-    def _join(self, path: str) -> str:
-        return path if os.path.isabs(path) else os.path.join(self.root, path)
+        path = source.path if is_url(source.path) else os.path.expanduser(source.path)
+        if is_url(path) or os.path.isabs(path):
+            return path
+        return (
+            f"{self.root.rstrip('/')}/{path}" if is_url(self.root) else os.path.abspath(os.path.join(self.root, path))
+        )
 
     @model_validator(mode="after")
     def _all_weights_or_none(self) -> "DataConfig":

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from shards.loading import Loss
+from shards.request import Loss
 from shards.views import View
 
 _SHOWN = 20

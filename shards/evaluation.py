@@ -6,6 +6,7 @@ back.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,8 +15,9 @@ import numpy as np
 from shards.batch import Batch, Slot
 from shards.config import DataConfig
 from shards.damage import DamagedDataError, damage_table
-from shards.loading import Request, Samples, deliveries
+from shards.loading import Deliveries, Samples
 from shards.reader import Reader
+from shards.request import Request
 from shards.transforms import Pixels, centre
 from shards.views import View
 
@@ -46,10 +48,11 @@ class EvalStream:
     def __iter__(self) -> Iterator[Batch]:
         samples = Samples(Reader(self.views), partial(_centred, size=self.image_size), self.image_size, seed=None)
         requests = [self._request(start) for start in range(0, self.num_samples, self.batch_size)]
-        for delivery in deliveries(samples, requests, min(self.workers, len(requests)), self.pin_memory):
-            if delivery.losses:
-                raise DamagedDataError(damage_table(self.views, list(delivery.losses), {}))
-            yield delivery.batch
+        with closing(Deliveries(samples, requests, min(self.workers, len(requests)), self.pin_memory)) as deliveries:
+            for delivery in deliveries:
+                if delivery.losses:
+                    raise DamagedDataError(damage_table(self.views, list(delivery.losses), {}))
+                yield delivery.batch
 
     def _request(self, start: int) -> Request:
         rank, world = self.slot.rank, self.slot.world_size

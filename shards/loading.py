@@ -8,18 +8,19 @@ is no exception here but part of the answer: the sample is replaced by another o
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from shards.batch import Batch, Draft
+from shards.batch import Draft
 from shards.boxes import annotations
 from shards.decode import DecodeError
-from shards.hashing import Ints, key
+from shards.hashing import key
+from shards.local import LocalRequests
 from shards.reader import DamagedSampleError, Reader
+from shards.request import Delivery, Loss, Request
 from shards.transforms import Pixels
 
 _ATTEMPTS = 16
@@ -35,39 +36,6 @@ class Transform(Protocol):
     def __call__(self, data: bytes, *, position: int, boxes: np.ndarray | None, mask: np.ndarray | None) -> Pixels: ...
 
 
-@dataclass(frozen=True)
-class Request:
-    """Samples by source, shard and row of the view, with their positions; int64 [n] each. `fill`: rows to pad with."""
-
-    source: Ints
-    shard: Ints
-    row: Ints
-    positions: Ints
-    fill: int = 0
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A damaged sample that was asked for: source (index into the views), shard's file, key and reason."""
-
-    source: int
-    shard: str
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A batch and what was lost on the way; `valid` is False where nothing sound was found."""
-
-    batch: Batch
-    losses: tuple[Loss, ...]
-
-    def pin_memory(self) -> "Delivery":
-        """Called by the DataLoader."""
-        return Delivery(self.batch.pin_memory(), self.losses)
-
-
 class Samples(Dataset):
     """A map-style dataset whose "indices" are requests and whose items are deliveries."""
 
@@ -79,7 +47,7 @@ class Samples(Dataset):
         n = len(request.positions)
         draft = Draft(n + request.fill, self.size)
         draft.sources[:n], draft.positions[:n] = torch.from_numpy(request.source), torch.from_numpy(request.positions)
-        losses: list[Loss] = []
+        losses = list(request.losses)
         places = zip(request.source.tolist(), request.shard.tolist(), request.row.tolist(), strict=True)
         with _one_thread():
             for at, (place, position) in enumerate(zip(places, request.positions.tolist(), strict=True)):
@@ -127,22 +95,50 @@ class Samples(Dataset):
         return pixels, sample.label, said.side
 
 
-def deliveries(
-    samples: Samples, requests: Iterable[Request], workers: int, pin_memory: bool = False
-) -> Iterator[Delivery]:
-    """Deliveries in the order of the requests, made by `workers` processes ahead of time (0: here, when asked for)."""
-    loader = DataLoader(
-        samples,
-        batch_sampler=requests,  # pyright: ignore[reportArgumentType]  a request instead of indices
-        num_workers=workers,
-        collate_fn=_as_is,  # pyright: ignore[reportArgumentType]
-        pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
-        # A DataLoader draws a seed when it starts; with its own generator it leaves the global one alone.
-        generator=torch.Generator(),
-    )
-    with _ctrl_c_held():
-        return iter(loader)
+class Deliveries:
+    """Deliveries in the order of the requests, made by `workers` processes ahead of time (0: here, when asked for).
+
+    An iterator; close it to stop the processes.
+    """
+
+    def __init__(self, samples: Samples, requests: Iterable[Request], workers: int, pin_memory: bool = False):
+        self._local = _local(samples, requests)
+        loader = DataLoader(
+            samples,
+            batch_sampler=self._local or requests,  # pyright: ignore[reportArgumentType]  a request instead of indices
+            num_workers=workers,
+            collate_fn=_as_is,  # pyright: ignore[reportArgumentType]
+            pin_memory=pin_memory,
+            prefetch_factor=4 if workers else None,
+            # A DataLoader draws a seed when it starts; with its own generator it leaves the global one alone.
+            generator=torch.Generator(),
+        )
+        with _ctrl_c_held():
+            self._batches: Iterator[Delivery] | None = iter(loader)
+
+    def __iter__(self) -> "Deliveries":
+        return self
+
+    def __next__(self) -> Delivery:
+        if self._batches is None:
+            raise ValueError("these deliveries were closed")
+        delivery = next(self._batches)
+        if self._local:
+            self._local.delivered()
+        return delivery
+
+    def close(self) -> None:
+        """Stops loader processes and fetching."""
+        self._batches = None
+        if self._local:
+            self._local.close()
+
+
+def _local(samples: Samples, requests: Iterable[Request]) -> LocalRequests | None:
+    """The requests made local, if a view is remote."""
+    views = samples.reader.views
+    store = next((view.store for view in views if view.store), None)
+    return LocalRequests(requests, views, store, samples.seed) if store else None
 
 
 @contextmanager

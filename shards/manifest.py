@@ -110,10 +110,15 @@ def write_json(path: str | Path, content: object) -> None:
         file.write("\n")
 
 
-def manifest_path(folder: str | Path, split: str) -> Path:
-    """Where the manifest of a split is; `train@0123456789ab` is an older version of `train`, by its first digits."""
+def manifest_name(split: str) -> str:
+    """The file name of a split's manifest; `train@0123456789ab` is an older version of `train`, by its first digits."""
     name, _, older = split.partition("@")
-    return Path(folder) / (f"{name}.manifest.{older}.json" if older else f"{name}.manifest.json")
+    return f"{name}.manifest.{older}.json" if older else f"{name}.manifest.json"
+
+
+def manifest_path(folder: str | Path, split: str) -> Path:
+    """Where the manifest of a split is."""
+    return Path(folder) / manifest_name(split)
 
 
 def older_split(manifest: Manifest) -> str:
@@ -130,10 +135,19 @@ def read_manifest(folder: str | Path, split: str) -> Manifest:
     """The manifest of a split. Raises ConfigError that says what is there instead."""
     path = manifest_path(folder, split)
     try:
-        content = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(_what_is_there(Path(folder), split)) from None
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: not a readable manifest ({error}); build the shards again") from None
+    return parse_manifest(data, path)
+
+
+def parse_manifest(data: bytes, path: str | Path) -> Manifest:
+    """The manifest in a file's content; `path` for messages. Raises ConfigError."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a readable manifest ({error}); build the shards again") from None
     stated = content.get("format") if isinstance(content, dict) else None
     if stated != FORMAT:

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from shards.cache import why_missing
 from shards.hashing import Ints
 from shards.tar import TarError, parse_sample, sample_key, split_name
 from shards.views import View
@@ -80,9 +81,7 @@ class Reader:
 
     def locate(self, source: int, i: int) -> tuple[int, int]:
         """Shard and row of the view's i-th sample."""
-        kept = self.views[source].kept_starts
-        shard = int(np.searchsorted(kept, i, side="right")) - 1
-        return shard, i - int(kept[shard])
+        return self.views[source].locate(i)
 
     def name(self, source: int, shard: int, row: int) -> str:
         """The key of a sample that may be damaged: as far as its header still tells it, else its place."""
@@ -119,9 +118,11 @@ class Reader:
         return self._indexes[source]
 
     def _span(self, view: View, shard: int, offset: int, length: int) -> bytes:
-        path = os.path.join(view.folder, view.manifest.shards[shard].path)
         try:
-            data = os.pread(self._file(path), length, offset)
+            data = os.pread(self._file(view.shard_path(shard)), length, offset)
+        except FileNotFoundError:
+            reason = why_missing(view.cache, view.manifest.shards[shard]) if view.cache else None
+            raise DamagedSampleError(f"its shard is not there: {reason or view.shard_path(shard)}") from None
         except (OSError, OverflowError) as error:
             raise DamagedSampleError(f"cannot be read: {error}") from None
         if len(data) < length:

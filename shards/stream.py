@@ -12,9 +12,10 @@ from functools import partial
 from shards.batch import Batch, Slot
 from shards.config import DataConfig
 from shards.damage import DamagedDataError, damage_table
-from shards.loading import Delivery, Loss, Request, Samples, deliveries
+from shards.loading import Deliveries, Samples
 from shards.order import Order
 from shards.reader import Reader
+from shards.request import Delivery, Loss, Request
 from shards.settings import ConfigError
 from shards.state import StreamState, build_order, resume
 from shards.transforms import augment
@@ -48,14 +49,12 @@ class TrainStream:
             {} if strict else {i: max(_HANDFUL, int(max_replaced * v.num_samples)) for i, v in enumerate(views)}
         )
         requests = _Endless(law, state.position, batch_size, slot)
-        self._deliveries: Iterator[Delivery] | None = deliveries(samples, requests, workers, pin_memory)
+        self._deliveries = Deliveries(samples, requests, workers, pin_memory)
 
     def __iter__(self) -> "TrainStream":
         return self
 
     def __next__(self) -> Batch:
-        if self._deliveries is None:
-            raise ValueError("this stream was closed")
         delivery = next(self._deliveries)
         if delivery.losses:
             self._count(delivery)
@@ -70,7 +69,7 @@ class TrainStream:
 
     def close(self) -> None:
         """Stops the loader processes; the stream cannot be read any more."""
-        self._deliveries = None
+        self._deliveries.close()
 
     def state(self) -> StreamState:
         """All that a resume needs, on any number of ranks and, if `block` is set, with any batch size."""

@@ -15,10 +15,13 @@ from typing import Protocol
 
 import numpy as np
 
+from shards.cache import cached_path
 from shards.config import DataConfig, SourceConfig, WhereConfig
 from shards.hashing import Ints, in_share, mix_array
-from shards.manifest import Manifest, open_index, read_manifest
-from shards.settings import ConfigError
+from shards.manifest import Manifest, manifest_name, open_index, parse_manifest, read_manifest
+from shards.settings import ConfigError, is_url
+from shards.store import Remote, Store
+from shards.transport import StoreError, join, shown
 
 _CHUNK = 1 << 20
 _SALTS = {"validation": 0, "where": 0x8EBC6AF09C88C6E3, "fraction": 0xA0761D6478BD642F}
@@ -75,6 +78,26 @@ class View:
     filters: tuple[Filter, ...] = ()
     index_path: str = ""
     """Where the index is, if not beside the manifest."""
+    store: Store | None = None
+    """Fetches the shards, if they are not in a local folder. Stays in the process that trains."""
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "store": None, "cache": self.cache}
+
+    @cached_property
+    def cache(self) -> str:
+        """Folder with local copies of remote shards; empty: they are read in place."""
+        return self.store.folder if self.store else ""
+
+    def shard_path(self, shard: int) -> str:
+        """Where a shard is on this machine, or will be once it is fetched."""
+        file = self.manifest.shards[shard]
+        return cached_path(self.cache, file) if self.cache else os.path.join(self.folder, file.path)
+
+    def remote(self, shard: int) -> Remote:
+        """A shard and where to fetch it from."""
+        file = self.manifest.shards[shard]
+        return Remote(join(self.folder, file.path), file)
 
     @cached_property
     def renumber(self) -> Ints:
@@ -126,6 +149,11 @@ class View:
         """Index rows of the view's samples in a shard, int64 ascending."""
         start, end = self.shard_starts[shard : shard + 2]
         return start + np.flatnonzero(self._passes(index[start:end])) if self.filters else np.arange(start, end)
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """Shard and row in it of the view's i-th sample."""
+        shard = int(np.searchsorted(self.kept_starts, i, side="right")) - 1
+        return shard, i - int(self.kept_starts[shard])
 
     @property
     def rows(self) -> Ints:
@@ -187,8 +215,11 @@ class Data:
 def open_data(config: DataConfig) -> Data:
     """Opens every source of the configuration. Raises ConfigError with the faults of all of them."""
     faults: list[str] = []
-    sources = _open_all(config, "sources", config.sources, faults)
-    test = _open_all(config, "test", config.test, faults)
+    locations = [config.location(source) for source in (*config.sources.values(), *config.test.values())]
+    cache = config.cache
+    store = Store(cache.folder, round(cache.gb * 1e9), cache.timeout_s) if any(map(is_url, locations)) else None
+    sources = _open_all(config, "sources", config.sources, store, faults)
+    test = _open_all(config, "test", config.test, store, faults)
     train, validation = [], []
     for view in sources:
         parts = view, None
@@ -210,11 +241,17 @@ def open_data(config: DataConfig) -> Data:
     return Data(tuple(train), tuple(validation), tuple(test))
 
 
-def _open_all(config: DataConfig, section: str, group: Mapping[str, SourceConfig], faults: list[str]) -> list[View]:
+def _open_all(
+    config: DataConfig, section: str, group: Mapping[str, SourceConfig], store: Store | None, faults: list[str]
+) -> list[View]:
     views = []
     for name, source in sorted(group.items()):
         try:
-            view = _open(name, config.location(source), source.split)
+            folder = config.location(source)
+            remote = store if is_url(folder) else None
+            view = _open_remote(name, folder, source.split, remote) if remote else _open(name, folder, source.split)
+            if not view.manifest.num_samples:
+                raise ConfigError(f"{folder}: split {source.split!r} has no samples")
             views.append(_filtered(view, source.where))
         except ConfigError as error:
             faults += [f"data.{section}.{name}: {fault}" for fault in error.faults]
@@ -227,9 +264,22 @@ def _open(name: str, folder: str, split: str) -> View:
     missing = [shard.path for shard in manifest.shards if not os.path.isfile(os.path.join(folder, shard.path))]
     if missing:
         raise ConfigError(f"{folder}: {len(missing)} shards are missing ({', '.join(missing[:3])}); build it again")
-    if not manifest.num_samples:
-        raise ConfigError(f"{folder}: split {split!r} has no samples")
     return View(name, folder, manifest)
+
+
+def _open_remote(name: str, folder: str, split: str, store: Store) -> View:
+    where = join(folder, manifest_name(split))
+    try:
+        manifest = parse_manifest(store.read_bytes(where), shown(where))
+        index_path = store.keep(Remote(join(folder, manifest.index.path), manifest.index))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error.filename}: no such file; expected a folder of shards with split {split!r}") from None
+    except PermissionError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    except StoreError as error:
+        raise ConfigError(str(error)) from None
+    open_index(folder, manifest, index_path)
+    return View(name, folder, manifest, index_path=index_path, store=store)
 
 
 def _filtered(view: View, where: WhereConfig | None) -> View:

@@ -1,0 +1,46 @@
+"""What loader processes are asked for and what they answer."""
+
+from dataclasses import dataclass
+
+from shards.batch import Batch
+from shards.hashing import Ints
+
+
+@dataclass(frozen=True)
+class Request:
+    """Samples by source, shard and row of the view, with their positions; int64 [n] each. `fill`: rows to pad with.
+
+    `losses`: what was lost before loaders see the request.
+    """
+
+    source: Ints
+    shard: Ints
+    row: Ints
+    positions: Ints
+    fill: int = 0
+    losses: tuple["Loss", ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A damaged sample that was asked for: source (index into the views), shard's file, key and reason."""
+
+    source: int
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A batch and what was lost on the way; `valid` is False where nothing sound was found."""
+
+    batch: Batch
+    losses: tuple[Loss, ...]
+
+    def pin_memory(self) -> "Delivery":
+        """Called by the DataLoader."""
+        return Delivery(self.batch.pin_memory(), self.losses)
