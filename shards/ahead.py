@@ -17,12 +17,12 @@ import sys
 import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from contextlib import suppress
+from typing import Generic
 
 from shards.cache import Hold
+from shards.schedule import NEVER, Planned, R, Schedule
 from shards.store import Fetch, Remote, Store
 from shards.transport import NOTE_EVERY_S, Errand, StoreError, shown
 
@@ -31,24 +31,6 @@ _FILES = 256  # files held ahead of use: each costs an open descriptor
 _TICK_S = 1.0
 _FULL_S = 0.1  # between two looks for room
 _GRACE_S = 1.0  # a fetch that gives up says more than the watch for silence, so it may speak first
-
-
-class Sized(Protocol):
-    """A request: its length is its number of samples."""
-
-    def __len__(self) -> int: ...
-
-
-R = TypeVar("R", bound=Sized)
-
-
-@dataclass(frozen=True)
-class _Planned(Generic[R]):
-    """The request at a place in the order, and the sha256 of the files it needs."""
-
-    at: int
-    request: R
-    files: tuple[str, ...]
 
 
 class Ahead(Generic[R]):
@@ -67,20 +49,16 @@ class Ahead(Generic[R]):
         horizon: int = 1 << 18,
     ):
         """`needs`: the remote files of a request, asked once for each, in order. `horizon`: samples planned ahead."""
-        self._requests, self._needs, self._store, self._horizon = iter(requests), needs, store, horizon
+        self._store = store
         self._threads = [threading.Thread(target=self._work, name=f"fetch-{i}", daemon=True) for i in range(threads)]
         self._stop = threading.Event()
         self._change = threading.Condition()  # guards all below
-        self._planned: deque[_Planned[R]] = deque()
-        self._yielded: deque[_Planned[R]] = deque()
-        self._num_planned = self._num_samples = self._num_delivered = 0
-        self._exhausted = self._waiting = self._warned = False
-        self._failure: Exception | None = None
-        self._remotes: dict[str, Remote] = {}
-        self._uses: dict[str, deque[int]] = {}  # sha256 -> places of the requests that are not delivered yet
-        self._wanted: list[tuple[int, str]] = []  # a heap of next use and sha256
+        self._schedule: Schedule[R] = Schedule(requests, needs, horizon)
+        self._wanted: list[tuple[float, str]] = []  # a heap of next use and sha256
         self._fetching: dict[str, Fetch] = {}
         self._held: dict[str, Hold] = {}
+        self._failure: Exception | None = None
+        self._waiting = self._delivered = self._warned = False
         self._full_until = 0.0
         self._news = 0.0  # when a fetch ended last
 
@@ -92,17 +70,16 @@ class Ahead(Generic[R]):
             if not thread.ident and not self._stop.is_set():
                 thread.start()
         with self._change:
-            while not self._planned and not self._exhausted:
-                self._plan_one()
-            if not self._planned:
+            while self._schedule.front() is None and self._plan():
+                pass
+            front = self._schedule.front()
+            if front is None:
                 raise StopIteration
-            self._wait_for(self._planned[0])
-            plan = self._planned.popleft()
-            self._num_samples -= len(plan.request)
-            self._yielded.append(plan)
+            self._wait_for(front)
+            request = self._schedule.take()
             self._warn_if_too_small()
             self._change.notify_all()
-            return plan.request
+            return request
 
     def __enter__(self) -> "Ahead[R]":
         return self
@@ -113,12 +90,9 @@ class Ahead(Generic[R]):
     def delivered(self) -> None:
         """The oldest request that was yielded has been read: its files may make room for others."""
         with self._change:
-            for sha256 in self._yielded.popleft().files:
-                self._uses[sha256].popleft()
-                if not self._uses[sha256]:
-                    del self._uses[sha256], self._remotes[sha256]
-                    self._release(sha256)
-            self._num_delivered += 1
+            for sha256 in self._schedule.deliver():
+                self._release(sha256)
+            self._delivered = True
             self._full_until = min(self._full_until, time.monotonic() + _FULL_S)
             self._change.notify_all()
 
@@ -135,55 +109,34 @@ class Ahead(Generic[R]):
         with self._change:
             for sha256 in list(self._held):
                 self._release(sha256)
+        with suppress(OSError):  # the folder may be gone by now
+            self._store.cache.trim(self, before=-1.0)
 
     # What the store asks when it makes room, in a thread.
 
     def next_use(self, sha256: str) -> float:
-        """Place of the first request that needs a file and is not delivered; infinity if none is planned."""
+        """Place of the first request that needs a file and is not delivered; infinity if none is known."""
         with self._change:
-            uses = self._uses.get(sha256)
-            return uses[0] if uses else float("inf")
+            return self._schedule.next_use(sha256)
 
     def let_go(self, sha256: str, before: float) -> None:
         """Gives up a file that was fetched ahead and is needed later than `before`; it is fetched again in time."""
         with self._change:
-            if self.next_use(sha256) > max(before, self._current()):
+            if self._schedule.next_use(sha256) > max(before, self._schedule.current):
                 self._give_back(sha256)
 
-    # The plan. Called under the lock.
+    # Under the lock.
 
-    def _plan_one(self) -> None:
-        try:
-            request = next(self._requests)
-        except StopIteration:
-            self._exhausted = True
-            return
-        remotes = {remote.file.sha256: remote for remote in self._needs(request)}
-        at = self._num_planned
-        for sha256, remote in remotes.items():
-            if sha256 not in self._uses:
-                self._uses[sha256], self._remotes[sha256] = deque(), remote
-                self._want(at, sha256)
-            self._uses[sha256].append(at)
-        self._planned.append(_Planned(at, request, tuple(remotes)))
-        self._num_planned += 1
-        self._num_samples += len(request)
+    def _plan(self) -> bool:
+        """Whether there was a request to plan."""
+        new = self._schedule.plan()
+        for sha256 in new or ():
+            self._want(sha256)
+        return new is not None
 
-    def _plan_some(self) -> bool:
-        """Whether there was anything to plan."""
-        for i in range(_AT_ONCE):
-            if self._exhausted or self._num_samples >= self._horizon:
-                return i > 0
-            self._plan_one()
-        return True
-
-    def _current(self) -> int:
-        """Place of the request that is yielded next: what comes before it is in use."""
-        return self._planned[0].at if self._planned else self._num_planned
-
-    def _want(self, at: int, sha256: str) -> None:
-        if sha256 not in self._store.quarantined:
-            heapq.heappush(self._wanted, (at, sha256))
+    def _want(self, sha256: str) -> None:
+        if self._schedule.next_use(sha256) < NEVER and sha256 not in self._store.quarantined:
+            heapq.heappush(self._wanted, (self._schedule.next_use(sha256), sha256))
 
     def _release(self, sha256: str) -> bool:
         hold = self._held.pop(sha256, None)
@@ -192,12 +145,12 @@ class Ahead(Generic[R]):
         return hold is not None
 
     def _give_back(self, sha256: str) -> None:
-        if self._release(sha256) and sha256 in self._uses:
-            self._want(self._uses[sha256][0], sha256)
+        if self._release(sha256):
+            self._want(sha256)
 
     # In the training process.
 
-    def _wait_for(self, plan: _Planned[R]) -> None:
+    def _wait_for(self, plan: Planned[R]) -> None:
         """Returns when the files of a request are held, under the lock."""
         began = said = time.monotonic()
         self._waiting = True
@@ -235,16 +188,15 @@ class Ahead(Generic[R]):
         return said
 
     def _line(self, sha256: str, seconds: float) -> str:
-        remote, fetch = self._remotes[sha256], self._fetching.get(sha256)
+        remote, fetch = self._schedule.remotes[sha256], self._fetching.get(sha256)
         state = fetch.errand.state if fetch else "no thread is free for it"
         return f"{shown(remote.url)}, {seconds:.0f} s ({state})"
 
     def _warn_if_too_small(self) -> None:
         """Once, and not before the loader has asked for as much as it asks for at a time."""
-        if self._warned or not self._num_delivered:
+        if self._warned or not self._delivered:
             return
-        in_use = {sha256 for plan in self._yielded for sha256 in plan.files}
-        needed = sum(self._remotes[sha256].file.bytes for sha256 in in_use) + self._store.kept_bytes
+        needed = self._schedule.in_use_bytes() + self._store.kept_bytes
         limit = self._store.cache.limit_bytes
         if needed > limit:
             self._warned = True
@@ -266,31 +218,36 @@ class Ahead(Generic[R]):
 
     def _take(self) -> Fetch | None:
         """The next file to fetch, as soon as there is one; None: stop."""
-        with self._change:
-            while not self._stop.is_set():
-                planned = self._plan_some()
-                while self._wanted and self._wanted[0][1] not in self._uses:
-                    heapq.heappop(self._wanted)  # quarantined, and delivered without it
-                if self._wanted:
-                    at, sha256 = self._wanted[0]
-                    must = self._waiting and at <= self._current()
-                    if must or self._may_fetch_ahead(at):
-                        heapq.heappop(self._wanted)
-                        remote = self._remotes[sha256]
-                        fetch = Fetch(remote, Errand(remote.url), self, at, must)
-                        self._fetching[sha256] = fetch
-                        return fetch
-                if not planned:
+        while not self._stop.is_set():
+            with self._change:
+                planned = [self._plan() for _ in range(_AT_ONCE)]
+                if self._wanted and (fetch := self._next_fetch()):
+                    return fetch
+                if not planned[0]:
                     self._change.wait(_FULL_S if self._wanted else _TICK_S)
         return None
 
-    def _may_fetch_ahead(self, at: int) -> bool:
+    def _next_fetch(self) -> Fetch | None:
+        """The file that is needed first, if it may be fetched now."""
+        at, sha256 = self._wanted[0]
+        must = self._waiting and at <= self._schedule.current
+        known = self._schedule.next_use(sha256) < NEVER  # if not: quarantined, and delivered without it
+        if known and not must and not self._may_fetch_ahead(at):
+            return None
+        heapq.heappop(self._wanted)
+        if not known:
+            return None
+        remote = self._schedule.remotes[sha256]
+        self._fetching[sha256] = Fetch(remote, Errand(remote.url), self, at, must)
+        return self._fetching[sha256]
+
+    def _may_fetch_ahead(self, at: float) -> bool:
         if time.monotonic() < self._full_until:
             return False
         if len(self._held) + len(self._fetching) < _FILES:
             return True
-        furthest = max(self._held, key=self.next_use, default=None)
-        if furthest is None or self.next_use(furthest) <= max(at, self._current()):
+        furthest = max(self._held, key=self._schedule.next_use)
+        if self._schedule.next_use(furthest) <= max(at, self._schedule.current):
             return False
         self._give_back(furthest)
         return True
@@ -306,13 +263,13 @@ class Ahead(Generic[R]):
         with self._change:
             del self._fetching[sha256]
             self._news = time.monotonic()
-            needed = sha256 in self._uses and not self._stop.is_set()
+            needed = self._schedule.next_use(sha256) < NEVER and not self._stop.is_set()
             if hold and needed:
                 self._held[sha256] = hold
             elif hold:
                 hold.release()
             elif needed and sha256 not in self._store.quarantined:
-                self._want(self._uses[sha256][0], sha256)
+                self._want(sha256)
                 self._full_until = time.monotonic() + _TICK_S
                 if error and (fetch.must or not isinstance(error, StoreError)):
                     self._failure = self._failure or error

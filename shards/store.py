@@ -68,12 +68,13 @@ class Store:
         limit_bytes: int,
         timeout_s: float = 300.0,
         options: Mapping[str, Mapping[str, Any]] | None = None,
+        range_bytes: int = RANGE_BYTES,
     ):
         """Copies go to `folder`, which processes share; all of them together stay under `limit_bytes`.
 
         Raises ConfigError if the folder cannot be used.
         """
-        self.folder, self.timeout_s = folder, timeout_s
+        self.folder, self.timeout_s, self._range_bytes = folder, timeout_s, range_bytes
         self.quarantined: dict[str, str] = {}
         """sha256 of what was given up -> reason."""
         self.waited_s = 0.0
@@ -162,7 +163,7 @@ class Store:
         """Fills a part. What is wrong with the bytes that came, or nothing."""
         file, digest, offset = fetch.remote.file, hashlib.sha256(), 0
         while offset < file.bytes:
-            end = min(offset + RANGE_BYTES, file.bytes)
+            end = min(offset + self._range_bytes, file.bytes)
             data = self._transport.read(fetch.errand, offset, end)
             if len(data) == file.bytes:
                 data = data[offset:]  # a server that knows no ranges sends everything

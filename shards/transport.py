@@ -1,10 +1,11 @@
 """Bytes of remote files, with patience: ranges, time limits, retries.
 
-Files are read in ranges of 8 MiB: a connection cut after 7 of 8 ranges costs one range and not eight, an answer that
-never ends cannot fill a disk, and a reader can stop between any two. Whatever the scheme, an answer is waited for at
-most a quarter of `timeout_s`; then the request is cancelled and made anew, after exponential backoff with full jitter
-(Brooker, "Exponential Backoff And Jitter", 2015). `timeout_s` without one new range ends the reading. What no retry
-can mend (no such file, no access) raises at once.
+Files are read in ranges of 8 MiB: a connection cut after 7 of 8 ranges costs one range and not eight, and a reader can
+stop between any two. Whatever the scheme, an answer is waited for at most a quarter of `timeout_s`; then the request is
+cancelled and made anew, after exponential backoff with full jitter (Brooker, "Exponential Backoff And Jitter", 2015).
+`timeout_s` without one new range ends the reading. What no retry can mend (no such file, no access) raises at once.
+Costs one request a range, and one range of memory a thread; a server that knows no ranges sends whole files, and then
+it is one file.
 
 Endpoint, region, proxy and credentials come from where each scheme's own library looks for them. No message holds what
 a URL says about access: user, password and query are cut off.
@@ -31,7 +32,8 @@ from shards.settings import ConfigError
 RANGE_BYTES = 8 << 20
 NOTE_EVERY_S = 10.0
 _TICK_S = 0.1
-_BACKOFF_S, _BACKOFF_LIMIT_S = 0.2, 20.0
+# As fractions of the time limit, which is how long a user can wait: 0.3 s and 20 s of 300 s.
+_ANSWER, _BACKOFF, _BACKOFF_LIMIT = 1 / 4, 1 / 1000, 1 / 15
 
 # One policy for retries, ours; bytes as they are stored; proxies and .netrc as curl takes them.
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -108,7 +110,7 @@ class Transport:
             return filesystem.cat_file(path, start=start, end=end)
         request = filesystem._cat_file(path, start=start, end=end)
         answer = asyncio.run_coroutine_threadsafe(request, filesystem.loop)
-        limit_s = self.timeout_s / 4
+        limit_s = self.timeout_s * _ANSWER
         until = time.monotonic() + limit_s
         while not wait([answer], timeout=_TICK_S).done:
             errand.speak()
@@ -129,7 +131,7 @@ class Transport:
             raise StoreError(f"{shown(errand.url)}: {tried}; last error: {told}") from None
         errand.state = f"failed {failures} time{'s'[: failures > 1]}, will try again; last error: {told}"
         errand.speak()
-        longest_s = min(_BACKOFF_LIMIT_S, _BACKOFF_S * 2 ** min(failures, 16), left_s)
+        longest_s = min(left_s, self.timeout_s * min(_BACKOFF_LIMIT, _BACKOFF * 2 ** min(failures, 16)))
         if errand.stop.wait(self._random.uniform(0, longest_s)):
             raise StoreError(f"{shown(errand.url)}: not waited for any longer") from None
         self._count(0, 1)
@@ -184,7 +186,7 @@ def _told(error: BaseException, url: str) -> str:
 
 def _refusal(error: Exception, url: str) -> OSError | None:
     """The error to raise if no retry can help."""
-    status, kind = getattr(error, "status", None), type(error).__name__
+    status, kind = _status(error), type(error).__name__
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return FileNotFoundError(errno.ENOENT, "No such file in the store", shown(url))
     if isinstance(error, PermissionError) or status in (401, 403) or kind in ("NoCredentialsError", "ProfileNotFound"):
@@ -193,7 +195,12 @@ def _refusal(error: Exception, url: str) -> OSError | None:
 
 
 def _past_the_end(error: Exception) -> bool:
-    """Whether a range was asked for that begins after the end of the file: HTTP 416 in the words of each library."""
+    """Whether the range that was asked for begins after the end of the file."""
     answer = getattr(error.__cause__, "response", None)
     code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
-    return 416 in (getattr(error, "status", None), getattr(error, "code", None)) or code == "InvalidRange"
+    return _status(error) == 416 or code == "InvalidRange"
+
+
+def _status(error: Exception) -> Any:
+    """The HTTP status behind an error, if it tells."""
+    return error.status if hasattr(error, "status") else getattr(error, "code", None)  # pyright: ignore

@@ -2,6 +2,7 @@
 
 import threading
 from collections import defaultdict, deque
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 DELIVERS_WRONG = ("short", "wrong")
@@ -61,6 +62,7 @@ class FaultyServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     owner: FaultyServer
 
     def setup(self) -> None:
@@ -69,16 +71,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def finish(self) -> None:
         self.owner._connections.discard(self.connection)
-        try:
+        with suppress(OSError):
             super().finish()
-        except OSError:
-            pass
 
     def handle(self) -> None:
-        try:
+        with suppress(OSError):  # the client went away, or the server went down
             super().handle()
-        except OSError:
-            pass  # the client went away, or the server went down
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
