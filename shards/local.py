@@ -18,6 +18,7 @@ from shards.transport import Errand, StoreError
 from shards.views import View
 
 _ATTEMPTS = 64
+_HORIZON = 1 << 16  # samples: some 65 shards of a thousand, for half a second of planning at the start
 
 
 class LocalRequests:
@@ -26,7 +27,7 @@ class LocalRequests:
     def __init__(self, requests: Iterable[Request], views: Sequence[View], store: Store, seed: int | None):
         """`seed` chooses replacements; None: samples of shards that were given up stay as they are."""
         self._views, self._store, self._seed = views, store, seed
-        self._ahead = Ahead(requests, self._needs, store)
+        self._ahead = Ahead(requests, self._needs, store, horizon=_HORIZON)
         self._extra: deque[list[Hold]] = deque()
 
     def __iter__(self) -> Iterator[Request]:

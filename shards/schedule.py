@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from shards.store import Remote
 
 NEVER = float("inf")
+_REQUESTS = 2048  # at most, however few samples they have: each costs some 100 us to plan
 
 
 class Sized(Protocol):
@@ -61,7 +62,8 @@ class Schedule(Generic[R]):
 
     def plan(self) -> list[str] | None:
         """Plans one more request: the files that no request before needs. None beyond the horizon and at the end."""
-        if self._exhausted or (self._planned and self._num_samples >= self._horizon):
+        far = self._num_samples >= self._horizon or len(self._planned) >= _REQUESTS
+        if self._exhausted or (self._planned and far):
             return None
         try:
             request = next(self._requests)
