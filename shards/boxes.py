@@ -46,8 +46,9 @@ class Annotations:
 def annotations(
     members: Mapping[str, bytes], roles: Mapping[str, str], num_classes: int, width: int = 0, height: int = 0
 ) -> Annotations:
-    """All that a sample's members (by extension) say about its image. Raises ValueError, also if its size is given (not 0) and they
-    do not fit it.
+    """All that a sample's members (by extension) say about its image.
+
+    Raises ValueError, also if the image's size is given (not 0) and they do not fit it.
 
     `roles`: the manifest's `fields`, role -> extension. A sample without the boxes or the mask that its split has is
     refused; one without side inputs is not.

@@ -20,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 
 from shards.blend import Blend, Stage, groups
-from shards.hashing import Ints, fold, key, name_key, permutation, shuffled, uniforms  # noqa: F401  until all moved
+from shards.hashing import Ints, fold, key, name_key, permutation, shuffled
 
 VERSION = 2
 """Part of every plan: raised when the same seed would give another order."""

@@ -1,59 +1,171 @@
-"""Decoded image -> the square the model sees, from plain numbers; uint8 in, uint8 out.
+"""Encoded image -> the square that the model sees, with its boxes and its mask, from plain numbers; uint8 throughout.
 
 Randomness is a hash of (seed, position): the sample at a position looks the same on every rank, worker and replay,
-and no generator has state to save. The random crop is drawn in one go and clipped to the image, where torchvision
-draws up to ten times. Arithmetic is torchvision's antialiased bilinear resize on uint8, about 0.1 ms for a 128-pixel
-image.
+and no generator has state to save. The random crop is drawn from the size in the header, in one go and clipped to the
+image, where torchvision draws up to ten times; only then is the image decoded, by 1/2, 1/4 or 1/8 if the crop is still
+at least as large as the output. Against decoding in full, the same crop then differs by at most half an output pixel in
+place and by about 1 level of 255 on average (a test holds both); boxes and masks are moved by what was really cropped.
+
+Images are resized in the memory order of decoders, pixel by pixel (`torch.channels_last`): bilinear with antialiasing,
+in a third of the time that plane by plane takes. Results have this order too, and go into a batch of the same order as
+one copy. A photo of 128 pixels becomes 224 in about 0.25 ms on one core, of which 0.1 are decoding.
 """
 
 import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from shards.order import uniforms
+from shards.decode import SHRINKS, DecodeError, Encoded, open_image, pixels
+from shards.hashing import uniforms
 
 _ASPECT = math.log(4 / 3)
-_GREY = (0.299, 0.587, 0.114)
+_GREY = torch.tensor((0.299, 0.587, 0.114))
+_LEAST_SIDE, _LEAST_SHARE = 1.0, 0.1
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What the model sees of a sample.
+
+    image uint8 [3, S, S]; boxes float32 [n, 5]: x0, y0, x1, y1 in the image's pixels, class index; mask uint8 [S, S].
+    """
+
+    image: torch.Tensor
+    boxes: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+
+class Region(NamedTuple):
+    """A part of an upright image, in its pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
 
 
 def augment(
-    image: torch.Tensor, size: int, scale: tuple[float, float], flip: float, color: float, seed: int, position: int
-) -> torch.Tensor:
-    """Random crop, flip, color jitter of uint8 [3, H, W], as uint8 [3, size, size]; a function of (seed, position)."""
+    data: bytes,
+    size: int,
+    scale: tuple[float, float],
+    flip: float,
+    color: float,
+    seed: int,
+    position: int,
+    boxes: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+) -> Pixels:
+    """Random crop, flip and color jitter of an encoded image; a function of (seed, position). Raises DecodeError.
+
+    boxes float32 [n, 5] in pixels of the upright image, mask uint8 [H, W]: moved with it. Boxes are cut at the crop's
+    edge; those of which less than a tenth or less than a pixel a side is left are dropped.
+    """
     area, aspect, x, y, mirrored, *factors = uniforms(8, seed, 2, position)
-    height, width = image.shape[-2:]
-    pixels = height * width * (scale[0] + area * (scale[1] - scale[0]))
+    encoded = open_image(data)
+    wanted = draw_region(encoded.width, encoded.height, scale, area, aspect, x, y)
+    seen = _see(encoded, wanted, size, mirrored < flip, boxes, mask)
+    if not color:
+        return seen
+    return replace(seen, image=jitter(seen.image, *(1 + color * (2 * f - 1) for f in factors)))
+
+
+def centre(data: bytes, size: int, boxes: np.ndarray | None = None, mask: np.ndarray | None = None) -> Pixels:
+    """The largest centred square of an encoded image: what evaluation sees. Boxes and mask as in `augment`."""
+    encoded = open_image(data)
+    side = min(encoded.width, encoded.height)
+    wanted = Region((encoded.width - side) // 2, (encoded.height - side) // 2, side, side)
+    return _see(encoded, wanted, size, False, boxes, mask)
+
+
+def draw_region(
+    width: int, height: int, scale: tuple[float, float], area: float, aspect: float, x: float, y: float
+) -> Region:
+    """The random crop of an image of this size, in whole pixels, from four numbers in [0, 1)."""
+    target = height * width * (scale[0] + area * (scale[1] - scale[0]))
     stretch = math.exp((2 * aspect - 1) * _ASPECT / 2)
-    crop_w = min(width, max(1, round(math.sqrt(pixels) * stretch)))
-    crop_h = min(height, max(1, round(math.sqrt(pixels) / stretch)))
-    left, top = int(x * (width - crop_w + 1)), int(y * (height - crop_h + 1))
-    out = resize(image[:, top : top + crop_h, left : left + crop_w], size, size)
-    if mirrored < flip:
-        out = out.flip(-1)
-    return jitter(out, *(1 + color * (2 * f - 1) for f in factors)) if color else out
+    crop_w = min(width, max(1, round(math.sqrt(target) * stretch)))
+    crop_h = min(height, max(1, round(math.sqrt(target) / stretch)))
+    return Region(int(x * (width - crop_w + 1)), int(y * (height - crop_h + 1)), crop_w, crop_h)
 
 
-def centre(image: torch.Tensor, size: int) -> torch.Tensor:
-    """The largest centred square of uint8 [3, H, W], as uint8 [3, size, size]: what evaluation sees."""
-    height, width = image.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return resize(image[:, top : top + side, left : left + side], size, size)
+def _see(
+    encoded: Encoded, wanted: Region, size: int, mirrored: bool, boxes: np.ndarray | None, mask: np.ndarray | None
+) -> Pixels:
+    if mask is not None and mask.shape != (encoded.height, encoded.width):
+        raise DecodeError(f"its mask is {mask.shape[1]} x {mask.shape[0]}, not {encoded.width} x {encoded.height}")
+    image, region = _crop(encoded, wanted, size)
+    image = resize(image, size)
+    return Pixels(
+        (image.flip(-1) if mirrored else image)[0],
+        None if boxes is None else move_boxes(boxes, region, size, mirrored),
+        None if mask is None else move_mask(mask, region, size, mirrored),
+    )
 
 
-def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Antialiased bilinear resize of uint8 [3, H, W] to uint8 [3, height, width]."""
-    if image.shape[-2:] == (height, width):
+def _crop(encoded: Encoded, wanted: Region, size: int) -> tuple[torch.Tensor, Region]:
+    """uint8 [1, 3, h, w], and the region it shows: up to half a decoded pixel beside the one wanted."""
+    room = min(wanted.width, wanted.height) / size
+    raster = pixels(encoded, next((shrink for shrink in SHRINKS if shrink <= room), 1))
+    by, (rows, columns) = raster.shrink, raster.array.shape[:2]
+    left, right = _span(wanted.left - raster.left, wanted.width, by, columns)
+    top, bottom = _span(wanted.top - raster.top, wanted.height, by, rows)
+    array = np.ascontiguousarray(raster.array[top:bottom, left:right])
+    region = Region(raster.left + left * by, raster.top + top * by, (right - left) * by, (bottom - top) * by)
+    # A batch of one made before the axes change places: made after, torch no longer sees its memory order.
+    return torch.from_numpy(array)[None].permute(0, 3, 1, 2), region
+
+
+def _span(start: float, length: float, by: int, count: int) -> tuple[int, int]:
+    """First and last (exclusive) of `count` decoded pixels, each `by` pixels long."""
+    first = min(round(start / by), count - 1)
+    return first, min(max(round((start + length) / by), first + 1), count)
+
+
+def resize(image: torch.Tensor, size: int) -> torch.Tensor:
+    """Antialiased bilinear resize of uint8 [1, 3, H, W] to uint8 [1, 3, size, size]."""
+    if image.shape[-2:] == (size, size):
         return image
-    return interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+    return interpolate(image, (size, size), mode="bilinear", antialias=True)
+
+
+def move_boxes(boxes: np.ndarray, region: Region, size: int, mirrored: bool) -> np.ndarray:
+    """float32 [n, 5] in pixels of the image -> float32 [m, 5] in pixels of a region resized to `size`, m <= n."""
+    moved = np.array(boxes, np.float32).reshape(-1, 5)
+    moved[:, 0:4:2] = (moved[:, 0:4:2] - region.left) * (size / region.width)
+    moved[:, 1:4:2] = (moved[:, 1:4:2] - region.top) * (size / region.height)
+    if mirrored:
+        moved[:, [0, 2]] = size - moved[:, [2, 0]]
+    whole = (moved[:, 2] - moved[:, 0]) * (moved[:, 3] - moved[:, 1])
+    moved[:, :4] = moved[:, :4].clip(0, size)
+    width, height = moved[:, 2] - moved[:, 0], moved[:, 3] - moved[:, 1]
+    return moved[(width >= _LEAST_SIDE) & (height >= _LEAST_SIDE) & (width * height >= _LEAST_SHARE * whole)]
+
+
+def move_mask(mask: np.ndarray, region: Region, size: int, mirrored: bool) -> np.ndarray:
+    """uint8 [H, W] -> uint8 [size, size]: each output pixel has the value at its centre."""
+    height, width = mask.shape
+    steps = (np.arange(size) + 0.5) / size
+    columns = (region.left + steps * region.width).astype(np.int64).clip(0, width - 1)
+    rows = (region.top + steps * region.height).astype(np.int64).clip(0, height - 1)
+    return mask[rows][:, columns[::-1] if mirrored else columns]
 
 
 def jitter(image: torch.Tensor, brightness: float, contrast: float, saturation: float) -> torch.Tensor:
-    """Brightness, contrast and saturation of uint8 [3, H, W] multiplied by these factors; 1 changes nothing."""
-    out = image.float() * brightness
-    grey = (out * out.new_tensor(_GREY)[:, None, None]).sum(0, keepdim=True)
-    out = grey.mean() + (out - grey.mean()) * contrast
-    grey = (out * out.new_tensor(_GREY)[:, None, None]).sum(0, keepdim=True)
-    out = grey + (out - grey) * saturation
-    return out.round().clamp(0, 255).to(torch.uint8)
+    """Brightness, contrast and saturation of uint8 [3, H, W] multiplied by these factors; 1 changes nothing.
+
+    Contrast is about the mean grey, saturation about each pixel's grey. The three together are one affine map of a
+    pixel's colors, rounded once.
+    """
+    height, width = image.shape[-2:]
+    flat = image.permute(1, 2, 0).contiguous().view(-1, 3).float()
+    color = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * _GREY[:, None])
+    offset = (1 - contrast) * brightness * (flat.mean(0) @ _GREY) + 0.5
+    # Four pixels in a row: a product of matrices 12 wide takes a quarter of the time of one that is 3 wide.
+    if len(flat) % 4 == 0:
+        flat, color = flat.view(-1, 12), torch.block_diag(*[color] * 4)
+    out = torch.addmm(offset, flat, color).clamp_(0, 255).to(torch.uint8)
+    return out.view(height, width, 3).permute(2, 0, 1)

@@ -209,7 +209,7 @@ def test_damaged_images_are_refused_by_name(tmp_path):
     assert (report.manifest.num_samples, report.ignored) == (200, 1)
     written = json.loads((tmp_path / "out" / "train.build-report.json").read_text())
     assert [entry["key"] for entry in written["refused"]] == ["cat/text", "dog/cut", "dog/empty"]
-    assert "truncated" in written["refused"][1]["reason"]
+    assert "Premature end" in written["refused"][1]["reason"]
     verify(tmp_path / "out")
 
 

@@ -5,10 +5,11 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from shards.decode import DecodeError, decode
-from shards.transforms import augment, centre, jitter
+from shards import decode as decoding
+from shards.decode import SHRINKS, DecodeError, decode, image_size, open_image, pixels
+from shards.transforms import Region, augment, centre, draw_region, jitter, move_boxes, move_mask
 from tests.shards.images import encoded, picture
 
 
@@ -16,6 +17,12 @@ def saved(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def photo(width: int, height: int, seed: int = 3) -> Image.Image:
+    """Coarse noise drawn smooth: detail on the scale of a tenth of the image, as photos have it."""
+    small = np.random.default_rng(seed).integers(0, 256, (10, 10, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def reference(image: Image.Image) -> np.ndarray:
@@ -56,10 +63,30 @@ def test_sixteen_bits_keep_the_upper_eight():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_orientation_is_applied(kind):
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied(kind, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    assert decode(saved(picture(3, 30, 20), kind, exif=exif)).shape == (3, 30, 20)
+    exif[0x0112] = orientation
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+    data = saved(photo(64, 40), kind, exif=exif, **options)
+    wanted = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert image_size(data) == (wanted.shape[1], wanted.shape[0])
+    assert np.abs(decode(data).permute(1, 2, 0).numpy().astype(int) - wanted).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shrink", SHRINKS)
+def test_a_shrunken_jpeg_shows_the_same_places(orientation, shrink):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(photo(333, 250), "JPEG", quality=95, subsampling=0, exif=exif)
+    whole = pixels(open_image(data)).array.astype(float)
+    small = pixels(open_image(data), shrink)
+    assert small.array.shape[0] <= -(-whole.shape[0] // shrink)
+    for i in range(2, small.array.shape[0] - 2, 5):
+        for j in range(2, small.array.shape[1] - 2, 5):
+            top, left = small.top + i * shrink, small.left + j * shrink
+            assert np.abs(whole[top : top + shrink, left : left + shrink].mean((0, 1)) - small.array[i, j]).max() < 8
 
 
 @pytest.mark.parametrize(
@@ -67,9 +94,11 @@ def test_orientation_is_applied(kind):
     [
         (b"", "empty"),
         (b"this is a text file", "not an image of a known kind"),
-        (encoded(1)[:-150], "(?i)truncated"),
+        (encoded(1)[:-150], "damaged"),
+        (saved(photo(90, 70), "JPEG")[:-150], "damaged"),
+        (saved(photo(90, 70), "JPEG")[:-150] + b"\xff\xd9", "damaged"),
         (encoded(1)[:20], "damaged|not an image"),
-        (encoded(1, "PNG")[:-50], "damaged|truncated"),
+        (encoded(1, "PNG")[:-50], "damaged"),
         (encoded(1, "GIF"), "not an image of a known kind"),
     ],
 )
@@ -78,43 +107,116 @@ def test_what_is_no_image(data, reason):
         decode(data)
 
 
-def test_a_picture_that_would_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DecodeError, match="more than 100 pixels"):
-        decode(encoded(1, "PNG"))
+def test_a_jpeg_with_a_restart_of_zeros_is_damaged():
+    data = bytearray(saved(photo(300, 200), "JPEG", quality=90))
+    data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)
+    with pytest.raises(DecodeError, match="damaged"):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_picture_that_would_fill_the_memory(kind, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
+    with pytest.raises(DecodeError, match="24 x 20 pixels; at most 100"):
+        decode(encoded(1, kind))
 
 
 def test_augmentation_depends_on_seed_and_position_alone():
-    image = decode(encoded(5))
+    data = encoded(5)
     args = (16, (0.3, 1.0), 0.5, 0.3)
     torch.manual_seed(0)
-    first = augment(image, *args, seed=1, position=10)
+    first = augment(data, *args, seed=1, position=10).image
     torch.manual_seed(1)
-    assert (augment(image, *args, seed=1, position=10) == first).all()
-    assert (augment(image, *args, seed=1, position=11) != first).any()
-    assert (augment(image, *args, seed=2, position=10) != first).any()
+    assert (augment(data, *args, seed=1, position=10).image == first).all()
+    assert (augment(data, *args, seed=1, position=11).image != first).any()
+    assert (augment(data, *args, seed=2, position=10).image != first).any()
+
+
+def ramp() -> bytes:
+    """32 x 32, from left to right 0, 8, ... 248."""
+    return saved(Image.fromarray(np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))), "PNG")
 
 
 def test_augmentation_flips_as_often_as_told_and_scales_as_told():
-    ramp = torch.arange(32, dtype=torch.uint8).mul(8).expand(3, 32, 32)
-    out = [augment(ramp, 16, (0.25, 0.25), 0.25, 0.0, 0, p) for p in range(400)]
+    out = [augment(ramp(), 16, (0.25, 0.25), 0.25, 0.0, 0, p).image for p in range(400)]
     flipped = [bool(image[0, 0, 0] > image[0, 0, -1]) for image in out]
     assert 0.18 < np.mean(flipped) < 0.32
     spans = [abs(int(image[0, 0, 0]) - int(image[0, 0, -1])) for image in out]
     assert 90 < np.mean(spans) < 140, "a quarter of the area is half of the width"
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 7, 300), (3, 300, 7), (3, 16, 16)])
-def test_any_size_becomes_the_square(shape):
-    image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    for out in (centre(image, 16), augment(image, 16, (0.1, 1.0), 0.5, 0.2, 0, 1)):
-        assert (out.shape, out.dtype) == ((3, 16, 16), torch.uint8)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 300), (300, 7), (16, 16)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_any_size_becomes_the_square(shape, kind):
+    data = saved(photo(*shape), kind)
+    for out in (centre(data, 16), augment(data, 16, (0.1, 1.0), 0.5, 0.2, 0, 1)):
+        assert (out.image.shape, out.image.dtype) == ((3, 16, 16), torch.uint8)
 
 
 def test_the_centre_is_the_centre():
-    image = torch.zeros(3, 10, 30, dtype=torch.uint8)
-    image[:, :, 10:20] = 200
-    assert (centre(image, 10) == 200).all()
+    image = np.zeros((10, 30), np.uint8)
+    image[:, 10:20] = 200
+    assert (centre(saved(Image.fromarray(image), "PNG"), 10).image == 200).all()
+
+
+@pytest.mark.parametrize("position", range(8))
+def test_decoding_small_changes_little(position):
+    """Decoded small, a crop differs by less than moving it half a pixel each way would do."""
+    image = photo(900, 700)
+    jpeg = saved(image, "JPEG", quality=95, subsampling=0)
+    same = saved(Image.open(io.BytesIO(jpeg)), "PNG")
+    args = (64, (0.3, 1.0), 0.5, 0.0, 0, position)
+    small, full = augment(jpeg, *args).image.int(), augment(same, *args).image.int()
+    moved = sum(full.diff(dim=dim).abs().float().mean() / 2 for dim in (1, 2))
+    assert (small - full).abs().float().mean() < moved
+
+
+@pytest.mark.parametrize("size", [16, 100])
+@pytest.mark.parametrize("position", range(10))
+def test_boxes_and_masks_move_with_their_image(size, position):
+    """A white rectangle on black, its box and its mask, cropped and flipped alike, still say the same."""
+    image, box = np.zeros((300, 400), np.uint8), np.array([[130.0, 110.0, 290.0, 220.0, 1.0]], np.float32)
+    image[110:220, 130:290] = 255
+    out = augment(
+        saved(Image.fromarray(image), "JPEG", quality=95), size, (0.4, 1.0), 0.5, 0.0, 0, position, box, image // 255
+    )
+    white = out.image[0].numpy() > 127
+    rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
+    seen = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    assert out.boxes is not None
+    assert out.mask is not None
+    assert np.abs(out.boxes[0, :4] - seen).max() <= 1
+    assert out.boxes[0, 4] == 1
+    assert (out.mask.astype(bool) != white).mean() < 3 / size
+
+
+def test_boxes_that_leave_the_crop_are_cut_or_dropped():
+    region = Region(10, 0, 20, 20)
+    boxes = np.array([[0, 0, 20, 10, 0], [0, 0, 9, 10, 1], [0, 0, 10.5, 10, 2], [12, 5, 12.1, 8, 3]], np.float32)
+    moved = move_boxes(boxes, region, 40, mirrored=False)
+    assert moved.tolist() == [[0, 0, 20, 20, 0]]
+    assert move_boxes(boxes, region, 40, mirrored=True).tolist() == [[20, 0, 40, 20, 0]]
+    assert move_boxes(np.zeros((0, 5), np.float32), region, 40, False).shape == (0, 5)
+
+
+def test_a_mask_keeps_its_values():
+    mask = np.array([[0, 255], [7, 3]], np.uint8).repeat(10, 0).repeat(10, 1)
+    assert move_mask(mask, Region(0, 0, 20, 20), 2, False).tolist() == [[0, 255], [7, 3]]
+    assert move_mask(mask, Region(0, 0, 20, 20), 2, True).tolist() == [[255, 0], [3, 7]]
+
+
+def test_a_mask_of_another_size_is_refused():
+    with pytest.raises(DecodeError, match="its mask is 3 x 2, not 24 x 20"):
+        centre(encoded(1), 16, mask=np.zeros((2, 3), np.uint8))
+
+
+def test_crops_lie_in_the_image_and_reach_its_edges():
+    rng = np.random.default_rng(0)
+    regions = [draw_region(50, 30, (0.2, 0.5), *rng.random(4)) for _ in range(3000)]
+    assert all(r.left >= 0 and r.top >= 0 and r.left + r.width <= 50 and r.top + r.height <= 30 for r in regions)
+    assert min(r.left for r in regions) == min(r.top for r in regions) == 0
+    assert max(r.left + r.width for r in regions) == 50
+    assert max(r.top + r.height for r in regions) == 30
 
 
 def test_jitter_by_one_changes_nothing():

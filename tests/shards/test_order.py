@@ -1,5 +1,6 @@
 """The laws of order, for any shapes: permutation, exact blend, no trace of the world, resume anywhere."""
 
+import itertools
 import math
 
 import numpy as np
@@ -165,7 +166,7 @@ def test_weights_may_change_and_no_source_loses_or_repeats_a_sample(shapes, law,
     for index in range(len(shapes)):
         assert count[source == index].tolist() == list(range((source == index).sum()))
     bounds = [*order.blend.starts.tolist(), 500]
-    for stage, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for stage, (start, end) in enumerate(itertools.pairwise(bounds)):
         weights = np.array(order.blend.weights[stage])
         share = weights / weights.sum()
         whole = (end - start) // law["block"] * law["block"] if end > start else 0

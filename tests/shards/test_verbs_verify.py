@@ -94,7 +94,7 @@ def test_bytes_between_samples_cost_no_sample(tmp_path):
     path = folder / read_manifest(folder, "train").shards[0].path
     with open(path, "ab") as file:
         file.write(bytes(512))
-    with pytest.raises(DamagedDataError, match="bytes, .* were written"):
+    with pytest.raises(DamagedDataError, match=r"bytes, .* were written"):
         verify(folder)
     before = keys(folder)
     new = repaired(folder)
