@@ -9,6 +9,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import Parameter
 
+from shards import verbs
 from shards.sources.source import SourceOptions
 
 app = cyclopts.App(
@@ -20,6 +21,7 @@ app = cyclopts.App(
         xfer shards build photos/ shards/photo
         xfer shards show shards/photo --out contact.png
     """,
+    default_parameter=Parameter(negative=()),
 )
 
 
@@ -95,6 +97,73 @@ def build(
 
 
 @app.command
+def index(
+    folder: Path,
+    *,
+    split: str = "train",
+    name: str | None = None,
+    classes: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    side: str | None = None,
+    shards: str | None = None,
+    processes: int | None = None,
+    max_refused: float = 0.01,
+    overwrite: bool = False,
+) -> None:
+    """Make a data set of WebDataset tars where they lie: an index and a manifest beside them, no tar is touched.
+
+    Every byte is read once; samples that cannot be used are left out and listed in `FOLDER/train.build-report.json`.
+    Image and label are found by looking; what `energon prepare` wrote (`.nv-meta/`) is used if it is there.
+
+        xfer shards index downloads/cifar
+        xfer shards index downloads/pets --split test --shards 'test-*.tar' --label json:breed
+
+    Parameters
+    ----------
+    folder
+        Folder of tars; index and manifest are written into it.
+    split
+        Name of the split. Without --shards, tars whose names begin with it, if any of them names a split.
+    name
+        Name of the data set; the name of FOLDER if not given.
+    classes
+        Class names in label order: `cat,dog`, or a file with one name a line. Found from the labels if not given.
+    image
+        Extension of the image, where a sample has several: `jpg`, `left.png`.
+    label
+        Where the label is: an extension (`cls`, `txt`), or a key of a JSON member (`json:label`, `json:meta.label`).
+    side
+        Extension of a side input (`txt`, `json`); with no label, of captions.
+    shards
+        Pattern of the tars' names: 'train-*.tar'.
+    processes
+        How many processes work at once; as many as pay if not given.
+    max_refused
+        Fraction of the samples that may be unusable before it fails (one always may).
+    overwrite
+        Replace the index and the manifest of this split.
+    """
+    from shards.index import index as run
+    from shards.roles import Roles, read_classes
+
+    given = Roles((image,) if image else (), label, side=side)
+    report = run(folder, split, name, read_classes(classes), given, shards, processes, max_refused, overwrite)
+    manifest = report.manifest
+    done = "already indexed" if report.already_built else "indexed"
+    roles = ", ".join(f"{role} {member}" for role, member in manifest.fields.items())
+    print(
+        f"{report.folder}: {done} {manifest.name}/{manifest.split}: {manifest.num_samples:,} samples of "
+        f"{len(manifest.classes)} classes in {len(manifest.shards)} tars ({roles})"
+    )
+    if manifest.classes and all(name.isdigit() for name in manifest.classes):
+        print("the classes have numbers for names: data sets share classes by name, so give them with --classes")
+    if report.refused:
+        print(f"{len(report.refused)} samples left out, listed in {split}.build-report.json:")
+        print("\n".join(f"  {key}: {reason}" for key, reason in report.refused[:5]))
+
+
+@app.command
 def show(
     folder: Path, *, split: str = "train", out: Path = Path("contact.png"), count: int = 64, seed: int = 0
 ) -> None:
@@ -131,25 +200,6 @@ def show(
 
 
 @app.command
-def verify(folder: Path, *, split: str = "train") -> None:
-    """Read every byte of a split again and list all damage; exit status 1 if there is any.
-
-        xfer shards verify shards/photo
-
-    Parameters
-    ----------
-    folder
-        Folder of shards.
-    split
-        Which split of it.
-    """
-    from shards.verify import verify as run
-
-    manifest = run(folder, split)
-    print(f"{folder}: {manifest.num_samples:,} samples in {len(manifest.shards)} shards are as they were written")
-
-
-@app.command
 def stats(folder: Path, *, split: str = "train") -> None:
     """Print what a split holds: classes and their counts, image sizes, mean color. Reads the manifest only.
 
@@ -174,3 +224,7 @@ def stats(folder: Path, *, split: str = "train") -> None:
     (low_w, high_w), (low_h, high_h) = manifest.stats.width, manifest.stats.height
     print(f"  width {low_w} to {high_w}, height {low_h} to {high_h} pixels")
     print(f"  mean RGB {manifest.stats.channel_mean}, standard deviation {manifest.stats.channel_std}")
+
+
+for verb in (verbs.verify,):
+    app.command(verb)

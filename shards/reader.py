@@ -18,6 +18,8 @@ import numpy as np
 
 from shards.cache import why_missing
 from shards.hashing import Ints
+from shards.manifest import Manifest
+from shards.roles import is_index, member_text
 from shards.tar import TarError, parse_sample, sample_key, split_name
 from shards.views import View
 
@@ -104,8 +106,7 @@ class Reader:
             key, fields = parse_sample(span)
         except TarError as error:
             raise DamagedSampleError(str(error)) from None
-        if self.views[source].manifest.fields.get("label") == "cls" and fields.get("cls", b"").strip() != b"%d" % label:
-            raise DamagedSampleError(f"its class file says {fields.get('cls', b'')[:20]!r}, its index row {label}")
+        _check_label(fields, self.views[source].manifest, label)
         images = [extension for extension in self._images[source] if extension in fields]
         if len(images) != 1:
             raise DamagedSampleError(f"expected one image, found {len(images)} among {', '.join(fields)}")
@@ -136,6 +137,20 @@ class Reader:
             self._files[path] = os.open(path, os.O_RDONLY)
         self._files.move_to_end(path)
         return self._files[path]
+
+
+def _check_label(fields: Mapping[str, bytes], manifest: Manifest, label: int) -> None:
+    """Raises DamagedSampleError unless the sample says the same of its class as its index row does."""
+    role = manifest.fields.get("label")
+    if role is None or fields.get(role) == b"%d" % label:
+        return
+    try:
+        text = member_text(fields, role)
+    except ValueError as error:
+        raise DamagedSampleError(str(error)) from None
+    # In tars of others it may stand as a name, or as `007`.
+    if not (label >= 0 and (text == manifest.classes[label] or (is_index(text) and int(text) == label))):
+        raise DamagedSampleError(f"its label {role} is {text!r}, its index row says class {label}")
 
 
 def read_sample(view: View, i: int) -> Sample:
