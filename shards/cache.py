@@ -159,7 +159,8 @@ class Cache:
             self._locks.drop(part.descriptor)
             return None
         path = cached_path(self.folder, part.file)
-        os.rename(part.path, path)
+        with self._space():  # who counts at this moment could see neither the part nor the copy
+            os.rename(part.path, path)
         part.committed = True
         with suppress(OSError):
             os.unlink(_note_path(self.folder, part.file.sha256))

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -53,13 +54,12 @@ def path(store: Store, remote: Remote) -> Path:
 
 def total(store: Store) -> int:
     """Bytes in the cache, parts too."""
-    sizes = 0
+    sizes = {}
     for entry in os.scandir(store.folder):
-        try:
-            sizes += entry.stat().st_size
-        except FileNotFoundError:
-            continue
-    return sizes
+        with suppress(FileNotFoundError):  # a part that is renamed meanwhile may be listed twice, or not at all
+            status = entry.stat()
+            sizes[status.st_ino] = status.st_size
+    return sum(sizes.values())
 
 
 def windows(num_files: int, length: int, width: int = 2, seed: int = 0) -> list[Request]:
