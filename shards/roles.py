@@ -67,9 +67,10 @@ def member_text(members: Mapping[str, bytes], role: str) -> str:
         raise ValueError(f"its {extension} is not text") from None
 
 
-def read_classes(text: str | None) -> tuple[str, ...]:
-    """Class names given as `cat,dog`, or as a file with one name a line. Raises ConfigError."""
-    path = Path(text or "")
+def read_classes(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Class names given as names, as `cat,dog`, or as a file with one name a line. Raises ConfigError."""
+    text = given if isinstance(given, str) else ",".join(given or ())
+    path = Path(text)
     if not text or not (path.is_file() or path.suffix == ".txt"):
         return tuple(name.strip() for name in text.split(",")) if text else ()
     try:

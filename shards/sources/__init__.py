@@ -1,6 +1,11 @@
 """Where samples come from before they are shards: `SOURCES` maps the kind of a source to how it is opened.
 
-    folder      <root>/<class>/.../<image>
+    huggingface   a folder that Dataset.save_to_disk left
+    parquet       .parquet files with a column of images
+    litdata       a folder that litData's optimize left
+    webdataset    tars, packed anew; `xfer shards index` uses them as they are
+    torchvision   --dataset CIFAR10 below SOURCE, its root
+    folder        <root>/<class>/.../<image>
 
 A kind says which options it uses and by what it is recognised; the first that recognises SOURCE is taken. To add one:
 a file here with an open function, and a row in `SOURCES`.
@@ -8,6 +13,7 @@ a file here with an open function, and a row in `SOURCES`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from shards.settings import ConfigError
@@ -30,7 +36,41 @@ class Kind:
     looks: str
 
 
+def _holds(*patterns: str) -> Callable[[Path], bool]:
+    """Recognises a file of such a name, or a folder with one in it."""
+    return lambda path: any(path.match(p) if path.is_file() else any(path.glob(p)) for p in patterns)
+
+
+def _later(module: str, function: str) -> Callable[[Path, SourceOptions], Source]:
+    """A function whose module is imported when it is called: `--help` must not wait for pyarrow."""
+    return lambda path, options: getattr(import_module(f"shards.sources.{module}"), function)(path, options)
+
+
+_TABLE = frozenset({"part", "image", "label", "side", "classes"})
+
 SOURCES: dict[str, Kind] = {
+    "huggingface": Kind(
+        _later("columnar", "open_saved"),
+        _TABLE,
+        _holds("state.json", "dataset_dict.json"),
+        "a folder with a state.json",
+    ),
+    "parquet": Kind(
+        _later("columnar", "open_parquet"), _TABLE, _holds("*.parquet", "data/*.parquet"), "one or more .parquet files"
+    ),
+    "litdata": Kind(
+        _later("litdata", "open_litdata"),
+        _TABLE - {"part"},
+        _holds("chunk-*.bin"),
+        "a folder with an index.json and chunk-*.bin",
+    ),
+    "webdataset": Kind(_later("webdataset", "open_webdataset"), _TABLE, _holds("*.tar"), "a folder of .tar files"),
+    "torchvision": Kind(
+        _later("mapstyle", "open_torchvision"),
+        frozenset({"dataset", "part", "classes"}),
+        lambda path: False,
+        "only with --kind torchvision --dataset NAME",
+    ),
     "folder": Kind(open_folder, frozenset(), Path.is_dir, "a folder with one sub-folder of images for each class"),
 }
 

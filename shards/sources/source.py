@@ -92,6 +92,10 @@ class SourceOptions:
         COCO captions (json) of the same images.
     bad_boxes
         What becomes of an image with an empty box or one outside of it: `refuse` the image, or `drop` the box.
+    part
+        Which part of SOURCE, where it has several (`--part train`).
+    dataset
+        Name of the class in torchvision.datasets (`--dataset CIFAR10`).
     """
 
     kind: str | None = None
@@ -105,6 +109,8 @@ class SourceOptions:
     list: str | None = None
     captions: Path | None = None
     bad_boxes: str | None = None
+    part: str | None = None
+    dataset: str | None = None
 
     def given(self) -> dict[str, Any]:
         """The options that were set, by name."""
