@@ -101,6 +101,7 @@ def _build(
 ) -> BuildReport:
     state = planning.open_state(out, request.split)
     try:
+        _spare_tars_of_others(out, state, request.split)
         plan = planning.make(source, request, state)
         same = _already_built(out, plan, overwrite)
     except BaseException:
@@ -151,8 +152,8 @@ def _commit(out: Path, state: Path, plan: Plan, tasks: list[Task]) -> Manifest:
     """Moves the prepared files into place, the manifest last; can be repeated from any point where it was cut."""
     manifest_path(out, plan.request.split).unlink(missing_ok=True)
     keep = {task.path for task in tasks}
-    for old in out.iterdir():
-        if re.fullmatch(re.escape(plan.request.split) + r"-\d{6}\.tar", old.name) and old.name not in keep:
+    for old in _shards_in(out, plan.request.split):
+        if old.name not in keep:
             old.unlink()
     shards, tally = [], Tally([0] * len(plan.classes))
     for record in _records(tasks):
@@ -244,6 +245,21 @@ def _already_built(out: Path, plan: Plan, overwrite: bool) -> BuildReport | None
         return None
     refused, dropped = ([[e["key"], e["reason"]] for e in there.get(part, [])] for part in ("refused", "dropped"))
     return _report(out, plan, manifest, refused, dropped, already_built=True)
+
+
+def _spare_tars_of_others(out: Path, state: Path, split: str) -> None:
+    """Raises ConfigError where tars have the names of shards but no build wrote them: a commit would remove them."""
+    built_here = "kind" in planning.read_json(report_path(out, split)) or (state / "plan.json").exists()
+    strangers = [] if built_here else [tar.name for tar in _shards_in(out, split)]
+    if strangers:
+        raise ConfigError(
+            f"{out}: {len(strangers)} tars of split {split!r} are there that no build wrote ({strangers[0]}, ...); "
+            "give another folder, or move them away"
+        )
+
+
+def _shards_in(out: Path, split: str) -> list[Path]:
+    return sorted(path for path in out.iterdir() if re.fullmatch(re.escape(split) + r"-\d{6}\.tar", path.name))
 
 
 def _report(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from shards.batch import Slot
-from shards.build import BuildError
+from shards.build import BuildError, build
 from shards.cli import app
 from shards.index import index
 from shards.manifest import read_manifest
@@ -25,7 +25,7 @@ from shards.stream import train_stream
 from shards.verify import inspect, verify
 from shards.views import View, open_data
 from tests.shards.foreign import NAMES, energon_folder, plain_tar, sample, webdataset_tars
-from tests.shards.images import config, encoded
+from tests.shards.images import config, encoded, image_folder
 
 
 def samples(folder: Path, split: str = "train") -> dict[str, tuple[str, bytes]]:
@@ -283,6 +283,20 @@ def test_a_changed_tar_is_another_data_set(tmp_path):
         index(folder)
     second = index(folder, overwrite=True).manifest
     assert (first.num_samples, second.num_samples) == (24, 29)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_build_never_removes_tars_of_others(tmp_path, indexed):
+    folder = webdataset_tars(tmp_path / "zoo", prefix="train-")
+    if indexed:
+        index(folder)
+    before = digests(folder)
+    image_folder(tmp_path / "raw", per_class=2)
+    with pytest.raises(ConfigError, match=r"3 tars of split 'train' are there that no build wrote"):
+        build(tmp_path / "raw", folder, overwrite=True, processes=1)
+    assert digests(folder) == before
+    assert indexed == (folder / "train.manifest.json").exists()
+    assert not list(folder.glob(".build-train"))
 
 
 def test_a_label_that_its_index_row_does_not_tell_is_noticed(tmp_path):
