@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -241,6 +242,16 @@ def open_data(config: DataConfig) -> Data:
     return Data(tuple(train), tuple(validation), tuple(test))
 
 
+def open_view(folder: str | Path, split: str = "train", name: str | None = None) -> View:
+    """A whole split of a local folder; `name`: that of the data set if none is given. Raises ConfigError."""
+    manifest = read_manifest(folder, split)
+    open_index(folder, manifest)
+    missing = [shard.path for shard in manifest.shards if not os.path.isfile(os.path.join(folder, shard.path))]
+    if missing:
+        raise ConfigError(f"{folder}: {len(missing)} shards are missing ({', '.join(missing[:3])}); build it again")
+    return View(name or manifest.name, str(folder), manifest)
+
+
 def _open_all(
     config: DataConfig, section: str, group: Mapping[str, SourceConfig], store: Store | None, faults: list[str]
 ) -> list[View]:
@@ -249,22 +260,13 @@ def _open_all(
         try:
             folder = config.location(source)
             remote = store if is_url(folder) else None
-            view = _open_remote(name, folder, source.split, remote) if remote else _open(name, folder, source.split)
+            view = _open_remote(name, folder, source.split, remote) if remote else open_view(folder, source.split, name)
             if not view.manifest.num_samples:
                 raise ConfigError(f"{folder}: split {source.split!r} has no samples")
             views.append(_filtered(view, source.where))
         except ConfigError as error:
             faults += [f"data.{section}.{name}: {fault}" for fault in error.faults]
     return views
-
-
-def _open(name: str, folder: str, split: str) -> View:
-    manifest = read_manifest(folder, split)
-    open_index(folder, manifest)
-    missing = [shard.path for shard in manifest.shards if not os.path.isfile(os.path.join(folder, shard.path))]
-    if missing:
-        raise ConfigError(f"{folder}: {len(missing)} shards are missing ({', '.join(missing[:3])}); build it again")
-    return View(name, folder, manifest)
 
 
 def _open_remote(name: str, folder: str, split: str, store: Store) -> View:
