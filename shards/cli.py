@@ -3,6 +3,7 @@
 Heavy imports happen inside the commands: `--help` must not wait for torch.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -39,18 +40,22 @@ def build(
     seed: int = 0,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """Build shards from a folder of images: one sub-folder of SOURCE for each class.
+    """Build shards from class folders, a table, Pascal VOC, COCO, masks, and more: SOURCE is recognised by its looks.
 
     Every image is decoded once; what cannot be is left out and listed with its reason in `OUT/train.build-report.json`.
     It can be interrupted at any moment: the same command goes on where it stopped, with the same result.
 
         xfer shards build photos/ shards/photo
         xfer shards build photos-test/ shards/photo --split test
+        xfer shards build clothes.csv shards/clothes --images clothes/ --label type --side age,text
+        xfer shards build VOC2012/ shards/voc --list train
+        xfer shards build instances_val2017.json shards/coco --images val2017/ --bad-boxes drop
+        xfer shards build camvid/ shards/camvid --masks camvid/labels --classes classes.txt --void 11
 
     Parameters
     ----------
     source
-        Folder with one sub-folder of images (jpg, jpeg, png, webp, bmp) for each class.
+        What to build from; `docs/shards.md` has a table of all kinds. Images are jpg, jpeg, png, webp or bmp.
     out
         Folder for the shards; made if need be. Several splits may share it.
     name
@@ -62,7 +67,7 @@ def build(
     processes
         How many processes work at once; as many as pay if not given. The result is the same.
     max_refused
-        Fraction of the images that may be unreadable before the build fails (one always may).
+        Fraction of the samples that may be refused before the build fails (one always may).
     seed
         Seed of the order in which samples are stored.
     overwrite
@@ -70,10 +75,11 @@ def build(
     """
     from shards.build import build as run
 
+    options = options or SourceOptions()
     report = run(
         source,
         out,
-        options,
+        replace(options, side=tuple(name.strip() for given in options.side for name in given.split(","))),
         name=name,
         split=split,
         shard_mb=shard_mb,
@@ -85,15 +91,20 @@ def build(
     manifest = report.manifest
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     done = "already built" if report.already_built else "built"
+    roles = ", ".join(f"{role} {member}" for role, member in manifest.fields.items())
     print(
-        f"{out}: {done} {manifest.name}/{manifest.split}: {manifest.num_samples:,} samples of {len(manifest.classes)} "
-        f"classes in {len(manifest.shards)} shards, {size:,.1f} MB"
+        f"{out}: {done} {manifest.name}/{manifest.split} from a source of kind {report.kind}: "
+        f"{manifest.num_samples:,} samples of {len(manifest.classes)} classes in {len(manifest.shards)} shards, "
+        f"{size:,.1f} MB ({roles})"
     )
-    if report.refused:
-        print(f"{len(report.refused)} images refused, listed in {out / f'{split}.build-report.json'}:")
-        print("\n".join(f"  {key}: {reason}" for key, reason in report.refused[:5]))
+    if manifest.classes and all(name.isdigit() for name in manifest.classes):
+        print("the classes have numbers for names: data sets share classes by name, so give them with --classes")
+    for what, entries in (("samples refused", report.refused), ("boxes dropped", report.dropped)):
+        if entries:
+            print(f"{len(entries)} {what}, listed in {out / f'{split}.build-report.json'}:")
+            print("\n".join(f"  {key}: {reason}" for key, reason in entries[:5]))
     if report.ignored:
-        print(f"{report.ignored} files are no images and were left out")
+        print(f"{report.ignored} files are no samples and were left out")
 
 
 @app.command

@@ -5,16 +5,19 @@
     litdata       a folder that litData's optimize left
     webdataset    tars, packed anew; `xfer shards index` uses them as they are
     torchvision   --dataset CIFAR10 below SOURCE, its root
+    table         a .csv, .tsv or .jsonl with a row for each image, or a folder with one
     folder        <root>/<class>/.../<image>
 
-A kind says which options it uses and by what it is recognised; the first that recognises SOURCE is taken. To add one:
-a file here with an open function, and a row in `SOURCES`.
+A kind says which options it uses and by what it is recognised. Taken is the first that recognises SOURCE and uses all
+options that were given; if there is none, the one kind that uses them all, whatever SOURCE looks like: `--masks` says
+enough. To add one: a file here with an open function, and a row in `SOURCES`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from shards.settings import ConfigError
 from shards.sources.folder import open_folder
@@ -41,9 +44,9 @@ def _holds(*patterns: str) -> Callable[[Path], bool]:
     return lambda path: any(path.match(p) if path.is_file() else any(path.glob(p)) for p in patterns)
 
 
-def _later(module: str, function: str) -> Callable[[Path, SourceOptions], Source]:
+def _later(module: str, function: str) -> Callable[..., Any]:
     """A function whose module is imported when it is called: `--help` must not wait for pyarrow."""
-    return lambda path, options: getattr(import_module(f"shards.sources.{module}"), function)(path, options)
+    return lambda *arguments: getattr(import_module(f"shards.sources.{module}"), function)(*arguments)
 
 
 _TABLE = frozenset({"part", "image", "label", "side", "classes"})
@@ -71,13 +74,19 @@ SOURCES: dict[str, Kind] = {
         lambda path: False,
         "only with --kind torchvision --dataset NAME",
     ),
+    "table": Kind(
+        _later("table", "open_table"),
+        frozenset({"images", "image", "label", "side", "classes"}),
+        _later("table", "is_table"),
+        "a .csv, .tsv or .jsonl with a row for each image, or a folder with one",
+    ),
     "folder": Kind(open_folder, frozenset(), Path.is_dir, "a folder with one sub-folder of images for each class"),
 }
 
 
 def open_source(path: Path, options: SourceOptions) -> tuple[str, Source]:
     """The kind of the source and the source itself, not listed yet. Raises ConfigError with every fault."""
-    name = options.kind or detect(path)
+    name = options.kind or detect(path, options)
     if name not in SOURCES:
         raise ConfigError(f"--kind: {name!r}; known here: {', '.join(SOURCES)}")
     unused = options.given().keys() - SOURCES[name].options - {"kind"}
@@ -86,13 +95,15 @@ def open_source(path: Path, options: SourceOptions) -> tuple[str, Source]:
     return name, SOURCES[name].open(path, options)
 
 
-def detect(path: Path) -> str:
-    """The first kind that recognises `path`. Raises ConfigError."""
+def detect(path: Path, options: SourceOptions) -> str:
+    """The kind of `path`, by how it looks and by which options were given. Raises ConfigError."""
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
-    for name, kind in SOURCES.items():
-        if kind.recognised(path):
-            return name
+    recognised = [name for name, kind in SOURCES.items() if kind.recognised(path)]
+    users = [name for name, kind in SOURCES.items() if options.given().keys() <= kind.options]
+    fitting = [name for name in recognised if name in users]
+    if fitting or len(users) == 1 or recognised:
+        return (fitting or (users if len(users) == 1 else recognised))[0]
     known = "".join(f"\n  {name:<12}{kind.looks}" for name, kind in SOURCES.items())
     raise ConfigError(f"{path}: looks like no kind of source; these are known:{known}\nsay which with --kind")
 

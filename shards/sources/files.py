@@ -71,6 +71,15 @@ def read(root: Path, name: str) -> bytes:
         raise Refused(f"cannot be read: {error.strerror or error}") from None
 
 
+def find_image(root: Path, name: str) -> str | None:
+    """`name` (relative, without extension) with the extension of the image that lies below `root`, if one does."""
+    for extension in IMAGES:
+        for found in (f"{name}.{extension}", f"{name}.{extension.upper()}"):
+            if os.path.isfile(os.path.join(root, found)):
+                return found
+    return None
+
+
 def some(names: list[str]) -> str:
     """The first few of many names."""
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

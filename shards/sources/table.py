@@ -1,0 +1,221 @@
+"""Images that a table names: one row (csv, tsv, jsonl) for each, with a class, side inputs, or both.
+
+The columns of image and class are found by their usual names unless they are given. File names count from `--images`,
+or else from the table's folder. A name without an image's extension is looked for under each of them, then in the
+folders below; only this last search keeps names in memory, about 300 bytes an image. Classes that are not given are
+found in a pass of their own. A row that cannot be used is refused with its line; a table that does not fit its own
+header is refused as a whole.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.manifest import canonical
+from shards.roles import MOST_CLASSES, class_names, is_index, read_classes
+from shards.settings import ConfigError
+from shards.sources import files
+from shards.sources.rows import TABLES, columns_of, read_rows
+from shards.sources.source import Item, Refused, SourceOptions
+
+_IMAGE = ("image", "file_name", "filename", "file", "image_path", "filepath", "file_path", "path", "img", "image_id")
+_LABEL = ("label", "labels", "class", "category", "cls", "class_name", "target")
+# As JSON spells a number: 007 and 1_000 are texts, perhaps names of something.
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns in use."""
+
+    image: str
+    label: str | None
+    side: tuple[str, ...]
+
+
+class Table:
+    """The rows of one table."""
+
+    def __init__(self, path: Path, images: Path, columns: Columns, classes: tuple[str, ...]):
+        self.path, self.images, self.columns, self.classes, self.ignored = path, images, columns, classes, 0
+        self.task = "classification" if columns.label else "captioning"
+        roles = {"label": columns.label and "cls", "side": columns.side and "json"}
+        self.fields = {role: extension for role, extension in roles.items() if extension}
+        self._places = {name: place for place, name in enumerate(classes)}
+        self._typed = path.suffix.lower() == ".jsonl"
+
+    def items(self) -> Iterator[Item]:
+        """Every row."""
+        if self.columns.label and not self.classes:
+            self.classes = self._find_classes(self.columns.label)
+            self._places = {name: place for place, name in enumerate(self.classes)}
+        stems: dict[str, str] = {}
+        for line, row in read_rows(self.path):
+            try:
+                image = self._find(_text(row.get(self.columns.image)), stems)
+                key = files.stem(image)
+            except Refused as error:
+                yield Item(f"line {line}", 0, "", payload={"refused": f"line {line}: {error}"})
+                continue
+            size, stamp = files.measure(self.images / image)
+            side = {name: _value(row.get(name), self._typed) for name in self.columns.side}
+            payload = {"image": image, "side": {name: value for name, value in side.items() if value is not None}}
+            label = -1
+            try:
+                label = self._label(row)
+            except Refused as error:
+                payload["refused"] = f"line {line}: {error}"
+            yield Item(key, size, stamp, label, payload)
+
+    def read(self, item: Item) -> dict[str, bytes]:
+        """The image, its class, its side inputs."""
+        if "refused" in item.payload:
+            raise Refused(item.payload["refused"])
+        image = item.payload["image"]
+        members = {files.extension(image): files.read(self.images, image)}
+        if self.columns.label:
+            members["cls"] = b"%d" % item.label
+        if self.columns.side:
+            members["json"] = canonical(item.payload["side"])
+        return members
+
+    def _find_classes(self, column: str) -> tuple[str, ...]:
+        texts: set[str] = set()
+        for _, row in read_rows(self.path):
+            with suppress(Refused):  # said when its row is read
+                texts.add(_text(row.get(column)))
+            if len(texts) > MOST_CLASSES + 1:
+                break
+        if not texts - {""}:
+            raise ConfigError(f"{self.path}: column {column!r} is empty; expected a class in each row")
+        return class_names(sorted(texts - {""}), (), f"{self.path}, column {column!r}")
+
+    def _label(self, row: dict[str, Any]) -> int:
+        if not self.columns.label:
+            return -1
+        text = _text(row.get(self.columns.label))
+        if text in self._places:
+            return self._places[text]
+        if not text:
+            raise Refused(f"no class in column {self.columns.label!r}")
+        if is_index(text) and int(text) < len(self.classes):
+            return int(text)
+        raise Refused(f"its class {text[:60]!r} is none of the {len(self.classes)} known")
+
+    def _find(self, name: str, stems: dict[str, str]) -> str:
+        """The image's path below the folder of images; `stems` is filled when it is first needed. Raises Refused."""
+        if not name:
+            raise Refused(f"no file name in column {self.columns.image!r}")
+        inside = files.relative(name, self.images)
+        if files.is_image(inside):
+            return inside
+        found = files.find_image(self.images, inside)
+        if found:
+            return found
+        if not stems:
+            stems.update(_by_stem(self.images))
+        if inside not in stems:
+            raise Refused(f"no image {inside!r} in {self.images} or below")
+        if not stems[inside]:
+            raise Refused(f"several images {inside!r} below {self.images}; name its folder in the table")
+        return stems[inside]
+
+
+def open_table(path: Path, options: SourceOptions) -> Table:
+    """Finds the table and its columns. Raises ConfigError with every fault."""
+    table = _the_table(path)
+    images = options.images or table.parent
+    there = columns_of(table)
+    faults = [] if images.is_dir() else [f"--images: {images}: no such folder"]
+    listed = ", ".join(map(repr, there)) or "none"
+    image = _column("--image", "the file names", options.image, _IMAGE, there, listed, faults)
+    label = None
+    if options.label or not options.side or _known(_LABEL, there):
+        label = _column("--label", "the classes", options.label, _LABEL, there, listed, faults)
+    faults += [f"--side: no column {name!r}; there are {listed}" for name in options.side if name not in there]
+    if faults:
+        raise ConfigError([f"{table}: {fault}" for fault in faults])
+    assert image
+    return Table(table, images, Columns(image, label, options.side), read_classes(options.classes) if label else ())
+
+
+def is_table(path: Path) -> bool:
+    """A table, or a folder that has one where class folders would not have it."""
+    if not path.is_dir():
+        return path.suffix.lower() in TABLES
+    tables = _tables(path)
+    named = [table for table in tables if table.stem == "metadata"]
+    return bool(named) or (len(tables) == 1 and sum(entry.is_dir() for entry in path.iterdir()) < 2)
+
+
+def _the_table(path: Path) -> Path:
+    if not path.is_dir():
+        if path.suffix.lower() not in TABLES or not path.is_file():
+            raise ConfigError(f"{path}: no such table; expected a file ending in {', '.join(TABLES)}")
+        return path
+    tables = _tables(path)
+    named = [table for table in tables if table.stem == "metadata"] or tables
+    if len(named) == 1:
+        return named[0]
+    found = files.some([table.name for table in tables]) or "none"
+    raise ConfigError(f"{path}: expected exactly one table ({', '.join(TABLES)}) in it, found {found}; name the file")
+
+
+def _tables(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in TABLES and path.is_file())
+
+
+def _known(names: Sequence[str], there: Sequence[str]) -> str | None:
+    lower = {column.lower(): column for column in reversed(there)}
+    return next((lower[name] for name in names if name in lower), None)
+
+
+def _column(
+    option: str,
+    what: str,
+    given: str | None,
+    names: Sequence[str],
+    there: Sequence[str],
+    listed: str,
+    faults: list[str],
+) -> str | None:
+    found = given or _known(names, there)
+    if given and given not in there:
+        faults.append(f"{option}: no column {given!r}; there are {listed}")
+    elif not found:
+        faults.append(f"no column with {what} found ({', '.join(names)}); there are {listed}; say which with {option}")
+    return found
+
+
+def _text(value: Any) -> str:
+    """A cell as text; a JSON list or object is none. Raises Refused."""
+    if isinstance(value, (list, dict)):
+        raise Refused(f"it has {canonical(value)[:60].decode()} where a text is expected")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value).strip()
+
+
+def _value(cell: Any, typed: bool) -> Any:
+    """A side input; None where there is nothing. A cell of a csv, all text, is a number where it reads as one."""
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if not typed and isinstance(cell, str) and len(cell) < 32 and _NUMBER.fullmatch(cell):
+        number = float(cell) if any(mark in cell for mark in ".eE") else int(cell)
+        return number if math.isfinite(number) else cell
+    return None if cell == "" else cell
+
+
+def _by_stem(folder: Path) -> dict[str, str]:
+    """File name without extension -> path of the image below `folder`; empty where there are several."""
+    stems: dict[str, str] = {}
+    for entry in files.walk(folder):
+        if files.is_image(entry.name):
+            path = Path(entry.path).relative_to(folder).as_posix()
+            name = files.stem(entry.name)
+            stems[name] = "" if name in stems else path
+    return stems
