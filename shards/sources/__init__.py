@@ -5,6 +5,8 @@
     litdata       a folder that litData's optimize left
     webdataset    tars, packed anew; `xfer shards index` uses them as they are
     torchvision   --dataset CIFAR10 below SOURCE, its root
+    voc           Annotations/*.xml and JPEGImages, as Pascal VOC has them
+    coco          instances_*.json, images beside it or in --images
     table         a .csv, .tsv or .jsonl with a row for each image, or a folder with one
     folder        <root>/<class>/.../<image>
 
@@ -74,6 +76,18 @@ SOURCES: dict[str, Kind] = {
         lambda path: False,
         "only with --kind torchvision --dataset NAME",
     ),
+    "voc": Kind(
+        _later("voc", "open_voc"),
+        frozenset({"images", "list", "classes", "bad_boxes"}),
+        lambda path: (path / "Annotations").is_dir(),
+        "a folder with Annotations/*.xml and JPEGImages (Pascal VOC)",
+    ),
+    "coco": Kind(
+        _later("coco", "open_coco"),
+        frozenset({"images", "captions", "bad_boxes"}),
+        _later("coco", "is_coco"),
+        "an instances_*.json, or a folder with one in annotations/ (COCO)",
+    ),
     "table": Kind(
         _later("table", "open_table"),
         frozenset({"images", "image", "label", "side", "classes"}),
@@ -102,8 +116,9 @@ def detect(path: Path, options: SourceOptions) -> str:
     recognised = [name for name, kind in SOURCES.items() if kind.recognised(path)]
     users = [name for name, kind in SOURCES.items() if options.given().keys() <= kind.options]
     fitting = [name for name in recognised if name in users]
-    if fitting or len(users) == 1 or recognised:
-        return (fitting or (users if len(users) == 1 else recognised))[0]
+    likely = fitting or (users if len(users) == 1 else recognised)
+    if likely:
+        return likely[0]
     known = "".join(f"\n  {name:<12}{kind.looks}" for name, kind in SOURCES.items())
     raise ConfigError(f"{path}: looks like no kind of source; these are known:{known}\nsay which with --kind")
 
