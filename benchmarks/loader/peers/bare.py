@@ -1,0 +1,64 @@
+"""The bare loop: one process a core, encoded bytes in its memory, nothing but decode, crop and flip. No loader.
+
+Decoder "ours": what our loader could reach if loading cost nothing. "own": the fastest decode known, the far limit.
+"""
+
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.loader.contest import BATCH, SIZE, Batches, Job, Loader
+from benchmarks.loader.dataset import Image, images_of
+from benchmarks.loader.decoding import with_ours
+
+
+def prepare(images: Sequence[Image], folder: Path) -> None:
+    """Reads the images where they are."""
+
+
+def open_loader(job: Job) -> Loader:
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    images = [(image.path.read_bytes(), s.first + image.label) for s in job.sources for image in images_of(s.folder)]
+    workers = [
+        context.Process(target=_work, args=(images[at :: job.workers], job.decoder, queue), daemon=True)
+        for at in range(job.workers)
+    ]
+    for worker in workers:
+        worker.start()
+    return Loader(_batches(queue), close=lambda: _end(workers))
+
+
+def _end(workers: list) -> None:
+    for worker in workers:
+        worker.kill()
+        worker.join()
+
+
+def _work(images: list[tuple[bytes, int]], decoder: str, queue) -> None:
+    torch.set_num_threads(1)
+    if decoder == "ours":
+        decode = with_ours
+    else:
+        from benchmarks.loader.fastest import fastest
+
+        def decode(data: bytes, _: int) -> torch.Tensor:
+            return fastest(data)
+
+    # One batch of memory, written over and over: its pixels stay here, only the labels are told.
+    batch = torch.zeros(BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
+    while True:
+        for start in range(0, len(images) - BATCH + 1, BATCH):
+            labels = []
+            for at, (data, label) in enumerate(images[start : start + BATCH]):
+                batch[at] = decode(data, label)
+                labels.append(label)
+            queue.put(labels)
+
+
+def _batches(queue) -> Batches:
+    pixels = torch.zeros(BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
+    while True:
+        yield pixels, torch.tensor(queue.get())

@@ -1,0 +1,42 @@
+"""Ours: `open_data`, `train_stream`, everything by default but what the contest fixes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.loader.contest import BATCH, SCALE, SEED, SIZE, Batches, Job, Loader
+from benchmarks.loader.dataset import Image
+from shards.batch import Slot
+from shards.build import build
+from shards.config import DataConfig
+from shards.stream import TrainStream, train_stream
+from shards.views import open_data
+
+
+def prepare(images: Sequence[Image], folder: Path) -> None:
+    build(folder / "images", folder / "shards", shard_mb=4)
+
+
+def open_loader(job: Job) -> Loader:
+    config = DataConfig.model_validate(
+        {
+            "sources": {
+                source.name: {"path": str(source.folder / "shards"), "weight": source.weight} for source in job.sources
+            },
+            "validation": 0,
+            "image_size": SIZE,
+            "batch_size": BATCH,
+            "workers": job.workers,
+            "seed": SEED,
+            "augment": {"scale": SCALE},
+        }
+    )
+    stream = train_stream(open_data(config).train, config, Slot(), job.state)
+    firsts = torch.tensor([source.first for source in sorted(job.sources, key=lambda source: source.name)])
+    return Loader(_batches(stream, firsts), stream.state, stream.close)
+
+
+def _batches(stream: TrainStream, firsts: torch.Tensor) -> Batches:
+    for batch in stream:
+        yield batch.images, batch.targets + firsts[batch.sources]
