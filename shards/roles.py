@@ -6,6 +6,7 @@ What the user says counts; what is left open is found by looking at the first sa
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -69,12 +70,24 @@ def member_text(members: Mapping[str, bytes], role: str) -> str:
 
 def read_classes(given: str | Sequence[str] | None) -> tuple[str, ...]:
     """Class names given as names, as `cat,dog`, or as a file with one name a line. Raises ConfigError."""
-    text = given if isinstance(given, str) else ",".join(given or ())
-    path = Path(text)
-    if not text or not (path.is_file() or path.suffix == ".txt"):
-        return tuple(name.strip() for name in text.split(",")) if text else ()
+    if not given:
+        return ()
+    text = given if isinstance(given, str) else given[0]
+    if not isinstance(given, str) and len(given) > 1:
+        names = tuple(given)
+    elif os.path.isfile(text) or text.endswith(".txt"):
+        names = _names_in(text)
+    else:
+        names = tuple(name.strip() for name in text.split(","))
+    unclear = sorted(name for name, count in Counter(names).items() if not name or count > 1)
+    if unclear:
+        raise ConfigError(f"--classes: {_some(unclear)} given twice or empty; expected names, every one different")
+    return names
+
+
+def _names_in(path: str) -> tuple[str, ...]:
     try:
-        names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+        names = tuple(line.strip() for line in Path(path).read_text().splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"--classes: {path} cannot be read ({error}); expected a text file, one name a line"

@@ -7,12 +7,13 @@
     torchvision   --dataset CIFAR10 below SOURCE, its root
     voc           Annotations/*.xml and JPEGImages, as Pascal VOC has them
     coco          instances_*.json, images beside it or in --images
+    masks         images and masks, two folders with the same names
     table         a .csv, .tsv or .jsonl with a row for each image, or a folder with one
     folder        <root>/<class>/.../<image>
 
 A kind says which options it uses and by what it is recognised. Taken is the first that recognises SOURCE and uses all
-options that were given; if there is none, the one kind that uses them all, whatever SOURCE looks like: `--masks` says
-enough. To add one: a file here with an open function, and a row in `SOURCES`.
+options that were given. If there is none, an option that one kind alone uses says enough about a folder: `--masks`.
+To add one: a file here with an open function, and a row in `SOURCES`.
 """
 
 from collections.abc import Callable
@@ -88,6 +89,12 @@ SOURCES: dict[str, Kind] = {
         _later("coco", "is_coco"),
         "an instances_*.json, or a folder with one in annotations/ (COCO)",
     ),
+    "masks": Kind(
+        _later("masks", "open_masks"),
+        frozenset({"images", "masks", "list", "classes", "void"}),
+        _later("masks", "is_masks"),
+        "a folder with images/ and masks/, or any with --masks",
+    ),
     "table": Kind(
         _later("table", "open_table"),
         frozenset({"images", "image", "label", "side", "classes"}),
@@ -116,7 +123,8 @@ def detect(path: Path, options: SourceOptions) -> str:
     recognised = [name for name, kind in SOURCES.items() if kind.recognised(path)]
     users = [name for name, kind in SOURCES.items() if options.given().keys() <= kind.options]
     fitting = [name for name in recognised if name in users]
-    likely = fitting or (users if len(users) == 1 else recognised)
+    # Every folder could be one of class folders, so that alone says less than an option that a single kind uses.
+    likely = fitting or (users if len(users) == 1 and recognised in ([], ["folder"]) else recognised)
     if likely:
         return likely[0]
     known = "".join(f"\n  {name:<12}{kind.looks}" for name, kind in SOURCES.items())

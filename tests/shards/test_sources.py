@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shards.build import build
+from shards.roles import read_classes
 from shards.settings import ConfigError
 from shards.sources import SOURCES, Item, SourceOptions, open_source
 from tests.shards.images import encoded, image_folder
@@ -87,6 +88,18 @@ def test_an_option_of_another_kind_is_refused(tmp_path):
     root = image_folder(tmp_path / "raw", per_class=1)
     with pytest.raises(ConfigError, match=r"--bad-boxes: a source of kind 'folder' does not use it"):
         open_source(root, SourceOptions(bad_boxes="drop"))
+
+
+def test_names_of_classes(tmp_path):
+    many = tuple(f"class number {n}" for n in range(1000))
+    (tmp_path / "names").write_text("cat\n\n big dog \n")
+    assert read_classes(("cat, dog",)) == ("cat", "dog")
+    assert read_classes(("cat, dog", "owl")) == ("cat, dog", "owl"), "names may have commas where there are several"
+    assert read_classes((str(tmp_path / "names"),)) == ("cat", "big dog")
+    assert read_classes(",".join(many)) == read_classes(many) == many, "longer than any file name"
+    for given in ("cat,,dog", "cat,dog,cat", "gone.txt"):
+        with pytest.raises(ConfigError, match="--classes"):
+            read_classes(given)
 
 
 @pytest.mark.parametrize("kind", SOURCES)
