@@ -3,6 +3,7 @@
 Shared by `index`, which leaves them where they are, and the source `webdataset`, which packs them anew.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def _in_its_folder(excluded: str) -> str:
 
 def _prepared_tars(folder: Path, prepared: Prepared) -> list[Path]:
     tars = [folder / name for name in prepared.shards]
-    missing = [str(tar) for tar in tars if not tar.is_file()]
+    missing = [str(tar) for tar in tars if not os.path.isfile(tar)]
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise ConfigError(f"{folder}: tars named in its split.yaml are missing: {', '.join(missing[:_SHOWN])}{more}")

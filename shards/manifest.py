@@ -82,6 +82,9 @@ class Manifest:
         return "sha256:" + hashlib.sha256(canonical(content)).hexdigest()
 
 
+_MANIFEST = TypeAdapter(Manifest)
+
+
 def canonical(content: object) -> bytes:
     """JSON with one spelling only: sorted keys, no spaces, ASCII."""
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
@@ -153,7 +156,7 @@ def parse_manifest(data: bytes, path: str | Path) -> Manifest:
     if stated != FORMAT:
         raise ConfigError(f"{path}: manifest format {stated!r}, this version reads {FORMAT}")
     try:
-        manifest = TypeAdapter(Manifest).validate_python(content)
+        manifest = _MANIFEST.validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -174,7 +177,7 @@ def open_index(folder: str | Path, manifest: Manifest, path: str | Path = "") ->
         index = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise ConfigError(f"{path}: missing; the manifest beside it names it; build the shards again") from None
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # NumPy's reader of headers raises ValueError, SyntaxError, TokenError, ... on damage
         raise ConfigError(f"{path}: not a readable index ({error}); build the shards again") from None
     if index.dtype != INDEX or index.shape != (manifest.num_samples,):
         found = f"{index.shape} rows of {index.dtype}"

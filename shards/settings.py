@@ -77,7 +77,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(), _UniqueKeyLoader)
     except ConfigError as error:
         raise ConfigError(error.faults, path) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, a date like 2026-13-32
         raise ConfigError(f"not a YAML file: {' '.join(str(error).split())}", path) from None
     if not isinstance(content, dict):
         raise ConfigError(f"expected a mapping of keys to values, found {type(content).__name__}", path)

@@ -138,7 +138,7 @@ def open_litdata(root: Path, options: SourceOptions) -> LitData:
         listed = tuple((str(chunk["filename"]), int(chunk["chunk_size"])) for chunk in chunks)
     except OSError as error:
         raise ConfigError(f"{root / 'index.json'}: {error.strerror}; expected a folder written by litData") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{root / 'index.json'}: not the index of litData chunks: {error!r}") from None
     faults = [
         f"{root}: its chunks are not plain: {key} {config[key]!r}; optimize it again without"
