@@ -8,6 +8,7 @@ it.
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -15,6 +16,9 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
+
+
+_DEEPEST = 100
 
 
 class ConfigError(Exception):
@@ -66,6 +70,15 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _depth(text: str) -> int:
+    """How many brackets are open at once, at most. PyYAML's time grows with the square of it: minutes for 100 kB."""
+    depth = deepest = 0
+    for found in re.finditer(r"[\[\]{}]", text):
+        depth = depth + 1 if found.group() in "[{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError if it is missing, not YAML, or not a mapping."""
     path = Path(path)
@@ -74,7 +87,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         hint = f"; did you mean {path.parent / close[0]}?" if close and close[0] else ""
         raise ConfigError(f"no such file{hint}", path)
     try:
-        content = yaml.load(path.read_text(), _UniqueKeyLoader)
+        text = path.read_text()
+        if _depth(text) > _DEEPEST:
+            raise ConfigError(f"more than {_DEEPEST} brackets inside each other")
+        content = yaml.load(text, _UniqueKeyLoader)
     except ConfigError as error:
         raise ConfigError(error.faults, path) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, a date like 2026-13-32

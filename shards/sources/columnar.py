@@ -3,7 +3,7 @@
 Files hold their rows in blocks (row groups, record batches). Listing reads the column of classes alone; reading a row
 decodes its block, and the last blocks are kept: samples are read in shuffled order. Arrow files are memory-mapped and
 blocks cost nothing. A Parquet block is decompressed whole for each row that is not in the kept ones: with 100 images a
-block, as Hugging Face writes them, about as much as decoding the image. Blocks too large to be kept are refused.
+block, as Hugging Face writes them, a few times the cost of decoding the image. Blocks too large to keep are refused.
 """
 
 import json

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import Field
 
-from shards.settings import ConfigError, Strict, dump, full_path, get, load, replace
+from shards.settings import ConfigError, Strict, dump, full_path, get, load, read_yaml, replace
 
 
 class Source(Strict):
@@ -84,3 +84,11 @@ def test_dump_reads_back_equal(file, tmp_path):
 def test_an_override_has_the_form_path_equals_value(file, override):
     with pytest.raises(ConfigError, match="written dotted"):
         load(file, Outer, [override])
+
+
+def test_hostile_yaml_is_refused_at_once(tmp_path):
+    """Read from folders of others too: PyYAML would take minutes, or leave errors of its own."""
+    for text, message in (("a: " + "[" * 9999, "more than 100 brackets"), ("a: 2026-13-32", "not a YAML file")):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            read_yaml(tmp_path / "x.yaml")
