@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from shards import plan as planning
 from shards.lock import locked
-from shards.manifest import INDEX, File, Manifest, manifest_path, read_manifest, write_json, write_manifest
+from shards.manifest import File, Manifest, manifest_path, read_manifest, write_index, write_json, write_manifest
 from shards.plan import Plan, Request
 from shards.pool import WorkerDiedError, run, worthwhile
 from shards.progress import progress
@@ -163,24 +162,14 @@ def _commit(out: Path, state: Path, plan: Plan, tasks: list[Task]) -> Manifest:
         tally.merge(Tally(**record.tally))
     index_file = out / f"{plan.request.split}.index.npy"
     num_samples = sum(shard.samples for shard in shards)
-    with open(state / "index.npy", "wb") as file:
-        _join_index(file, [index_part(state, shard.path) for shard in shards], num_samples)
+    parts = (np.load(index_part(state, shard.path), allow_pickle=False) for shard in shards)
+    write_index(state / "index.npy", parts, num_samples)
     index = planning.describe(state / "index.npy", index_file.name, num_samples)
     os.replace(state / "index.npy", index_file)
     manifest = _manifest(plan, tuple(shards), tally, index)
     write_manifest(out, manifest)
     planning.close_state(state)
     return manifest
-
-
-def _join_index(file: BinaryIO, parts: list[Path], num_rows: int) -> None:
-    """One .npy out of many, part by part."""
-    header = {"descr": np.lib.format.dtype_to_descr(INDEX), "fortran_order": False, "shape": (num_rows,)}
-    np.lib.format.write_array_header_1_0(file, header)
-    for part in parts:
-        file.write(np.load(part, allow_pickle=False).tobytes())
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _manifest(plan: Plan, shards: tuple[File, ...], tally: Tally, index: File) -> Manifest:

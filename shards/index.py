@@ -25,12 +25,12 @@ from shards.build import BuildError, BuildReport, report_path
 from shards.foreign import Foreign, open_foreign
 from shards.lock import locked
 from shards.manifest import (
-    INDEX,
     File,
     Manifest,
     canonical,
     manifest_path,
     read_manifest,
+    write_index,
     write_json,
     write_manifest,
 )
@@ -202,13 +202,8 @@ def _commit(
     split, state = manifest.split, Path(tasks[0].state)
     manifest_path(out, split).unlink(missing_ok=True)
     table = label_table(sorted({text for record in records for text in record.labels}), manifest.classes)
-    parts = [np.empty(0, INDEX)]
-    for task, record in zip(tasks, records, strict=True):
-        rows = np.load(index_part(task), allow_pickle=False)
-        if record.labels:
-            rows["label"] = np.array([table[text] for text in record.labels], np.int32)[rows["label"]]
-        parts.append(rows)
-    np.save(state / "index.npy", np.concatenate(parts), allow_pickle=False)
+    parts = (_labelled(task, record, table) for task, record in zip(tasks, records, strict=True))
+    write_index(state / "index.npy", parts, manifest.num_samples)
     described = describe(state / "index.npy", manifest.index.path, manifest.num_samples)
     os.replace(state / "index.npy", out / manifest.index.path)
     manifest = Manifest(**{**vars(manifest), "index": described})
@@ -220,6 +215,14 @@ def _commit(
     write_manifest(out, manifest)
     shutil.rmtree(state)
     return BuildReport(str(out), manifest, refused, ignored, kind="index")
+
+
+def _labelled(task: ScanTask, record: Scanned, table: dict[str, int]) -> np.ndarray:
+    """The index rows of a tar, with class indexes for the places of its labels among its distinct ones."""
+    rows = np.load(index_part(task), allow_pickle=False)
+    if record.labels:
+        rows["label"] = np.array([table[text] for text in record.labels], np.int32)[rows["label"]]
+    return rows
 
 
 def _listed(lines: Sequence[str]) -> str:

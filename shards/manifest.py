@@ -12,7 +12,7 @@ any byte of a sample.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -165,6 +165,17 @@ def parse_manifest(data: bytes, path: str | Path) -> Manifest:
     if faults:
         raise ConfigError([f"{path}: {fault}" for fault in faults])
     return manifest
+
+
+def write_index(path: Path, parts: Iterable[np.ndarray], num_rows: int) -> None:
+    """One index out of INDEX arrays, in order, on disk for good; never holds more than one of them."""
+    header = {"descr": np.lib.format.dtype_to_descr(INDEX), "fortran_order": False, "shape": (num_rows,)}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(part.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def open_index(folder: str | Path, manifest: Manifest, path: str | Path = "") -> np.ndarray:
