@@ -74,22 +74,29 @@ class Batch:
 
 @dataclass
 class Draft:
-    """A batch that is filled sample by sample; what is never filled stays zero and invalid."""
+    """A batch that is filled sample by sample; what is never filled is zero and invalid.
+
+    `images`: uint8 [B, 3, S, S] to fill, whatever is in them; None: new memory.
+    """
 
     size: int
     image_size: int
+    images: torch.Tensor | None = None
     boxes: dict[int, torch.Tensor] = field(default_factory=dict)
     masks: dict[int, torch.Tensor] = field(default_factory=dict)
     side: dict[int, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.images = torch.zeros(self.size, self.image_size, self.image_size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        if self.images is None:
+            shape = (self.size, self.image_size, self.image_size, 3)
+            self.images = torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
         self.targets, self.sources = torch.zeros(2, self.size, dtype=torch.int64)
         self.positions = torch.full((self.size,), -1)
         self.valid = torch.zeros(self.size, dtype=torch.bool)
 
     def fill(self, at: int, pixels: Pixels, target: int, side: Mapping[str, Any]) -> None:
         """Puts in sample number `at`."""
+        assert self.images is not None
         self.images[at], self.targets[at], self.valid[at] = pixels.image, target, True
         if pixels.boxes is not None:
             self.boxes[at] = torch.as_tensor(pixels.boxes)
@@ -100,6 +107,9 @@ class Draft:
 
     def batch(self) -> Batch:
         """The batch; parts that no sample has are None."""
+        assert self.images is not None
+        if not self.valid.all():
+            self.images[~self.valid] = 0
         every = range(self.size)
         none, void = torch.zeros(0, 5), torch.full((self.image_size, self.image_size), 255, dtype=torch.uint8)
         return Batch(

@@ -48,7 +48,8 @@ class EvalStream:
     def __iter__(self) -> Iterator[Batch]:
         samples = Samples(Reader(self.views), partial(_centred, size=self.image_size), self.image_size, seed=None)
         requests = [self._request(start) for start in range(0, self.num_samples, self.batch_size)]
-        with closing(Deliveries(samples, requests, min(self.workers, len(requests)), self.pin_memory)) as deliveries:
+        workers, each = min(self.workers, len(requests)), -(-self.batch_size // self.slot.world_size)
+        with closing(Deliveries(samples, requests, workers, each, self.pin_memory)) as deliveries:
             for delivery in deliveries:
                 if delivery.losses:
                     raise DamagedDataError(damage_table(self.views, list(delivery.losses), {}))

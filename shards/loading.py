@@ -5,9 +5,11 @@ is no exception here but part of the answer: the sample is replaced by another o
 (seed, position), so each replay chooses the same; the process that trains counts and decides when it is too much.
 """
 
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.batch import Draft
 from shards.boxes import annotations
+from shards.buffers import Buffers
 from shards.decode import DecodeError
 from shards.hashing import key
 from shards.local import LocalRequests
@@ -24,6 +27,8 @@ from shards.request import Delivery, Loss, Request
 from shards.transforms import Pixels
 
 _ATTEMPTS = 16
+_AHEAD = 4  # batches of each loader process
+_HELD = 3
 Place = tuple[int, int, int]
 """Source, shard, and row of the view within the shard."""
 Found = tuple[Pixels, int, Mapping[str, Any]]
@@ -42,10 +47,12 @@ class Samples(Dataset):
     def __init__(self, reader: Reader, transform: Transform, size: int, seed: int | None):
         """`seed` chooses replacements; None: a damaged sample stays empty."""
         self.reader, self.transform, self.size, self.seed = reader, transform, size, seed
+        self.buffers: Buffers | None = None
 
     def __getitems__(self, request: Request) -> Delivery:
         n = len(request.positions)
-        draft = Draft(n + request.fill, self.size)
+        images = self.buffers.images(request.buffer, n + request.fill) if self.buffers and request.buffer >= 0 else None
+        draft = Draft(n + request.fill, self.size, images)
         draft.sources[:n], draft.positions[:n] = torch.from_numpy(request.source), torch.from_numpy(request.positions)
         losses = list(request.losses)
         places = zip(request.source.tolist(), request.shard.tolist(), request.row.tolist(), strict=True)
@@ -54,7 +61,10 @@ class Samples(Dataset):
                 found = self._find(place, position, losses)
                 if found is not None:
                     draft.fill(at, *found)
-        return Delivery(draft.batch(), tuple(losses))
+        batch = draft.batch()
+        if images is not None:  # they are where the request wants them
+            batch = replace(batch, images=torch.empty(0, dtype=torch.uint8))
+        return Delivery(batch, tuple(losses), request.buffer)
 
     def _find(self, place: Place, position: int, losses: list[Loss]) -> Found | None:
         """The sample at a place, or the first sound replacement."""
@@ -101,15 +111,21 @@ class Deliveries:
     An iterator; close it to stop the processes.
     """
 
-    def __init__(self, samples: Samples, requests: Iterable[Request], workers: int, pin_memory: bool = False):
+    def __init__(
+        self, samples: Samples, requests: Iterable[Request], workers: int, batch_size: int, pin_memory: bool = False
+    ):
+        """`batch_size`: of the largest request."""
         self._local = _local(samples, requests)
+        self._buffers = samples.buffers = _buffers(samples.size, workers, batch_size, pin_memory)
+        requests = self._local or requests
         loader = DataLoader(
             samples,
-            batch_sampler=self._local or requests,  # pyright: ignore[reportArgumentType]  a request instead of indices
+            # Requests instead of indices.
+            batch_sampler=self._buffers.assigned(requests) if self._buffers else requests,  # pyright: ignore[reportArgumentType]
             num_workers=workers,
             collate_fn=_as_is,  # pyright: ignore[reportArgumentType]
             pin_memory=pin_memory,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=_AHEAD if workers else None,
             # A DataLoader draws a seed when it starts; with its own generator it leaves the global one alone.
             generator=torch.Generator(),
         )
@@ -125,6 +141,9 @@ class Deliveries:
         delivery = next(self._batches)
         if self._local:
             self._local.delivered()
+        if self._buffers and delivery.buffer >= 0:
+            images = self._buffers.lend(delivery.buffer, len(delivery.batch))
+            return replace(delivery, batch=replace(delivery.batch, images=images), buffer=-1)
         return delivery
 
     def close(self) -> None:
@@ -132,6 +151,13 @@ class Deliveries:
         self._batches = None
         if self._local:
             self._local.close()
+
+
+def _buffers(image_size: int, workers: int, batch_size: int, pin_memory: bool) -> Buffers | None:
+    """For all that is on its way, and for what the loop holds. Pages to be pinned are copied on arrival anyway."""
+    if not workers or pin_memory or multiprocessing.get_start_method() != "fork":
+        return None
+    return Buffers(workers * _AHEAD + _HELD, batch_size, image_size)
 
 
 def _local(samples: Samples, requests: Iterable[Request]) -> LocalRequests | None:

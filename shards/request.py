@@ -10,7 +10,7 @@ from shards.hashing import Ints
 class Request:
     """Samples by source, shard and row of the view, with their positions; int64 [n] each. `fill`: rows to pad with.
 
-    `losses`: what was lost before loaders see the request.
+    `losses`: what was lost before loaders see the request. `buffer`: where the images go; -1: into memory of their own.
     """
 
     source: Ints
@@ -19,6 +19,7 @@ class Request:
     positions: Ints
     fill: int = 0
     losses: tuple["Loss", ...] = ()
+    buffer: int = -1
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -36,10 +37,14 @@ class Loss:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A batch and what was lost on the way; `valid` is False where nothing sound was found."""
+    """A batch and what was lost on the way; `valid` is False where nothing sound was found.
+
+    `buffer`: where its images are, while they are not in the batch itself.
+    """
 
     batch: Batch
     losses: tuple[Loss, ...]
+    buffer: int = -1
 
     def pin_memory(self) -> "Delivery":
         """Called by the DataLoader."""

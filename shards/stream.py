@@ -50,7 +50,7 @@ class TrainStream:
             {} if strict else {i: max(_HANDFUL, int(max_replaced * v.num_samples)) for i, v in enumerate(views)}
         )
         requests = Requests(law, state.position, batch_size, slot)
-        self._deliveries = Deliveries(samples, requests, workers, pin_memory)
+        self._deliveries = Deliveries(samples, requests, workers, -(-batch_size // slot.world_size), pin_memory)
 
     def __iter__(self) -> "TrainStream":
         return self

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from shards.batch import Batch, Slot
+from shards.buffers import Buffers
 from shards.damage import DamagedDataError
 from shards.evaluation import eval_stream
 from shards.manifest import open_index
+from shards.request import Request
 from shards.settings import ConfigError
 from shards.state import StreamState
 from shards.stream import train_stream
@@ -83,6 +85,27 @@ def test_every_world_delivers_the_same_samples(zoo, world):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(zoo, workers):
     assert take(zoo, 8, workers=workers) == take(zoo, 8)
+
+
+def test_a_batch_that_is_kept_is_never_written_over(zoo):
+    """Loader processes write into memory that is used again, once nobody has a tensor that shows it."""
+    settings = config(zoo, "a", "b", workers=1)
+    with train_stream(open_data(settings).train, settings, Slot()) as stream:
+        parts = [next(stream).images[3] for _ in range(12)]
+        images = [part.clone() for part in parts]
+        for _ in range(12):
+            next(stream)
+    assert all(torch.equal(part, image) for part, image in zip(parts, images, strict=True))
+
+
+def test_memory_of_batches_is_used_again():
+    buffers, none = Buffers(1, 2, 8), np.zeros(2, np.int64)
+    request = Request(none, none, none, none)
+    assert [r.buffer for r in buffers.assigned([request, request])] == [0, -1]
+    image = buffers.lend(0, 2)[1]
+    assert next(buffers.assigned([request])).buffer == -1
+    del image
+    assert next(buffers.assigned([request])).buffer == 0
 
 
 def test_resume_anywhere_with_another_batch_size(zoo):
