@@ -174,6 +174,10 @@ def test_wrong_files_and_folders(tmp_path):
     options = SourceOptions(images=tmp_path / "val", captions=path)
     with pytest.raises(ConfigError, match=r"--captions: .*no captions of the images"):
         list(open_source(path, options)[1].items())
+    (tmp_path / "others.json").write_text(json.dumps({"annotations": CAPTIONS["annotations"][3:]}))
+    options = SourceOptions(images=tmp_path / "val", captions=tmp_path / "others.json")
+    with pytest.raises(ConfigError, match=r"others.json: no captions of the images"):
+        list(open_source(path, options)[1].items())
     for text, message in (("[", "not JSON"), ("[]", "expected a JSON object"), ("[" * 100_000, "not JSON")):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):
