@@ -12,7 +12,7 @@ TENSORS = {"w": torch.arange(6.0).reshape(2, 3)}
 
 def write(folder, step):
     return write_checkpoint(
-        folder, TrainState(step=step, position=step * 8, classes=["a"]), TENSORS, {"w/exp_avg": -TENSORS["w"]}
+        folder, TrainState(step, {"position": step * 8}, ["a"]), TENSORS, {"w/exp_avg": -TENSORS["w"]}
     )
 
 
@@ -20,7 +20,7 @@ def test_what_was_written_comes_back(tmp_path):
     write(tmp_path, 5)
     found = latest_checkpoint(tmp_path)
     assert found is not None
-    assert found.state == TrainState(step=5, position=40, classes=["a"])
+    assert found.state == TrainState(5, {"position": 40}, ["a"])
     assert torch.equal(found.model()["w"], TENSORS["w"])
     assert torch.equal(found.optimizer()["w/exp_avg"], -TENSORS["w"])
 
