@@ -1,27 +1,26 @@
 """Batches for training: the order, the loaders and the budget for damage put together.
 
 Training is infinite and counts positions, so ranks never disagree about the end of an epoch. All that a resume needs
-is `state()`. Losses are counted by the distinct sample: one damaged image is one loss however often it comes up.
+is `state()`.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from shards.batch import Batch, Slot
 from shards.config import DataConfig
-from shards.damage import DamagedDataError, damage_table
+from shards.damage import Losses, budget
 from shards.loading import Deliveries, Samples
 from shards.order import Order
 from shards.reader import Reader
-from shards.request import Delivery, Loss, Request
+from shards.request import Loss, Request
 from shards.settings import ConfigError
 from shards.state import StreamState, build_order, resume
 from shards.transforms import augment
 from shards.views import View
 
-_HANDFUL = 8
 _LOCATED_TOGETHER = 1024  # samples: 2 ms, then nothing for some batches
 
 
@@ -30,25 +29,18 @@ class TrainStream:
 
     def __init__(
         self,
-        views: Sequence[View],
         law: Order,
         samples: Samples,
+        losses: Losses,
         state: StreamState,
         slot: Slot,
         batch_size: int,
         workers: int = 0,
-        max_replaced: float = 0.001,
-        strict: bool = False,
         pin_memory: bool = False,
     ):
         self.position = state.position
         """Global position of the next batch: of what was delivered, not of what is being prepared."""
-        self.losses: list[Loss] = []
-        """Distinct damaged samples this rank came upon."""
-        self._views, self._law, self._state, self._batch_size = views, law, state, batch_size
-        self._budget = (
-            {} if strict else {i: max(_HANDFUL, int(max_replaced * v.num_samples)) for i, v in enumerate(views)}
-        )
+        self._law, self._losses, self._state, self._batch_size = law, losses, state, batch_size
         requests = Requests(law, state.position, batch_size, slot)
         self._deliveries = Deliveries(samples, requests, workers, -(-batch_size // slot.world_size), pin_memory)
 
@@ -57,8 +49,7 @@ class TrainStream:
 
     def __next__(self) -> Batch:
         delivery = next(self._deliveries)
-        if delivery.losses:
-            self._count(delivery)
+        self._losses.count(delivery)
         self.position += self._batch_size
         return delivery.batch
 
@@ -77,14 +68,10 @@ class TrainStream:
         counts = dict(zip(self._law.names, self._law.blend.counts(self.position).tolist(), strict=True))
         return replace(self._state, position=self.position, counts=counts)
 
-    def _count(self, delivery: Delivery) -> None:
-        self.losses += [loss for loss in dict.fromkeys(delivery.losses) if loss not in self.losses]
-        lost: dict[int, int] = defaultdict(int)
-        for loss in self.losses:
-            lost[loss.source] += 1
-        over = [source for source, count in lost.items() if count > self._budget.get(source, 0)]
-        if over or not delivery.batch.valid.all():
-            raise DamagedDataError(damage_table(self._views, self.losses, self._budget))
+    @property
+    def losses(self) -> list[Loss]:
+        """Distinct damaged samples so far: with a `damage_log` those of all ranks and earlier lives of the run."""
+        return self._losses.all()
 
 
 def train_stream(
@@ -93,8 +80,10 @@ def train_stream(
     slot: Slot,
     state: StreamState | None = None,
     pin_memory: bool = False,
+    damage_log: Path | None = None,
 ) -> TrainStream:
-    """The training stream of a configuration from a state on. `views` as in `open_data(config).train`.
+    """The training stream of a configuration from a state on. `views` as in `open_data(config).train`; `damage_log`:
+    a folder that all ranks of the run write to, so that its losses are counted together.
 
     Raises ConfigError, with every difference if the state is of other data.
     """
@@ -113,15 +102,13 @@ def train_stream(
         augment, size=config.image_size, scale=look.scale, flip=look.flip, color=look.color, seed=config.seed
     )
     return TrainStream(
-        views,
         law,
         Samples(Reader(views), transform, config.image_size, config.seed),
+        Losses(views, {} if config.strict else budget(views, config.max_replaced), damage_log, slot.rank),
         state,
         slot,
         config.batch_size,
         config.workers,
-        config.max_replaced,
-        config.strict,
         pin_memory,
     )
 

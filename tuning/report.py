@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from shards.damage import read_losses
 from shards.settings import ConfigError, load
 from tuning.config import Study
 from tuning.pareto import choose, describe, front, hypervolume, read_rows
@@ -93,6 +94,10 @@ def run_sections(folder: Path) -> list[Section]:
     if weights:
         caption = "w = softmax(alpha): how much each branch counts."
         sections.append(Section("Fusion weights", plots=[(figures.weight_bars(weights), caption)]))
+    lost = [[loss[name] for name in ("source", "shard", "key", "reason")] for loss in read_losses(folder)]
+    if lost:
+        told = f"Replaced by others of their source: {len(lost)} damaged sample{'s'[: len(lost) > 1]}."
+        sections.append(Section("Damage", told, table=[["source", "shard", "sample", "reason"], *lost]))
     files = {"float32": folder / "evaluation.json"}
     files |= {path.stem.removeprefix("evaluation-"): path for path in sorted(folder.glob("evaluation-*.json"))}
     return sections + evaluation_sections(files)

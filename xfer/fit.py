@@ -3,6 +3,7 @@
 runs/<name>/recipe.yaml        what was run
             metrics.jsonl      one row a report: losses by step, accuracy by source
             checkpoints/       the newest whole ones; the same command goes on from there
+            damage-*.jsonl     samples that were damaged and replaced, if there are any; one file a rank
 """
 
 import fcntl
@@ -155,7 +156,7 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     if checkpoint:
         engine.load_optimizer(checkpoint.optimizer(), state.step)
 
-    stream = train_stream(data.train, recipe.data, slot, StreamState(**state.stream))
+    stream = train_stream(data.train, recipe.data, slot, StreamState(**state.stream), damage_log=recipe.folder)
     eval_batches = eval_stream(data.validation, recipe.data, slot) if data.validation else None
     sources = {view.name: view.classes for view in data.validation}
 
@@ -172,6 +173,7 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
 
     def log(row: Row) -> None:
         if slot.rank == 0:
+            row |= {"replaced": len(lost)} if (lost := stream.losses) else {}
             with (recipe.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
         report(row)

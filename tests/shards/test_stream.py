@@ -10,7 +10,7 @@ import torch
 
 from shards.batch import Batch, Slot
 from shards.buffers import Buffers
-from shards.damage import DamagedDataError
+from shards.damage import DamagedDataError, read_losses
 from shards.evaluation import eval_stream
 from shards.manifest import open_index
 from shards.request import Request
@@ -268,6 +268,31 @@ def test_the_same_damage_again_is_not_more_damage(tmp_path):
         for _ in range(12):
             next(stream)
         assert len(stream.losses) == 1
+
+
+def test_the_budget_is_one_for_all_ranks_and_lives(tmp_path):
+    """Eight may be lost. Two ranks lose some, are killed in the middle of a line, and begin again."""
+    folder, log = built(tmp_path, "a", per_class=10), tmp_path / "run"
+    log.mkdir()
+    settings = config(tmp_path, "a", validation=0, batch_size=10)
+    for row in (0, 1, 2, 3, 27, 28, 29):
+        damage(folder, row)
+    for _ in range(2):
+        for rank in (0, 1):
+            with train_stream(open_data(settings).train, settings, Slot(rank, 2), damage_log=log) as stream:
+                for _ in range(3):
+                    next(stream)
+            with open(log / f"damage-{rank}.jsonl", "a") as file:
+                file.write('\n{"source": "a", "sha')
+    assert len(stream.losses) == len(read_losses(log)) == 7
+    assert all(len((log / f"damage-{rank}.jsonl").read_text().splitlines()) > 4 for rank in (0, 1))
+    for row in (14, 15):
+        damage(folder, row)
+    with (
+        train_stream(open_data(settings).train, settings, Slot(), damage_log=log) as stream,
+        pytest.raises(DamagedDataError, match="9 damaged samples, 8 accepted"),
+    ):
+        list(itertools.islice(stream, 3))
 
 
 def test_strict_stops_at_the_first(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 import yaml
 
 from shards.batch import Slot
+from shards.damage import read_losses
 from shards.settings import ConfigError, replace
 from xfer import fit as run
+from xfer.__main__ import app
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 
@@ -90,6 +93,22 @@ def test_missing_weights_and_missing_sources_are_named_together(recipe):
     assert "/no/such.pth" in text
     assert "pain" in text
     assert "outline" in text
+
+
+def test_damaged_samples_are_counted_over_all_lives_of_a_run_and_named_in_its_report(recipe_values, tmp_path):
+    root = shutil.copytree(recipe_values["data"]["root"], tmp_path / "shards")
+    recipe_values["data"]["root"] = str(root)
+    shard = root / "paint" / "train-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[2000] ^= 0xFF
+    shard.write_bytes(data)
+    for steps in (4, 8):
+        recipe = Recipe.model_validate(recipe_values | {"train": recipe_values["train"] | {"steps": steps}})
+        fit(recipe)
+    assert run.read_metrics(recipe.folder)[-1]["replaced"] == 1
+    assert [loss["shard"] for loss in read_losses(recipe.folder)] == ["train-000000.tar"]
+    app(["report", str(recipe.folder)], result_action="return_value", exit_on_error=False)
+    assert "1 damaged sample" in (recipe.folder / "report.html").read_text()
 
 
 @pytest.mark.slow
