@@ -5,9 +5,10 @@ the bytes to copy. They lie in memory pixel by pixel (`torch.channels_last`), as
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from shards.transforms import Pixels
@@ -72,53 +73,63 @@ class Batch:
             start = end
 
 
-@dataclass
 class Draft:
     """A batch that is filled sample by sample; what is never filled is zero and invalid.
 
-    `images`: uint8 [B, 3, S, S] to fill, whatever is in them; None: new memory.
+    It can be sent to another process: what is small is NumPy's and goes through a pipe in one piece, where each tensor
+    would be a file of its own in shared memory.
     """
 
-    size: int
-    image_size: int
-    images: torch.Tensor | None = None
-    boxes: dict[int, torch.Tensor] = field(default_factory=dict)
-    masks: dict[int, torch.Tensor] = field(default_factory=dict)
-    side: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    def __init__(self, size: int, image_size: int, images: torch.Tensor | None = None):
+        """`images`: uint8 [B, 3, S, S] to fill, whatever is in them; None: new memory."""
+        if images is None:
+            images = torch.empty((size, image_size, image_size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        self.images: torch.Tensor | None = images
+        self._image_size = image_size
+        self.targets, self.sources = np.zeros((2, size), np.int64)
+        self.positions = np.full(size, -1, np.int64)
+        self.valid = np.zeros(size, np.bool_)
+        self.boxes: dict[int, np.ndarray] = {}
+        self.masks: dict[int, np.ndarray] = {}
+        self.side: dict[int, Mapping[str, Any]] = {}
 
-    def __post_init__(self) -> None:
-        if self.images is None:
-            shape = (self.size, self.image_size, self.image_size, 3)
-            self.images = torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
-        self.targets, self.sources = torch.zeros(2, self.size, dtype=torch.int64)
-        self.positions = torch.full((self.size,), -1)
-        self.valid = torch.zeros(self.size, dtype=torch.bool)
+    def image(self, at: int) -> torch.Tensor:
+        """Where the image of sample number `at` belongs, uint8 [3, S, S]."""
+        assert self.images is not None
+        return self.images[at]
 
     def fill(self, at: int, pixels: Pixels, target: int, side: Mapping[str, Any]) -> None:
-        """Puts in sample number `at`."""
-        assert self.images is not None
-        self.images[at], self.targets[at], self.valid[at] = pixels.image, target, True
+        """Puts in what belongs to sample number `at`, whose image is in its place."""
+        self.targets[at], self.valid[at] = target, True
         if pixels.boxes is not None:
-            self.boxes[at] = torch.as_tensor(pixels.boxes)
+            self.boxes[at] = pixels.boxes
         if pixels.mask is not None:
-            self.masks[at] = torch.as_tensor(pixels.mask)
+            self.masks[at] = pixels.mask
         if side:
             self.side[at] = side
 
-    def batch(self) -> Batch:
-        """The batch; parts that no sample has are None."""
+    def finish(self, send_images: bool = True) -> "Draft":
+        """Nothing more is filled. `send_images`: False if whoever gets the draft has the memory of its images."""
         assert self.images is not None
         if not self.valid.all():
-            self.images[~self.valid] = 0
-        every = range(self.size)
-        none, void = torch.zeros(0, 5), torch.full((self.image_size, self.image_size), 255, dtype=torch.uint8)
+            self.images[torch.from_numpy(~self.valid)] = 0
+        if not send_images:
+            self.images = None
+        return self
+
+    def batch(self, images: torch.Tensor | None = None) -> Batch:
+        """The batch; parts that no sample has are None. `images`: those that were not sent."""
+        images = self.images if images is None else images
+        assert images is not None
+        every = range(len(self.valid))
+        none, void = np.zeros((0, 5), np.float32), np.full((self._image_size, self._image_size), 255, np.uint8)
         return Batch(
-            self.images,
-            self.targets,
-            self.sources,
-            self.positions,
-            self.valid,
-            tuple(self.boxes.get(at, none) for at in every) if self.boxes else None,
-            torch.stack([self.masks.get(at, void) for at in every]) if self.masks else None,
+            images,
+            torch.from_numpy(self.targets),
+            torch.from_numpy(self.sources),
+            torch.from_numpy(self.positions),
+            torch.from_numpy(self.valid),
+            tuple(torch.from_numpy(self.boxes.get(at, none)) for at in every) if self.boxes else None,
+            torch.from_numpy(np.stack([self.masks.get(at, void) for at in every])) if self.masks else None,
             tuple(self.side.get(at, {}) for at in every) if self.side else None,
         )

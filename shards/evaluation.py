@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 
 from shards.batch import Batch, Slot
 from shards.config import DataConfig
@@ -76,5 +77,7 @@ def eval_stream(views: Sequence[View], config: DataConfig, slot: Slot, pin_memor
     return EvalStream(tuple(views), slot, config.batch_size, config.image_size, config.workers, pin_memory)
 
 
-def _centred(data: bytes, *, position: int, boxes: np.ndarray | None, mask: np.ndarray | None, size: int) -> Pixels:
-    return centre(data, size, boxes, mask)
+def _centred(
+    data: bytes, *, position: int, boxes: np.ndarray | None, mask: np.ndarray | None, out: torch.Tensor, size: int
+) -> Pixels:
+    return centre(data, size, boxes, mask, out)

@@ -103,7 +103,7 @@ class Reader:
     def _parse(self, source: int, span: bytes, label: int) -> tuple[str, dict[str, bytes], str]:
         """Key, members by extension, and which of them is the image."""
         try:
-            key, fields = parse_sample(span)
+            key, fields = parse_sample(span, verified=True)
         except TarError as error:
             raise DamagedSampleError(str(error)) from None
         _check_label(fields, self.views[source].manifest, label)

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from shards.batch import Batch
+import torch
+
+from shards.batch import Batch, Draft
 from shards.hashing import Ints
 
 
@@ -37,15 +39,27 @@ class Loss:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A batch and what was lost on the way; `valid` is False where nothing sound was found.
-
-    `buffer`: where its images are, while they are not in the batch itself.
-    """
+    """A batch and what was lost on the way; `valid` is False where nothing sound was found."""
 
     batch: Batch
     losses: tuple[Loss, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a loader process sends: a delivery in the making. `buffer`: where its images are; -1: in the draft."""
+
+    draft: Draft
+    losses: tuple[Loss, ...]
     buffer: int = -1
 
-    def pin_memory(self) -> "Delivery":
+    def __len__(self) -> int:
+        return len(self.draft.valid)
+
+    def delivery(self, images: torch.Tensor | None = None) -> Delivery:
+        """`images`: what is in the buffer."""
+        return Delivery(self.draft.batch(images), self.losses)
+
+    def pin_memory(self) -> Delivery:
         """Called by the DataLoader."""
-        return Delivery(self.batch.pin_memory(), self.losses)
+        return Delivery(self.draft.batch().pin_memory(), self.losses)

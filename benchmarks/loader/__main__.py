@@ -144,6 +144,7 @@ def main() -> None:
         environment.set_up()
         return
     started = time.time()
+    arguments.work = arguments.work.resolve()
     folders = [folder.resolve() for folder in arguments.folders] or _drawn(arguments.work)
     jobs = prepare_sources(folders, arguments.work / f"images-{arguments.samples}", arguments.samples)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from shards import decode as decoding
 from shards.decode import SHRINKS, DecodeError, decode, image_size, open_image, pixels
-from shards.transforms import Region, augment, centre, draw_region, jitter, move_boxes, move_mask
+from shards.transforms import Region, augment, centre, draw_region, jitter, move_boxes, move_mask, resize
 from tests.shards.images import encoded, picture
 
 
@@ -188,6 +188,29 @@ def test_boxes_and_masks_move_with_their_image(size, position):
     assert np.abs(out.boxes[0, :4] - seen).max() <= 1
     assert out.boxes[0, 4] == 1
     assert (out.mask.astype(bool) != white).mean() < 3 / size
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 3, 1, 2)], ids=["planes", "channels_last"])
+@pytest.mark.parametrize("size", [16, 40, 96])
+def test_an_image_is_resized_into_its_place_as_torch_resizes_it(axes, size):
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (1, 40, 40, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    shape = (4, size, size, 3) if axes[1] == 3 else (4, 3, size, size)
+    batch = torch.zeros(shape, dtype=torch.uint8).permute(axes)
+    resize(image, batch[2:3])
+    wanted = torch.nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
+    assert torch.equal(batch[2:3], wanted)
+    assert not batch[[0, 1, 3]].any()
+
+
+@pytest.mark.parametrize("colour", [0.0, 0.4])
+def test_an_image_written_into_a_batch_is_the_same_image(colour):
+    data = encoded(7, quality=95)
+    for position in range(20):
+        alone = augment(data, 24, (0.5, 1.0), 0.5, colour, 3, position).image
+        place = torch.full((24, 24, 3), 255, dtype=torch.uint8).permute(2, 0, 1)
+        assert torch.equal(augment(data, 24, (0.5, 1.0), 0.5, colour, 3, position, out=place).image, alone)
+        assert torch.equal(place, alone)
 
 
 def test_boxes_that_leave_the_crop_are_cut_or_dropped():

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.loader.contest import BATCH, SIZE, Batches, Job, Loader
+from benchmarks.loader.contest import BATCH, SCALE, SEED, SIZE, Batches, Job, Loader
 from benchmarks.loader.dataset import Image, images_of
-from benchmarks.loader.decoding import with_ours
+from shards.transforms import augment
 
 
 def prepare(images: Sequence[Image], folder: Path) -> None:
@@ -39,21 +39,23 @@ def _end(workers: list) -> None:
 
 def _work(images: list[tuple[bytes, int]], decoder: str, queue) -> None:
     torch.set_num_threads(1)
+    # One batch of memory, written over and over: its pixels stay here, only the labels are told.
+    batch = torch.zeros(BATCH, SIZE, SIZE, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     if decoder == "ours":
-        decode = with_ours
+
+        def put(data: bytes, label: int, at: int) -> None:
+            augment(data, SIZE, SCALE, 0.5, 0.0, SEED, label, out=batch[at])
     else:
         from benchmarks.loader.fastest import fastest
 
-        def decode(data: bytes, _: int) -> torch.Tensor:
-            return fastest(data)
+        def put(data: bytes, label: int, at: int) -> None:
+            batch[at] = fastest(data)
 
-    # One batch of memory, written over and over: its pixels stay here, only the labels are told.
-    batch = torch.zeros(BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
     while True:
         for start in range(0, len(images) - BATCH + 1, BATCH):
             labels = []
             for at, (data, label) in enumerate(images[start : start + BATCH]):
-                batch[at] = decode(data, label)
+                put(data, label, at)
                 labels.append(label)
             queue.put(labels)
 
