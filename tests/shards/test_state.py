@@ -35,7 +35,7 @@ def test_the_state_is_small_and_goes_through_json(zoo):
     settings = config(zoo, *"abcd")
     _, state = run(settings, 3)
     text = json.dumps(state.to_json())
-    assert len(text) < 1024 + 512, "four sources"
+    assert len(text) < 1024, "four sources"
     rest, _ = run(settings, 4, StreamState(**json.loads(text)))
     assert rest == run(settings, 7)[0][36:]
 
