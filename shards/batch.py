@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shards.transforms import Pixels
+from shards.transforms import Later, Pixels
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Draft:
         self.targets, self.sources = np.zeros((2, size), np.int64)
         self.positions = np.full(size, -1, np.int64)
         self.valid = np.zeros(size, np.bool_)
+        self.later: dict[int, Later] = {}
         self.boxes: dict[int, np.ndarray] = {}
         self.masks: dict[int, np.ndarray] = {}
         self.side: dict[int, Mapping[str, Any]] = {}
@@ -99,8 +100,10 @@ class Draft:
         return self.images[at]
 
     def fill(self, at: int, pixels: Pixels, target: int, side: Mapping[str, Any]) -> None:
-        """Puts in what belongs to sample number `at`, whose image is in its place."""
+        """Puts in what belongs to sample number `at`, whose image is in its place or made later."""
         self.targets[at], self.valid[at] = target, True
+        if isinstance(pixels.image, Later):
+            self.later[at] = pixels.image
         if pixels.boxes is not None:
             self.boxes[at] = pixels.boxes
         if pixels.mask is not None:

@@ -112,6 +112,8 @@ class DataConfig(Strict):
     """Loader processes of each rank; 0 loads in the training process itself."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides order and augmentation, nothing else."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """What decodes the JPEGs that are trained on: loader processes, or nvJPEG on the GPU of each rank."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes to training images."""
     lanes: int = Field(default=16, ge=1, le=4096)

@@ -60,6 +60,8 @@ class Encoded(NamedTuple):
     turn: tuple[bool, bool, bool] = _UPRIGHT
     image: Image.Image | None = None
     """Opened by PIL; None: a JPEG for simplejpeg."""
+    plain: bool = False
+    """A JPEG in grey or YCbCr, which every decoder understands, also that of a GPU."""
 
 
 class Raster(NamedTuple):
@@ -92,10 +94,11 @@ def open_image(data: bytes) -> Encoded:
         raise DecodeError("the file is empty")
     if data.startswith(_JPEG):
         try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         except (ValueError, KeyError):  # KeyError: a subsampling it has no name for
             return _open_with_pil(data)
-        return _encoded(data, int(width), int(height), _jpeg_orientation(data))
+        encoded = _encoded(data, int(width), int(height), _jpeg_orientation(data))
+        return encoded._replace(plain=colours in ("Gray", "YCbCr"))
     return _open_with_pil(data)
 
 

@@ -1,11 +1,13 @@
 """What loader processes are asked for and what they answer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from shards.batch import Batch, Draft
 from shards.hashing import Ints
+from shards.transforms import Later
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Delivery:
 
     batch: Batch
     losses: tuple[Loss, ...]
+    later: Mapping[int, Later]
+    """Images that are to be decoded, by their places in the batch."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class Answer:
 
     def delivery(self, images: torch.Tensor | None = None) -> Delivery:
         """`images`: what is in the buffer."""
-        return Delivery(self.draft.batch(images), self.losses)
+        return Delivery(self.draft.batch(images), self.losses, self.draft.later)
 
     def pin_memory(self) -> Delivery:
         """Called by the DataLoader."""
-        return Delivery(self.draft.batch().pin_memory(), self.losses)
+        return Delivery(self.draft.batch().pin_memory(), self.losses, self.draft.later)

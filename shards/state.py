@@ -48,7 +48,7 @@ def make_plan(views: Sequence[View], config: DataConfig) -> dict[str, Any]:
     first, *later = _stages(views, config)
     return {
         "order": order.VERSION,
-        "decoder": decode.VERSION,
+        "decoder": decode.VERSION if config.decode == "cpu" else f"{decode.VERSION} gpu",
         "seed": config.seed,
         "block": _block(config),
         "unit": _unit(config),

@@ -9,10 +9,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from shards.batch import Batch, Slot
 from shards.config import DataConfig
 from shards.damage import Losses, budget
 from shards.loading import Deliveries, Samples
+from shards.nvjpeg import decode_into
 from shards.order import Order
 from shards.reader import Reader
 from shards.request import Loss, Request
@@ -37,10 +40,13 @@ class TrainStream:
         batch_size: int,
         workers: int = 0,
         pin_memory: bool = False,
+        device: torch.device | None = None,
     ):
+        """`device`: where images are decoded that loader processes leave to it."""
         self.position = state.position
         """Global position of the next batch: of what was delivered, not of what is being prepared."""
         self._law, self._losses, self._state, self._batch_size = law, losses, state, batch_size
+        self._device = device
         requests = Requests(law, state.position, batch_size, slot)
         self._deliveries = Deliveries(samples, requests, workers, -(-batch_size // slot.world_size), pin_memory)
 
@@ -51,7 +57,12 @@ class TrainStream:
         delivery = next(self._deliveries)
         self._losses.count(delivery)
         self.position += self._batch_size
-        return delivery.batch
+        if self._device is None:
+            return delivery.batch
+        batch = delivery.batch.to(self._device)
+        if delivery.later:
+            decode_into(batch.images, delivery.later)
+        return batch
 
     def __enter__(self) -> "TrainStream":
         return self
@@ -81,9 +92,11 @@ def train_stream(
     state: StreamState | None = None,
     pin_memory: bool = False,
     damage_log: Path | None = None,
+    device: torch.device | None = None,
 ) -> TrainStream:
     """The training stream of a configuration from a state on. `views` as in `open_data(config).train`; `damage_log`:
-    a folder that all ranks of the run write to, so that its losses are counted together.
+    a folder that all ranks of the run write to, so that its losses are counted together; `device`: where batches go
+    with `decode: gpu`.
 
     Raises ConfigError, with every difference if the state is of other data.
     """
@@ -92,6 +105,9 @@ def train_stream(
         raise ConfigError(
             f"data.batch_size: {config.batch_size} samples for {slot.world_size} ranks; each needs at least one"
         )
+    later = config.decode == "gpu"
+    if later and device is None:
+        raise ConfigError("data.decode: gpu, and this process has none; give it a GPU, or say `decode: cpu`")
     if state.position < 0:
         raise ConfigError(f"position {state.position}: expected at least 0")
     state = resume(views, config, state)
@@ -99,7 +115,13 @@ def train_stream(
     assert law.names == tuple(view.name for view in views), "views must be sorted by name"
     look = config.augment
     transform = partial(
-        augment, size=config.image_size, scale=look.scale, flip=look.flip, color=look.color, seed=config.seed
+        augment,
+        size=config.image_size,
+        scale=look.scale,
+        flip=look.flip,
+        color=look.color,
+        seed=config.seed,
+        later=later,
     )
     return TrainStream(
         law,
@@ -110,6 +132,7 @@ def train_stream(
         config.batch_size,
         config.workers,
         pin_memory,
+        device if later else None,
     )
 
 

@@ -26,18 +26,6 @@ _GREY = torch.tensor((0.299, 0.587, 0.114))
 _LEAST_SIDE, _LEAST_SHARE = 1.0, 0.1
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """What the model sees of a sample.
-
-    image uint8 [3, S, S]; boxes float32 [n, 5]: x0, y0, x1, y1 in the image's pixels, class index; mask uint8 [S, S].
-    """
-
-    image: torch.Tensor
-    boxes: np.ndarray | None = None
-    mask: np.ndarray | None = None
-
-
 class Region(NamedTuple):
     """A part of an upright image, in its pixels."""
 
@@ -45,6 +33,35 @@ class Region(NamedTuple):
     top: float
     width: float
     height: float
+
+
+class Look(NamedTuple):
+    """How an image is seen: which part, mirrored or not, and brightness, contrast and saturation by which factors."""
+
+    region: Region
+    mirrored: bool = False
+    factors: tuple[float, float, float] | None = None
+
+
+class Later(NamedTuple):
+    """A JPEG that is to be decoded elsewhere, what makes it upright (`shards.decode`), and how it is seen then."""
+
+    data: bytes
+    turn: tuple[bool, bool, bool]
+    look: Look
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What the model sees of a sample.
+
+    image uint8 [3, S, S], or how it is made; boxes float32 [n, 5]: x0, y0, x1, y1 in the image's pixels, class index;
+    mask uint8 [S, S].
+    """
+
+    image: torch.Tensor | Later
+    boxes: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
 
 def augment(
@@ -58,20 +75,23 @@ def augment(
     boxes: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     out: torch.Tensor | None = None,
+    later: bool = False,
 ) -> Pixels:
     """Random crop, flip and color jitter of an encoded image; a function of (seed, position). Raises DecodeError.
 
-    `out`: uint8 [3, size, size] that the image is written into, `channels_last` for speed; None: new memory.
+    `out`: uint8 [3, size, size] that the image is written into, `channels_last` for speed; None: new memory. `later`: a
+    JPEG that any decoder understands is not decoded here.
     boxes float32 [n, 5] in pixels of the upright image, mask uint8 [H, W]: moved with it. Boxes are cut at the crop's
     edge; those of which less than a tenth or less than a pixel a side is left are dropped.
     """
     area, aspect, x, y, mirrored, *factors = uniforms(8, seed, 2, position)
     encoded = open_image(data)
-    wanted = draw_region(encoded.width, encoded.height, scale, area, aspect, x, y)
-    seen = _see(encoded, wanted, size, mirrored < flip, boxes, mask, out)
-    if color:
-        seen.image.copy_(jitter(seen.image, *(1 + color * (2 * f - 1) for f in factors)))
-    return seen
+    region = draw_region(encoded.width, encoded.height, scale, area, aspect, x, y)
+    brightness, contrast, saturation = (1 + color * (2 * f - 1) for f in factors)
+    look = Look(region, mirrored < flip, (brightness, contrast, saturation) if color else None)
+    if later and encoded.plain:
+        return _with(Later(data, encoded.turn, look), encoded, look, size, boxes, mask)
+    return _see(encoded, look, size, boxes, mask, out)
 
 
 def centre(
@@ -84,8 +104,8 @@ def centre(
     """The largest centred square of an encoded image: what evaluation sees. The rest as in `augment`."""
     encoded = open_image(data)
     side = min(encoded.width, encoded.height)
-    wanted = Region((encoded.width - side) // 2, (encoded.height - side) // 2, side, side)
-    return _see(encoded, wanted, size, False, boxes, mask, out)
+    region = Region((encoded.width - side) // 2, (encoded.height - side) // 2, side, side)
+    return _see(encoded, Look(region), size, boxes, mask, out)
 
 
 def draw_region(
@@ -101,27 +121,40 @@ def draw_region(
 
 def _see(
     encoded: Encoded,
-    wanted: Region,
+    look: Look,
     size: int,
-    mirrored: bool,
     boxes: np.ndarray | None,
     mask: np.ndarray | None,
     out: torch.Tensor | None,
 ) -> Pixels:
-    if mask is not None and mask.shape != (encoded.height, encoded.width):
-        raise DecodeError(f"its mask is {mask.shape[1]} x {mask.shape[0]}, not {encoded.width} x {encoded.height}")
-    array, region = _crop(encoded, wanted, size)
+    array, region = _crop(encoded, look.region, size)
     image = torch.from_numpy(array)
-    if mirrored:  # here and not after resizing, which gives the same: now it costs a tenth
+    if look.mirrored:  # here and not after resizing, which gives the same: now it costs a tenth
         image = image.flip(1)
     if out is None:
         out = torch.empty((size, size, 3), dtype=torch.uint8).permute(2, 0, 1)
     # A batch of one made before the axes change places: made after, torch no longer sees its memory order.
     resize(image[None].permute(0, 3, 1, 2), out[None])
+    if look.factors:
+        out.copy_(jitter(out, *look.factors))
+    return _with(out, encoded, look._replace(region=region), size, boxes, mask)
+
+
+def _with(
+    image: torch.Tensor | Later,
+    encoded: Encoded,
+    look: Look,
+    size: int,
+    boxes: np.ndarray | None,
+    mask: np.ndarray | None,
+) -> Pixels:
+    """The image with boxes and mask as they lie in it."""
+    if mask is not None and mask.shape != (encoded.height, encoded.width):
+        raise DecodeError(f"its mask is {mask.shape[1]} x {mask.shape[0]}, not {encoded.width} x {encoded.height}")
     return Pixels(
-        out,
-        None if boxes is None else move_boxes(boxes, region, size, mirrored),
-        None if mask is None else move_mask(mask, region, size, mirrored),
+        image,
+        None if boxes is None else move_boxes(boxes, look.region, size, look.mirrored),
+        None if mask is None else move_mask(mask, look.region, size, look.mirrored),
     )
 
 
@@ -145,7 +178,7 @@ def _span(start: float, length: float, by: int, count: int) -> tuple[int, int]:
 def resize(image: torch.Tensor, out: torch.Tensor) -> None:
     """Antialiased bilinear resize of uint8 [1, 3, H, W] into uint8 [1, 3, S, S].
 
-    The same as `torch.nn.functional.interpolate`, which can only give it in new memory: a copy from there costs a third.
+    The same as `torch.nn.functional.interpolate`, which gives it in new memory only: a copy from there costs a third.
     """
     size = out.shape[-2:]
     if image.shape[-2:] == size:
@@ -184,8 +217,9 @@ def jitter(image: torch.Tensor, brightness: float, contrast: float, saturation: 
     """
     height, width = image.shape[-2:]
     flat = image.permute(1, 2, 0).contiguous().view(-1, 3).float()
-    color = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * _GREY[:, None])
-    offset = (1 - contrast) * brightness * (flat.mean(0) @ _GREY) + 0.5
+    grey, same = _GREY.to(image.device), torch.eye(3, device=image.device)
+    color = brightness * contrast * (saturation * same + (1 - saturation) * grey[:, None])
+    offset = (1 - contrast) * brightness * (flat.mean(0) @ grey) + 0.5
     # Four pixels in a row: a product of matrices 12 wide takes a quarter of the time of one that is 3 wide.
     if len(flat) % 4 == 0:
         flat, color = flat.view(-1, 12), torch.block_diag(*[color] * 4)

@@ -156,7 +156,10 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     if checkpoint:
         engine.load_optimizer(checkpoint.optimizer(), state.step)
 
-    stream = train_stream(data.train, recipe.data, slot, StreamState(**state.stream), damage_log=recipe.folder)
+    gpu = engine.device if engine.device.type == "cuda" else None
+    stream = train_stream(
+        data.train, recipe.data, slot, StreamState(**state.stream), damage_log=recipe.folder, device=gpu
+    )
     eval_batches = eval_stream(data.validation, recipe.data, slot) if data.validation else None
     sources = {view.name: view.classes for view in data.validation}
 
