@@ -13,20 +13,23 @@ from cyclopts import Parameter
 from shards import verbs
 from shards.sources.source import SourceOptions
 
+MAKE, LOOK = cyclopts.Group("Make data sets", sort_key=0), cyclopts.Group("Look at them", sort_key=1)
+
 app = cyclopts.App(
     name="shards",
     help="""Turn folders of images into shards, and look at them.
 
-    Example, from one folder for each class to data that a recipe can name:
+    From one folder for each class to data that a recipe can name:
 
         xfer shards build photos/ shards/photo
-        xfer shards show shards/photo --out contact.png
+        xfer shards show shards/photo
+        xfer shards stats shards/photo --out stats.png
     """,
     default_parameter=Parameter(negative=()),
 )
 
 
-@app.command
+@app.command(group=MAKE, sort_key=0)
 def build(
     source: Path,
     out: Path,
@@ -40,17 +43,19 @@ def build(
     seed: int = 0,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """Build shards from class folders, a table, Pascal VOC, COCO, masks, and more: SOURCE is recognised by its looks.
+    """Build shards from class folders, a table, Pascal VOC, COCO, masks, and more.
 
-    Every image is decoded once; what cannot be is left out and listed with its reason in `OUT/train.build-report.json`.
-    It can be interrupted at any moment: the same command goes on where it stopped, with the same result.
+    SOURCE is recognised by its looks. Every image is decoded once; what cannot
+    be is left out and listed with its reason in `OUT/train.build-report.json`.
+    It can be interrupted at any moment: the same command goes on where it
+    stopped, with the same result.
 
         xfer shards build photos/ shards/photo
         xfer shards build photos-test/ shards/photo --split test
-        xfer shards build clothes.csv shards/clothes --images clothes/ --label type --side age,text
+        xfer shards build clothes.csv shards/clothes --label type --side age,text
         xfer shards build VOC2012/ shards/voc --list train
-        xfer shards build instances_val2017.json shards/coco --images val2017/ --bad-boxes drop
-        xfer shards build camvid/ shards/camvid --masks camvid/labels --classes classes.txt --void 11
+        xfer shards build coco.json shards/coco --images val/ --bad-boxes drop
+        xfer shards build camvid/ shards/camvid --masks camvid/labels --void 11
 
     Parameters
     ----------
@@ -107,7 +112,7 @@ def build(
         print(f"{report.ignored} files are no samples and were left out")
 
 
-@app.command
+@app.command(group=MAKE, sort_key=1)
 def index(
     folder: Path,
     *,
@@ -122,10 +127,12 @@ def index(
     max_refused: float = 0.01,
     overwrite: bool = False,
 ) -> None:
-    """Make a data set of WebDataset tars where they lie: an index and a manifest beside them, no tar is touched.
+    """Make a data set of WebDataset tars where they lie.
 
-    Every byte is read once; samples that cannot be used are left out and listed in `FOLDER/train.build-report.json`.
-    Image and label are found by looking; what `energon prepare` wrote (`.nv-meta/`) is used if it is there.
+    Index and manifest are written beside them, no tar is touched. Every byte is
+    read once; samples that cannot be used are left out and listed in
+    `FOLDER/train.build-report.json`. Image and label are found by looking; what
+    `energon prepare` wrote (`.nv-meta/`) is used if it is there.
 
         xfer shards index downloads/cifar
         xfer shards index downloads/pets --split test --shards 'test-*.tar' --label json:breed
@@ -174,68 +181,5 @@ def index(
         print("\n".join(f"  {key}: {reason}" for key, reason in report.refused[:5]))
 
 
-@app.command
-def show(
-    folder: Path, *, split: str = "train", out: Path = Path("contact.png"), count: int = 64, seed: int = 0
-) -> None:
-    """Draw a contact sheet: thumbnails of samples with their labels, sorted by class.
-
-        xfer shards show shards/photo --out contact.png
-
-    Parameters
-    ----------
-    folder
-        Folder of shards.
-    split
-        Which split of it.
-    out
-        Picture to write (.png, .jpg).
-    count
-        How many samples.
-    seed
-        Another number shows other samples.
-    """
-    from shards.manifest import read_manifest
-    from shards.settings import ConfigError
-    from shards.show import contact_sheet
-    from shards.views import View
-
-    if not 1 <= count <= 4096:
-        raise ConfigError(f"--count: {count}; expected 1 to 4096 samples")
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ConfigError(f"--out: {out}; expected a file name ending in .png or .jpg")
-    manifest = read_manifest(folder, split)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(View(manifest.name, str(folder), manifest), count, seed).save(out)
-    print(f"{out}: {min(count, manifest.num_samples)} of {manifest.num_samples:,} samples")
-
-
-@app.command
-def stats(folder: Path, *, split: str = "train") -> None:
-    """Print what a split holds: classes and their counts, image sizes, mean color. Reads the manifest only.
-
-        xfer shards stats shards/photo
-
-    Parameters
-    ----------
-    folder
-        Folder of shards.
-    split
-        Which split of it.
-    """
-    from shards.manifest import read_manifest
-
-    manifest = read_manifest(folder, split)
-    counts = manifest.stats.class_counts
-    wide, most = max(map(len, manifest.classes)), max(*counts, 1)
-    print(f"{manifest.name}/{split}: {manifest.num_samples:,} samples in {len(manifest.shards)} shards")
-    for label, count in zip(manifest.classes, counts, strict=True):
-        print(f"  {label:<{wide}}  {count:>9,}  {'█' * round(30 * count / most)}")
-    print(f"  version {manifest.version}")
-    (low_w, high_w), (low_h, high_h) = manifest.stats.width, manifest.stats.height
-    print(f"  width {low_w} to {high_w}, height {low_h} to {high_h} pixels")
-    print(f"  mean RGB {manifest.stats.channel_mean}, standard deviation {manifest.stats.channel_std}")
-
-
-for verb in (verbs.verify,):
-    app.command(verb)
+for place, verb in enumerate((verbs.show, verbs.stats, verbs.verify, verbs.plan, verbs.dups)):
+    app.command(verb, group=LOOK, sort_key=place)

@@ -5,22 +5,158 @@ inside: `--help` must not wait for torch.
 """
 
 from pathlib import Path
+from typing import Literal
+
+
+def show(
+    folders: list[str],
+    /,
+    *,
+    split: str = "train",
+    out: Path | None = None,
+    count: int | None = None,
+    only: str | None = None,
+    seed: int = 0,
+) -> int | None:
+    """Look at samples and what they say: class, boxes, mask, side inputs.
+
+    The quickest check that labels and images belong together. Draws into the
+    terminal, roughly; in full with --out. Without colours (a pipe, a log) it
+    tells in words. Samples come evenly from all classes, each with its key, so
+    that a wrong one can be found again.
+
+        xfer shards show shards/photo
+        xfer shards show shards/photo --out contact.png
+        xfer shards show shards/photo shards/sketch --only horse --out horses.png
+
+    Parameters
+    ----------
+    folders
+        Folders of shards, or URLs.
+    split
+        Which split of them; `train@0123456789ab` is an older version.
+    out
+        Picture to write (.png, .jpg).
+    count
+        How many samples of each folder; as many as are seen well if not given.
+    only
+        Samples of this class only, or with boxes or pixels of it.
+    seed
+        Another number shows other samples.
+    """
+    from rich.console import Console
+
+    from shards.glance import opened
+    from shards.show import MOST, contact_sheet, having, head, save, sheet_look, tiles
+    from shards.terminal import print_tiles, terminal_look
+
+    _check_name(out, "--out", ".png", ".jpg", ".jpeg")
+    _check_range(count, "--count", 1, MOST, "samples")
+    console = Console()
+    with opened(folders, split) as views:
+        having_it = having(views, only)
+        for view in views:
+            if view not in having_it:
+                print(f"{view.name}/{split}: no class {only!r}")
+        look = sheet_look(having_it, count, seed, only) if out else terminal_look(console, having_it, count, seed, only)
+        shown = [(view, tiles(view, look)) for view in having_it]
+    if not any(tiles for _, tiles in shown):
+        print(f"no sample holds {only!r}")
+        return 1
+    if out:
+        save(contact_sheet(shown, look.side), out)
+        print("\n".join(head(view, tiles) for view, tiles in shown))
+        print(f"-> {out}")
+        return None
+    for view, some in shown:
+        print_tiles(console, view, some, look.side)
+    if console.is_terminal:
+        hint = "in full: --out contact.png; others: --seed 1; one class: --only NAME"
+        console.print(hint, style="dim", highlight=False)
+    return None
+
+
+def stats(
+    folders: list[str],
+    /,
+    *,
+    split: str = "train",
+    out: Path | None = None,
+    sizes: int | Literal["all"] = 2000,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Tell what data sets hold: classes, image sizes, colours, boxes, masks, texts.
+
+    Several stand side by side, with the classes that one of them lacks.
+    Classes and colours are those of all samples. Sizes, boxes and texts stand
+    in the samples: --sizes of each data set are read, chosen evenly.
+
+        xfer shards stats shards/photo
+        xfer shards stats shards/photo shards/sketch --out stats.png
+        xfer shards stats shards/photo --sizes all --json
+
+    The side of a box is the root of its part of the image's area: a box over a
+    quarter of the image has a side of 50 %.
+
+    Parameters
+    ----------
+    folders
+        Folders of shards, or URLs.
+    split
+        Which split of them; `train@0123456789ab` is an older version.
+    out
+        Figure to write (.png, .svg, .pdf).
+    sizes
+        How many samples of each are read; 0: none, `all`: every one.
+    seed
+        Another number reads other samples.
+    json
+        Print all numbers as JSON, a list with an entry for each folder.
+    """
+    import json as json_module
+    import shutil
+
+    from shards.glance import opened
+    from shards.settings import ConfigError
+    from shards.stats import profile
+    from shards.stats_json import as_json
+    from shards.stats_text import stats_lines
+
+    _check_name(out, "--out", ".png", ".svg", ".pdf")
+    if sizes != "all" and sizes < 0:
+        raise ConfigError(f"--sizes: {sizes}; expected 0 or more samples, or `all`")
+    count = None if sizes == "all" else sizes
+    with opened(folders, split) as views:
+        profiles = [profile(view, count, seed) for view in views]
+    if json:
+        print(json_module.dumps([as_json(found) for found in profiles]))
+    else:
+        print("\n".join(stats_lines(profiles, max(80, shutil.get_terminal_size((100, 24)).columns))))
+    if out:
+        from shards.figures import save, stats_figure
+
+        save(stats_figure(profiles), out)
+        if not json:
+            print(f"\n-> {out}")
 
 
 def verify(
     folder: Path, *, split: str = "train", repair: bool = False, out: Path | None = None, processes: int | None = None
 ) -> int:
-    """Read every byte of a split again and list all damage; exit status 1 if there is any.
+    """Read every byte of a split again and list all damage.
 
-    Checked are the sha256 of each file, and of each sample crc32, header, key, label, image, boxes, mask and side
-    inputs. Damage is told as shard, key and reason.
+    Exit status 1 if there is any. Checked are the sha256 of each file, and of
+    each sample crc32, header, key, label, image, boxes, mask and side inputs.
+    Damage is told as shard, key and reason.
 
         xfer shards verify shards/photo
         xfer shards verify shards/photo --out damage.csv
         xfer shards verify shards/photo --repair
 
-    --repair leaves the damaged samples out by a new version of the split. No tar is touched, and the old version can
-    still be read: `split: train@0123456789ab` in a recipe, the digits are printed.
+    --repair leaves the damaged samples out by a new version of the split. No tar
+    is touched, and the old version can still be read: it is printed as
+    `split: train@0123456789ab`, for a recipe.
 
     Parameters
     ----------
@@ -59,6 +195,134 @@ def verify(
     return 0
 
 
+def plan(
+    file: Path,
+    *overrides: str,
+    ranks: int | None = None,
+    nodes: int | None = None,
+    steps: int | None = None,
+    out: Path | None = None,
+) -> None:
+    """Tell what a run will do with its data, before it is paid for.
+
+    That is blend, repeats, egress, disk, shuffle and order, for any number of machines. Reads manifests alone, so it
+    takes seconds for data of any size; neither the machines nor their caches need to be there.
+
+        xfer shards plan recipe.yaml
+        xfer shards plan job.yaml --ranks 64 --nodes 8 --steps 50000 --out plan.png
+        xfer shards plan recipe.yaml data.lanes=64 data.cache.gb=500 --ranks 64
+
+    It ends with what to change, such as lanes, window, block, cache or weights, where something is off. Samples that
+    validation and `where` take are counted as expected shares; what nodes fetch is within a few percent.
+
+    Parameters
+    ----------
+    file
+        YAML of a recipe, a job, a study, or a data section by itself.
+    overrides
+        `dotted.path=value`, any number of them; data.*, train.steps, train.evaluate_every and cluster.workers count.
+    ranks
+        Training processes; the job's workers if not given, else 1.
+    nodes
+        Machines, each with as many ranks and one cache; 8 ranks each if not given.
+    steps
+        Length of the run in global batches; the recipe's if not given, else one pass of all data.
+    out
+        Picture to write (.png): who reads what when, repeats, egress and disk.
+    """
+    from shards.advice import advice_lines
+    from shards.figures import plan_figure, save
+    from shards.forecast import Wish, forecast_file
+    from shards.forecast_text import forecast_lines
+    from shards.settings import ConfigError
+    from shards.timeline import timelines
+
+    faults: list[str] = []
+    try:
+        _check_name(out, "--out", ".png")
+    except ConfigError as error:
+        faults = error.faults
+    found = forecast_file(file, overrides, Wish(ranks, nodes, steps), faults)
+    print("\n".join([*forecast_lines(found), *advice_lines(found)]))
+    if out:
+        save(plan_figure(found, timelines(found)), out)
+        print(f"-> {out}")
+
+
+def dups(
+    folders: list[str],
+    /,
+    *,
+    test: tuple[str, ...] = (),
+    split: tuple[str, ...] = (),
+    near: float = 0.2,
+    skip_mirrored: bool = False,
+    out: Path | None = None,
+    csv: Path | None = None,
+    processes: int | None = None,
+) -> int:
+    """Find samples that are there more than once, above all in training and in test.
+
+    Exit status 1 if a sample that is not trained on is also trained on, so that
+    a job can hold it; else 0. Told are these leaks, labels that contradict each
+    other, and copies within and between splits.
+
+        xfer shards dups shards/photo
+        xfer shards dups shards/photo shards/web --test shards/sketch
+        xfer shards dups shards/photo --out dups.png --csv dups.csv
+
+    Two samples are the same `exact`ly (the bytes of their images), by `pixels`
+    (once decoded), or `near`: another size, quality, brightness or contrast,
+    without colours, a rim of 2 % cut off. `mirrored` copies are near too, as
+    training mirrors. Not found: larger cuts, turned images.
+
+    All samples are decoded once. What was seen of them is kept beside the
+    manifest (train.prints.0123456789ab.npy, 160 bytes a sample), so the next
+    time takes seconds, and Ctrl-C costs little.
+
+    Parameters
+    ----------
+    folders
+        Folders of shards. Splits whose names begin with `train` are trained on.
+    test
+        A folder of shards of which no split is trained on. Can be repeated.
+    split
+        Only splits of this name; all of each folder if not given. Can be repeated.
+    near
+        Which share of the signs of two images' prints may differ: 0 for the same
+        print, more finds more, and more that only look alike.
+    skip_mirrored
+        Mirrored images are not the same: for left and right hands, say.
+    out
+        Picture to write, of pairs side by side (.png, .jpg).
+    csv
+        Table to write, of all pairs (.csv).
+    processes
+        How many processes work at once; as many as pay if not given.
+    """
+    from shards.copies import open_splits
+    from shards.dups import compare
+    from shards.dups_sheet import pairs_sheet
+    from shards.dups_text import report_lines, write_csv
+    from shards.leaks import leaks
+    from shards.settings import ConfigError
+    from shards.show import save
+
+    _check_name(out, "--out", ".png", ".jpg", ".jpeg")
+    _check_name(csv, "--csv", ".csv")
+    _check_range(processes, "--processes", 1, 4096, "processes")
+    if not 0 <= near <= 0.4:
+        raise ConfigError(f"--near: {near}; expected 0 to 0.4: unrelated images differ in half of all signs")
+    found = compare(open_splits(folders, test, split, processes), near, not skip_mirrored, processes)
+    print("\n".join(report_lines(found)))
+    if out and found.members:
+        save(pairs_sheet(found), out)
+        print(f"-> {out}")
+    if csv:
+        print(f"-> {csv}: {write_csv(csv, found):,} pairs")
+    return 1 if leaks(found) else 0
+
+
 def _check_name(path: Path | None, option: str, *endings: str) -> None:
     """Raises ConfigError unless the file to write ends in one of `endings` and lies in a folder that can be."""
     from shards.settings import ConfigError
@@ -73,3 +337,11 @@ def _check_name(path: Path | None, option: str, *endings: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{option}: {path.parent}: {error.strerror}; give a folder you can write to") from None
+
+
+def _check_range(number: int | None, option: str, low: int, high: int, what: str) -> None:
+    """Raises ConfigError unless a number that was given is one of low..high."""
+    from shards.settings import ConfigError
+
+    if number is not None and not low <= number <= high:
+        raise ConfigError(f"{option}: {number}; expected {low} to {high} {what}")
