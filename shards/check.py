@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from shards.boxes import annotations, check_boxes_fit, parse_boxes
 from shards.decode import DecodeError, decode
@@ -20,12 +20,12 @@ from shards.sources import IMAGES, Refused
 
 @dataclass(frozen=True)
 class Checked:
-    """A sound sample: members to pack, decoded image uint8 [3, H, W], its extension, class index (-1: none), what it
+    """A sound sample: members to pack, decoded image uint8 [H, W, 3], its extension, class index (-1: none), what it
     holds of each class (samples, boxes, mask pixels), and why boxes were dropped.
     """
 
     members: dict[str, bytes]
-    image: torch.Tensor
+    image: np.ndarray
     extension: str
     label: int
     class_counts: Sequence[int]
@@ -38,7 +38,7 @@ def check(members: dict[str, bytes], roles: Mapping[str, str], num_classes: int,
     label, dropped = -1, []
     try:
         image = decode(members[extension])
-        height, width = image.shape[1:]
+        height, width = image.shape[:2]
         if "label" in roles:
             label = _class_index(members, roles["label"], num_classes)
         if drop_boxes and "boxes" in roles:

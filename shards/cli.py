@@ -181,5 +181,5 @@ def index(
         print("\n".join(f"  {key}: {reason}" for key, reason in report.refused[:5]))
 
 
-for place, verb in enumerate((verbs.show, verbs.stats, verbs.verify, verbs.plan, verbs.dups)):
+for place, verb in enumerate((verbs.show, verbs.stats, verbs.verify, verbs.plan, verbs.dups, verbs.diff)):
     app.command(verb, group=LOOK, sort_key=place)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image
 
 VERSION = 2
@@ -77,9 +76,9 @@ class Raster(NamedTuple):
     top: int = 0
 
 
-def decode(data: bytes) -> torch.Tensor:
-    """uint8 [3, H, W]. Raises DecodeError."""
-    return torch.from_numpy(np.ascontiguousarray(pixels(open_image(data)).array)).permute(2, 0, 1)
+def decode(data: bytes) -> np.ndarray:
+    """uint8 [H, W, 3]. Raises DecodeError."""
+    return np.ascontiguousarray(pixels(open_image(data)).array)
 
 
 def image_size(data: bytes) -> tuple[int, int]:

@@ -161,7 +161,7 @@ class _Scan:
         extension = image_extension(members, roles)
         text = member_text(members, roles.label) if roles.label else None
         image = decode(members[extension])
-        height, width = image.shape[1:]
+        height, width = image.shape[:2]
         said = annotations(members, roles.fields(), self.task.num_classes, width, height)
         self.tally.add(image, extension, said.class_counts(-1, self.task.num_classes))
         if text is None:

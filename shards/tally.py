@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-
 from shards.manifest import Stats
+
+_VALUES = np.arange(256)
 
 
 @dataclass
@@ -21,17 +21,17 @@ class Tally:
     channel_squares: list[int] = field(default_factory=lambda: [0, 0, 0])
     images: list[str] = field(default_factory=list)
 
-    def add(self, image: torch.Tensor, extension: str, class_counts: Sequence[int]) -> None:
-        """Counts one image, uint8 [3, H, W], and what its annotation holds of each class."""
-        height, width = image.shape[1:]
+    def add(self, image: np.ndarray, extension: str, class_counts: Sequence[int]) -> None:
+        """Counts one image, uint8 [H, W, 3], and what its annotation holds of each class."""
+        height, width = image.shape[:2]
         self.class_counts = [a + int(b) for a, b in zip(self.class_counts, class_counts, strict=True)]
         self.width = [min(self.width[0], width), max(self.width[1], width)]
         self.height = [min(self.height[0], height), max(self.height[1], height)]
         self.pixels += height * width
-        values = image.numpy().astype(np.uint32)
         for channel in range(3):
-            self.channel_sum[channel] += int(values[channel].sum(dtype=np.int64))
-            self.channel_squares[channel] += int(np.square(values[channel]).sum(dtype=np.int64))
+            counts = np.bincount(image[:, :, channel].ravel(), minlength=256)
+            self.channel_sum[channel] += int(counts @ _VALUES)
+            self.channel_squares[channel] += int(counts @ _VALUES**2)
         self.images = sorted({*self.images, extension})
 
     def merge(self, other: "Tally") -> None:

@@ -171,7 +171,7 @@ def _check(manifest: Manifest, reader: Reader, number: int, row: int, key: int, 
     if name_key(sample.key) != key:
         raise ValueError("its key is not the one in its index row")
     image = decode(sample.image)
-    height, width = image.shape[1:]
+    height, width = image.shape[:2]
     said = annotations(sample.fields, manifest.fields, len(manifest.classes), width, height)
     if tally is not None:
         tally.add(image, sample.extension, said.class_counts(sample.label, len(manifest.classes)))
