@@ -102,8 +102,8 @@ class Draft:
     def fill(self, at: int, pixels: Pixels, target: int, side: Mapping[str, Any]) -> None:
         """Puts in what belongs to sample number `at`, whose image is in its place or made later."""
         self.targets[at], self.valid[at] = target, True
-        if isinstance(pixels.image, Later):
-            self.later[at] = pixels.image
+        if pixels.later is not None:
+            self.later[at] = pixels.later
         if pixels.boxes is not None:
             self.boxes[at] = pixels.boxes
         if pixels.mask is not None:

@@ -11,7 +11,7 @@ from shards.batch import Slot
 from shards.nvjpeg import decode_into
 from shards.settings import ConfigError
 from shards.stream import train_stream
-from shards.transforms import Later, augment
+from shards.transforms import augment
 from shards.views import open_data
 from tests.shards.images import built, config
 from tests.shards.test_decode import photo, saved
@@ -31,11 +31,10 @@ def both(data: bytes, position: int, device: torch.device, **look) -> tuple[np.n
     """An image as loader processes make it, and as the device does."""
     values = {"size": SIZE, "scale": (0.3, 1.0), "flip": 0.5, "color": 0.0, "seed": 1, "position": position, **look}
     here = augment(data, **values).image
-    left = augment(data, **values, later=True)
-    assert isinstance(here, torch.Tensor)
-    assert isinstance(left.image, Later)
+    left = augment(data, **values, later=True).later
+    assert left is not None
     images = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8, device=device)
-    decode_into(images, {1: left.image})
+    decode_into(images, {1: left})
     assert not images[0].any()
     return here.numpy().astype(int), images[1].cpu().numpy().astype(int)
 
@@ -73,8 +72,10 @@ def test_colours_change_as_they_do_here(device):
 def test_what_is_no_plain_jpeg_is_decoded_here(kind):
     image = photo(60, 60)
     data = saved(image, "PNG") if kind == "PNG" else saved(image.convert("CMYK"), "JPEG")
-    seen = augment(data, SIZE, (0.5, 1.0), 0.5, 0.0, 0, 0, later=True).image
-    assert isinstance(seen, torch.Tensor)
+    values = (SIZE, (0.5, 1.0), 0.5, 0.0, 0, 0)
+    seen = augment(data, *values, later=True)
+    assert seen.later is None
+    assert torch.equal(seen.image, augment(data, *values).image)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
