@@ -11,8 +11,8 @@ import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,8 +30,7 @@ class DamagedSampleError(Exception):
     """What is wrong with one sample."""
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One sample as stored: its key, the view's class index (-1: none of its own), the encoded image with its
     extension, and every other member by extension.
     """
@@ -40,7 +39,7 @@ class Sample:
     label: int
     image: bytes
     extension: str
-    fields: Mapping[str, bytes] = field(default_factory=dict)
+    fields: Mapping[str, bytes]
 
 
 class Reader:
@@ -53,7 +52,7 @@ class Reader:
     def _opened(self) -> None:
         self._indexes: dict[int, np.ndarray] = {}
         self._files: OrderedDict[str, int] = OrderedDict()
-        self._rows = lru_cache(maxsize=_OPEN_FILES)(self._rows_of)
+        self._shard = lru_cache(maxsize=_OPEN_FILES)(self._find_shard)
         self._images = [tuple(view.manifest.fields.get("image", "").split(", ")) for view in self.views]
 
     def __getstate__(self) -> dict:
@@ -70,12 +69,12 @@ class Reader:
     def read(self, source: int, shard: int, row: int) -> Sample:
         """One sample. Raises DamagedSampleError if it cannot be read as it was written."""
         view = self.views[source]
-        entry = self._index(source)[self._rows(source, shard)[row]]
-        label = int(entry["label"])
+        path, rows = self._shard(source, shard)
+        offset, length, crc32, _, label = self._index(source)[rows[row]].item()
         if not -1 <= label < len(view.manifest.classes):
             raise DamagedSampleError(f"its index row names class {label} of {len(view.manifest.classes)}")
-        span = self._span(view, shard, int(entry["offset"]), int(entry["length"]))
-        if zlib.crc32(span) != entry["crc32"]:
+        span = self._span(view, shard, path, offset, length)
+        if zlib.crc32(span) != crc32:
             raise DamagedSampleError("its bytes changed since the build (crc32 does not match)")
         key, fields, extension = self._parse(source, span, label)
         image = fields.pop(extension)
@@ -87,18 +86,20 @@ class Reader:
 
     def name(self, source: int, shard: int, row: int) -> str:
         """The key of a sample that may be damaged: as far as its header still tells it, else its place."""
-        index_row = int(self._rows(source, shard)[row])
+        path, rows = self._shard(source, shard)
+        index_row = int(rows[row])
         try:
-            view = self.views[source]
-            head = self._span(view, shard, int(self._index(source)[index_row]["offset"]), 100)
+            offset = int(self._index(source)[index_row]["offset"])
+            head = self._span(self.views[source], shard, path, offset, 100)
             name = re.match(rb"[\x20-\x7e]+", head)
             return sample_key(split_name(name.group().decode())[0]) if name else f"sample {index_row}"
         except (DamagedSampleError, TarError):
             return f"sample {index_row}"
 
-    def _rows_of(self, source: int, shard: int) -> Ints:
-        """Index rows of the view's samples in a shard."""
-        return self.views[source].rows_of(shard, self._index(source))
+    def _find_shard(self, source: int, shard: int) -> tuple[str, Ints]:
+        """Where a shard is, and the index rows of the view's samples in it."""
+        view = self.views[source]
+        return view.shard_path(shard), view.rows_of(shard, self._index(source))
 
     def _parse(self, source: int, span: bytes, label: int) -> tuple[str, dict[str, bytes], str]:
         """Key, members by extension, and which of them is the image."""
@@ -118,12 +119,12 @@ class Reader:
             self._indexes[source] = view.index()
         return self._indexes[source]
 
-    def _span(self, view: View, shard: int, offset: int, length: int) -> bytes:
+    def _span(self, view: View, shard: int, path: str, offset: int, length: int) -> bytes:
         try:
-            data = os.pread(self._file(view.shard_path(shard)), length, offset)
+            data = os.pread(self._file(path), length, offset)
         except FileNotFoundError:
             reason = why_missing(view.cache, view.manifest.shards[shard]) if view.cache else None
-            raise DamagedSampleError(f"its shard is not there: {reason or view.shard_path(shard)}") from None
+            raise DamagedSampleError(f"its shard is not there: {reason or path}") from None
         except (OSError, OverflowError) as error:
             raise DamagedSampleError(f"cannot be read: {error}") from None
         if len(data) < length:

@@ -26,6 +26,10 @@ _EXTENDED = (_GNU_LONG_NAME, _GNU_LONG_LINK, _PAX, _PAX_GLOBAL)
 _LARGEST_EXTENDED = 65_536
 _TAIL = _CHUNK = 1 << 20
 _META = re.compile(r"__[^/]*__(/|$)")
+_PLAIN = re.compile(rb"(?!__)[ -.0-~]+")
+_PLAIN_EXTENSIONS = frozenset(
+    (b"cls", b"jpg", b"jpeg", b"png", b"webp", b"bmp", b"json", b"txt", b"boxes.json", b"mask.png")
+)
 _PAX_RECORD = re.compile(rb"(\d{1,6}) ([^=\n]{1,255})=")
 Read = Callable[[int, int], bytes]
 
@@ -86,12 +90,34 @@ def split_name(name: str) -> tuple[str, str]:
 def parse_sample(span: bytes, verified: bool = False) -> tuple[str, dict[str, bytes]]:
     """The key and the members by extension of one sample's span. Raises TarError.
 
-    `verified`: the span has the checksum that it was written with, so those of its headers need not be looked at, which
-    is half of the cost.
+    `verified`: the span has the checksum that it was written with, so those of its headers need not be looked at: 2 us
+    instead of 14 for a sample as `build` writes it.
     """
+    return (verified and _parse_plain(span)) or _parse(span)
+
+
+def _parse_plain(span: bytes) -> tuple[str, dict[str, bytes]] | None:
+    """What `_parse` gives if all members are files with short names in no folder, as `build` writes them; else None."""
+    key, fields, at = b"", {}, 0
+    while at < len(span):
+        header = span[at : at + BLOCK]
+        name, _, extension = header[: header.find(b"\0", 0, 100)].partition(b".")
+        digits, at = header[124:136].rstrip(b" \0"), at + BLOCK
+        if header[156:157] != _REGULAR or header[345:346] != b"\0" or digits.strip(b"01234567") or not digits:
+            return None
+        size = int(digits, 8)
+        is_known = extension in fields or (key and name != key)
+        if is_known or at + size > len(span) or not _PLAIN.fullmatch(name) or extension not in _PLAIN_EXTENSIONS:
+            return None
+        key, fields[extension] = name, span[at : at + size]
+        at += padded(size)
+    return (key.decode(), {extension.decode(): data for extension, data in fields.items()}) if fields else None
+
+
+def _parse(span: bytes) -> tuple[str, dict[str, bytes]]:
     key, fields, at = "", {}, 0
     while at < len(span):
-        member = _member(lambda start, count: span[start : start + count], at, verified)
+        member = _member(lambda start, count: span[start : start + count], at)
         if member is None:
             raise TarError("an empty block where a header belongs")
         if member.data + member.size > len(span):
@@ -164,7 +190,7 @@ def _crc(file: BinaryIO, start: int, end: int) -> int:
     return crc
 
 
-def _member(read: Read, at: int, verified: bool = False) -> Member | None:
+def _member(read: Read, at: int) -> Member | None:
     """The member whose first header is at byte `at`; None at the empty block that ends a tar."""
     start, long_name = at, None
     while True:
@@ -173,7 +199,7 @@ def _member(read: Read, at: int, verified: bool = False) -> Member | None:
             raise TarError(f"the file ends inside the header at byte {at}")
         if not header.strip(b"\0"):
             return None
-        kind, size, name = _header(header, at, verified)
+        kind, size, name = _header(header, at)
         at += BLOCK
         if kind not in _EXTENDED:
             if kind not in (_REGULAR, b"\0", _FOLDER):
@@ -189,13 +215,13 @@ def _member(read: Read, at: int, verified: bool = False) -> Member | None:
         at += padded(size)
 
 
-def _header(header: bytes, at: int, verified: bool) -> tuple[bytes, int, str]:
-    """Kind, size and name in one 512-byte header; its checksum is looked at unless it is `verified`."""
+def _header(header: bytes, at: int) -> tuple[bytes, int, str]:
+    """Kind, size and name in one 512-byte header, its checksum verified."""
     if header[257:262] != b"ustar":
         packed = header[:2] == b"\x1f\x8b" or header[:4] in (b"BZh9", b"\xfd7zX", b"\x28\xb5\x2f\xfd")
         why = "; the file is compressed, unpack it: samples are read at any place" if packed and not at else ""
         raise TarError(f"no tar header at byte {at}{why}")
-    if not verified and sum(header[:148]) + sum(header[156:]) + 8 * 32 != _octal(header[148:156], at):
+    if sum(header[:148]) + sum(header[156:]) + 8 * 32 != _octal(header[148:156], at):
         raise TarError(f"the header at byte {at} is damaged (its checksum does not match)")
     name, size = _text(header[:100]), _octal(header[124:136], at)
     # GNU tars ("ustar  ") keep times where USTAR ("ustar\0") keeps the front of a long name.

@@ -25,6 +25,46 @@ def tar_bytes(members: list[tuple[str, bytes]], dialect: int = tarfile.USTAR_FOR
 SAMPLE = [("cat%2F1.cls", b"0"), ("cat%2F1.jpg", b"picture" * 100)]
 
 
+NAMES = st.sampled_from(["a", "b", "__a__", "f/a", "a b", "ü", "", "n" * 96, "n" * 99, "n" * 140, "..", "a~1"])
+KINDS = st.sampled_from(["jpg", "cls", "json", "boxes.json", "JPG", "pkl", "jpg.pth", "left.png", "", "x", "mask.png"])
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.tuples(NAMES, KINDS, st.integers(0, 1100)), min_size=1, max_size=4),
+    st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.sampled_from([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE]),
+)
+def test_the_short_way_through_a_sample_gives_what_the_long_one_gives(parts, dialect, kind):
+    """One name for all members half of the time, and the last one of any kind."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=dialect) as tar:
+        for number, (name, extension, size) in enumerate(parts):
+            info = tarfile.TarInfo(f"{parts[0][0] if size % 2 else name}.{extension}")
+            info.size, info.type = size, kind if number == len(parts) - 1 else tarfile.REGTYPE
+            tar.addfile(info, io.BytesIO(bytes([number]) * size))
+        end = tar.offset
+    for span in (buffer.getvalue()[:end], buffer.getvalue()[: end - 100], buffer.getvalue()[: end + 512]):
+        assert outcome(span, verified=True) == outcome(span, verified=False)
+
+
+def outcome(span: bytes, verified: bool) -> object:
+    try:
+        return parse_sample(span, verified)
+    except TarError as error:
+        return str(error)
+
+
+def test_samples_as_they_are_built_go_the_short_way():
+    """Their checksums are not looked at again."""
+    span = bytearray(tar_bytes(SAMPLE)[:2560])
+    whole = parse_sample(bytes(span))
+    span[150] ^= 1
+    assert parse_sample(bytes(span), verified=True) == whole
+    with pytest.raises(TarError, match="checksum"):
+        parse_sample(bytes(span))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=60))
 def test_keys_are_reversible_and_cannot_be_misread(key):
