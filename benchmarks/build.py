@@ -1,8 +1,9 @@
-"""What a build costs: memory while ten thousand to a million samples are listed and planned, and samples/s written.
+"""What a build costs: memory while ten thousand to ten million samples are listed, planned and written, and samples/s.
 
     python benchmarks/build.py
 
-The source is generated: it lists as many samples as it is asked for, and each is the same image under another name.
+The source is generated: it lists as many samples as it is asked for, and each is the same image under another name, a
+tiny one if there are very many of them: memory is then what is looked at, and the disk has an end.
 Every row is a process of its own. Memory is the peak of each process as the kernel counts it (VmHWM), workers apart.
 """
 
@@ -30,7 +31,8 @@ from shards.plan import Request
 from shards.sources import Item
 
 CLASSES = 1000
-SIDE = 128
+SIDE, TINY = 128, 16
+MANY = 1_000_000
 
 
 class Drawn:
@@ -40,9 +42,10 @@ class Drawn:
     classes = tuple(f"{label:03d}" for label in range(CLASSES))
 
     def __init__(self, count: int, peaks: Path):
-        noise = np.random.default_rng(0).integers(0, 256, (SIDE // 8, SIDE // 8, 3), dtype=np.uint8)
+        side = TINY if count >= MANY else SIDE
+        noise = np.random.default_rng(0).integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
         buffer = io.BytesIO()
-        Image.fromarray(noise).resize((SIDE, SIDE)).save(buffer, "JPEG")
+        Image.fromarray(noise).resize((side, side)).save(buffer, "JPEG")
         self.count, self.peaks, self.image = count, peaks, buffer.getvalue()
 
     def items(self) -> Iterator[Item]:
@@ -89,7 +92,7 @@ def whole_build(count: int, processes: int, folder: Path) -> dict[str, Any]:
     peaks = folder / "peaks"
     peaks.mkdir()
     before, started = forget_peak(), time.perf_counter()
-    report = build(Drawn(count, peaks), folder / "out", processes=processes, shard_mb=8)
+    report = build(Drawn(count, peaks), folder / "out", processes=processes, shard_mb=64 if count >= MANY else 8)
     seconds = time.perf_counter() - started
     assert report.manifest.num_samples == count
     workers = [float(path.read_text()) for path in peaks.iterdir() if path.name != str(os.getpid())]
@@ -121,8 +124,11 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", type=int, nargs="*", default=[10_000, 100_000, 1_000_000], help="samples")
-    parser.add_argument("--build", type=int, nargs="*", default=[2_000, 10_000], help="samples")
+    parser.add_argument("--list", type=int, nargs="*", default=[10_000, 100_000, 1_000_000, 10_000_000], help="samples")
+    parser.add_argument("--build", type=int, nargs="*", default=[10_000, 100_000], help="samples, 1 and 2 processes")
+    parser.add_argument(
+        "--large", type=int, nargs="*", default=[10_000_000], help="samples, all processes; tiny images"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "build.md")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -135,6 +141,7 @@ def main() -> None:
     busy = os.getloadavg()[0]
     rows = [one("list", count, 1) for count in arguments.list]
     rows += [one("build", count, processes) for count in arguments.build for processes in (1, 2)]
+    rows += [one("build", count, os.cpu_count() or 1) for count in arguments.large]
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     lines = table(rows)
     arguments.out.write_text(
@@ -143,13 +150,12 @@ def main() -> None:
 Command: `python benchmarks/build.py`
 Commit: {commit.stdout.strip()}. Machine: {platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}.
 `list`: a source listed, sorted on disk, and cut into shards. `build`: the same, then every sample read, decoded as a
-check, written and hashed; each one is the same JPEG of {SIDE} x {SIDE} pixels. In brackets: what the work added to a
-process that had only imported. Seconds include the start of the worker processes. Load average: {busy:.1f} before,
+check, written and hashed; each one is the same JPEG of {SIDE} x {SIDE} pixels, of {TINY} x {TINY} from a million on. In
+brackets: what the work added to a process that had only imported. Seconds include the start of the worker processes.
+Load average: {busy:.1f} before,
 {os.getloadavg()[0]:.1f} after (this alone is 1 to 2); where others worked beside it, memory holds and seconds do not.
 
 {chr(10).join(lines)}
-
-Not measured: ten million samples.
 
 Raw rows:
 
