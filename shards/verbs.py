@@ -253,8 +253,8 @@ def dups(
     folders: list[str],
     /,
     *,
-    test: tuple[str, ...] = (),
-    split: tuple[str, ...] = (),
+    test: list[str] | None = None,
+    split: list[str] | None = None,
     near: float = 0.2,
     skip_mirrored: bool = False,
     out: Path | None = None,
@@ -263,22 +263,25 @@ def dups(
 ) -> int:
     """Find samples that are there more than once, above all in training and in test.
 
-    Exit status 1 if a sample that is not trained on is also trained on, so that
-    a job can hold it; else 0. Told are these leaks, labels that contradict each
-    other, and copies within and between splits.
+    Exit status 1 if a held-out sample has a copy that is trained on, so that CI
+    can guard against it; else 0. Told are these leaks, labels that contradict
+    each other, and copies within and between splits.
 
         xfer shards dups shards/photo
         xfer shards dups shards/photo shards/web --test shards/sketch
         xfer shards dups shards/photo --out dups.png --csv dups.csv
 
-    Two samples are the same `exact`ly (the bytes of their images), by `pixels`
-    (once decoded), or `near`: another size, quality, brightness or contrast,
-    without colours, a rim of 2 % cut off. `mirrored` copies are near too, as
-    training mirrors. Not found: larger cuts, turned images.
+    Two samples are the same by `exact` bytes of their images, by `pixels` once
+    decoded, or `near`: in another size, quality, brightness or contrast, without
+    colours, with 2 % cut off. `mirrored` ones are near as well, since training
+    mirrors. Larger cuts and turned images are not found.
 
     All samples are decoded once. What was seen of them is kept beside the
     manifest (train.prints.0123456789ab.npy, 160 bytes a sample), so the next
     time takes seconds, and Ctrl-C costs little.
+
+    Leave copies out at the source: remove the files and build again. There is no
+    option that leaves out single samples.
 
     Parameters
     ----------
@@ -289,8 +292,8 @@ def dups(
     split
         Only splits of this name; all of each folder if not given. Can be repeated.
     near
-        Which share of the signs of two images' prints may differ: 0 for the same
-        print, more finds more, and more that only look alike.
+        Share of the signs of two images' prints that may differ, 0 to 0.4. More finds more, and more that only look
+        alike; drawings of one thing need less.
     skip_mirrored
         Mirrored images are not the same: for left and right hands, say.
     out
@@ -313,7 +316,7 @@ def dups(
     _check_range(processes, "--processes", 1, 4096, "processes")
     if not 0 <= near <= 0.4:
         raise ConfigError(f"--near: {near}; expected 0 to 0.4: unrelated images differ in half of all signs")
-    found = compare(open_splits(folders, test, split, processes), near, not skip_mirrored, processes)
+    found = compare(open_splits(folders, test or [], split or [], processes), near, not skip_mirrored, processes)
     print("\n".join(report_lines(found)))
     if out and found.members:
         save(pairs_sheet(found), out)
