@@ -26,9 +26,9 @@ from shards.request import Answer, Delivery, Loss, Request
 from shards.transforms import Pixels
 
 _ATTEMPTS = 16
-_AHEAD = 4  # batches of each loader process
+_AHEAD = 3  # batches of each loader process
 _HELD = 3
-_READ_TOGETHER = 32  # samples: read and decoded in turn, the two take a tenth longer, for they share a core's caches
+_READ_TOGETHER = 64  # samples: read and decoded in turn, the two take a tenth longer, for they share a core's caches
 Place = tuple[int, int, int]
 """Source, shard, and row of the view within the shard."""
 Found = tuple[Pixels, int, Mapping[str, Any]]
