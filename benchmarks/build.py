@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shards import plan as planning
-from shards.build import build
-from shards.plan import Request
+from shards.packing import plan as planning
+from shards.packing.build import build
+from shards.packing.plan import Request
 from shards.sources import Item
 
 CLASSES = 1000

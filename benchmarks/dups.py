@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shards.build import build
 from shards.decode import open_image, pixels
+from shards.dups.near import find_near, num_sorts
+from shards.dups.prints import BITS, FEWEST, PRINT, distances, mirrored, take_print
 from shards.generate import generate
-from shards.glance import Damaged, read
+from shards.looks.glance import Damaged, read
 from shards.manifest import splits_in
-from shards.near import find_near, num_sorts
-from shards.prints import BITS, FEWEST, PRINT, distances, mirrored, take_print
+from shards.packing.build import build
 from shards.views import open_view
 
 RESULTS = Path(__file__).parent / "results"

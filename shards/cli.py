@@ -78,7 +78,7 @@ def build(
     overwrite
         Replace another build in OUT. It stays whole until the new one is.
     """
-    from shards.build import build as run
+    from shards.packing.build import build as run
 
     options = options or SourceOptions()
     report = run(
@@ -162,8 +162,8 @@ def index(
     overwrite
         Replace the index and the manifest of this split.
     """
-    from shards.index import index as run
-    from shards.roles import Roles, read_classes
+    from shards.foreign.index import index as run
+    from shards.foreign.roles import Roles, read_classes
 
     given = Roles((image,) if image else (), label, side=side)
     report = run(folder, split, name, read_classes(classes), given, shards, processes, max_refused, overwrite)

@@ -14,9 +14,9 @@ import numpy as np
 
 from shards.config import DataConfig, SourceConfig
 from shards.diff import PARTS, Changes, reading
-from shards.forecast_text import size, table
-from shards.glance import printable
+from shards.forecast.text import size, table
 from shards.hashing import Ints
+from shards.looks.glance import printable
 from shards.manifest import Manifest, older_split, splits_in, whole_file
 from shards.settings import is_url
 from shards.state import differences, make_plan

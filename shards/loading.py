@@ -20,8 +20,8 @@ from shards.boxes import annotations
 from shards.buffers import Buffers
 from shards.decode import DecodeError
 from shards.hashing import key
-from shards.local import LocalRequests
 from shards.reader import DamagedSampleError, Reader, Sample
+from shards.remote.local import LocalRequests
 from shards.request import Answer, Delivery, Loss, Request
 from shards.transforms import Pixels
 

@@ -26,6 +26,11 @@ VERSION = 2
 """Part of every plan: raised when the same seed would give another order."""
 
 
+def shuffled_shards(count: int, seed: int, source: str, epoch: int) -> Ints:
+    """A source's shards in the order of an epoch, int64 [count]."""
+    return permutation(count, seed, name_key(source), epoch)
+
+
 def rank_share(lane: Ints, rank: int, world_size: int) -> Ints:
     """Which samples of a global batch a rank gets: stable-sorted by lane and cut evenly, int64 [about n / world_size].
 
@@ -121,5 +126,5 @@ class Order:
     def _shard_list(self, source: int, epoch: int) -> tuple[Ints, Ints]:
         """The epoch's permuted shards and, for each, the place of its first sample; int64 [shards], [shards + 1]."""
         rows = self._rows[source]
-        shards = permutation(len(rows), self.seed, name_key(self.names[source]), epoch)
+        shards = shuffled_shards(len(rows), self.seed, self.names[source], epoch)
         return shards, np.concatenate([[0], np.cumsum(rows[shards])])

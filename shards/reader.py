@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards.cache import why_missing
+from shards.foreign.roles import is_index, member_text
 from shards.hashing import Ints
 from shards.manifest import Manifest
-from shards.roles import is_index, member_text
+from shards.remote.cache import why_missing
 from shards.tar import TarError, parse_sample, sample_key, split_name
 from shards.views import View
 

@@ -30,7 +30,7 @@ from shards.manifest import (
     write_json,
     write_manifest,
 )
-from shards.plan import describe
+from shards.packing.plan import describe
 from shards.settings import ConfigError
 from shards.verify import Inspection
 

@@ -46,9 +46,9 @@ def show(
     """
     from rich.console import Console
 
-    from shards.glance import opened
-    from shards.show import MOST, contact_sheet, having, head, save, sheet_look, tiles
-    from shards.terminal import print_tiles, terminal_look
+    from shards.looks.glance import opened
+    from shards.looks.show import MOST, contact_sheet, having, head, save, sheet_look, tiles
+    from shards.looks.terminal import print_tiles, terminal_look
 
     _check_name(out, "--out", ".png", ".jpg", ".jpeg")
     _check_range(count, "--count", 1, MOST, "samples")
@@ -117,11 +117,11 @@ def stats(
     import json as json_module
     import shutil
 
-    from shards.glance import opened
+    from shards.looks.glance import opened
+    from shards.looks.stats import profile
+    from shards.looks.stats_json import as_json
+    from shards.looks.stats_text import stats_lines
     from shards.settings import ConfigError
-    from shards.stats import profile
-    from shards.stats_json import as_json
-    from shards.stats_text import stats_lines
 
     _check_name(out, "--out", ".png", ".svg", ".pdf")
     if sizes != "all" and sizes < 0:
@@ -134,7 +134,8 @@ def stats(
     else:
         print("\n".join(stats_lines(profiles, max(80, shutil.get_terminal_size((100, 24)).columns))))
     if out:
-        from shards.figures import save, stats_figure
+        from shards.figures import save
+        from shards.looks.figure import stats_figure
 
         save(stats_figure(profiles), out)
         if not json:
@@ -230,12 +231,13 @@ def plan(
     out
         Picture to write (.png): who reads what when, repeats, egress and disk.
     """
-    from shards.advice import advice_lines
-    from shards.figures import plan_figure, save
-    from shards.forecast import Wish, forecast_file
-    from shards.forecast_text import forecast_lines
+    from shards.figures import save
+    from shards.forecast.advice import advice_lines
+    from shards.forecast.figure import plan_figure
+    from shards.forecast.numbers import Wish, forecast_file
+    from shards.forecast.text import forecast_lines
+    from shards.forecast.timeline import timelines
     from shards.settings import ConfigError
-    from shards.timeline import timelines
 
     faults: list[str] = []
     try:
@@ -303,13 +305,13 @@ def dups(
     processes
         How many processes work at once; as many as pay if not given.
     """
-    from shards.copies import open_splits
-    from shards.dups import compare
-    from shards.dups_sheet import pairs_sheet
-    from shards.dups_text import report_lines, write_csv
-    from shards.leaks import leaks
+    from shards.dups.compare import compare
+    from shards.dups.copies import open_splits
+    from shards.dups.leaks import leaks
+    from shards.dups.sheet import pairs_sheet
+    from shards.dups.text import report_lines, write_csv
+    from shards.looks.show import save
     from shards.settings import ConfigError
-    from shards.show import save
 
     _check_name(out, "--out", ".png", ".jpg", ".jpeg")
     _check_name(csv, "--csv", ".csv")
@@ -365,7 +367,7 @@ def diff(
     """
     from shards.diff import compare
     from shards.diff_text import diff_lines, write_csv
-    from shards.glance import opened
+    from shards.looks.glance import opened
     from shards.settings import ConfigError
 
     _check_name(out, "--out", ".csv")

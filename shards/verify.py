@@ -18,10 +18,10 @@ from shards.damage import DamagedDataError
 from shards.decode import DecodeError, decode
 from shards.hashing import name_key
 from shards.manifest import File, Manifest, open_index, read_manifest, whole_file
-from shards.plan import describe
+from shards.packing.plan import describe
+from shards.packing.tally import Tally
 from shards.progress import progress
 from shards.reader import DamagedSampleError, Reader
-from shards.tally import Tally
 from shards.views import View
 
 _SHOWN = 50

@@ -8,7 +8,8 @@ samples.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +17,13 @@ from typing import Protocol
 
 import numpy as np
 
-from shards.cache import cached_path
 from shards.config import DataConfig, SourceConfig, WhereConfig
 from shards.hashing import Ints, in_share, mix_array
 from shards.manifest import Manifest, manifest_name, open_index, parse_manifest, read_manifest
+from shards.remote.cache import cached_path
+from shards.remote.store import Remote, Store
+from shards.remote.transport import StoreError, join, shown
 from shards.settings import ConfigError, is_url
-from shards.store import Remote, Store
-from shards.transport import StoreError, join, shown
 
 _CHUNK = 1 << 20
 _SALTS = {"validation": 0, "where": 0x8EBC6AF09C88C6E3, "fraction": 0xA0761D6478BD642F}
@@ -269,24 +270,15 @@ def _open_all(
     return views
 
 
-def _open_remote(name: str, folder: str, split: str, store: Store) -> View:
+def fetch_manifest(folder: str, split: str, read: Callable[[str], bytes]) -> Manifest:
+    """The manifest of a split in a store; `read`: the bytes of a URL. Raises ConfigError."""
     where = join(folder, manifest_name(split))
-    try:
-        manifest = parse_manifest(store.read_bytes(where), shown(where))
-        index_path = store.keep(Remote(join(folder, manifest.index.path), manifest.index))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{error.filename}: no such file; expected a folder of shards with split {split!r}") from None
-    except PermissionError as error:
-        raise ConfigError(f"{error.filename}: {error.strerror}") from None
-    except StoreError as error:
-        raise ConfigError(str(error)) from None
-    open_index(folder, manifest, index_path)
-    return View(name, folder, manifest, index_path=index_path, store=store)
+    with _faults_of_stores(split):
+        return parse_manifest(read(where), shown(where))
 
 
-def _filtered(view: View, where: WhereConfig | None) -> View:
-    if where is None:
-        return view
+def filters_of(view: View, where: WhereConfig) -> list[Filter]:
+    """The filters that `where` means for a view. Raises ConfigError."""
     filters: list[Filter] = [InShare("where", *where.hash)] if where.hash else []
     if where.classes:
         names = view.manifest.classes
@@ -298,7 +290,33 @@ def _filtered(view: View, where: WhereConfig | None) -> View:
                 f"where.classes: samples of {view.folder} have no class of their own ({view.manifest.task})"
             )
         filters.append(OfClasses(tuple(sorted(names.index(name) for name in where.classes))))
-    view = view.where(*filters)
+    return filters
+
+
+def _open_remote(name: str, folder: str, split: str, store: Store) -> View:
+    manifest = fetch_manifest(folder, split, store.read_bytes)
+    with _faults_of_stores(split):
+        index_path = store.keep(Remote(join(folder, manifest.index.path), manifest.index))
+    open_index(folder, manifest, index_path)
+    return View(name, folder, manifest, index_path=index_path, store=store)
+
+
+@contextmanager
+def _faults_of_stores(split: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error.filename}: no such file; expected a folder of shards with split {split!r}") from None
+    except PermissionError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    except StoreError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _filtered(view: View, where: WhereConfig | None) -> View:
+    if where is None:
+        return view
+    view = view.where(*filters_of(view, where))
     if not view.num_samples:
         raise ConfigError(f"where: none of {view.folder}'s {view.manifest.num_samples} samples passes")
     return view

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from shards.build import build
 from shards.generate import generate
+from shards.packing.build import build
 
 STYLES = {
     "paint": ["circle", "square", "star"],

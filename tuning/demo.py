@@ -7,8 +7,8 @@ demo finished.
 from pathlib import Path
 
 from cluster.launch import run as train
-from shards.build import build
 from shards.generate import SHAPES, generate
+from shards.packing.build import build
 from shards.reader import read_sample
 from shards.settings import dump, load
 from shards.views import View, open_data

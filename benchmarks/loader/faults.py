@@ -25,10 +25,10 @@ from benchmarks.loader.contest import BATCH, SIZE, Source
 from shards.batch import Batch, Slot
 from shards.config import DataConfig
 from shards.manifest import read_manifest
+from shards.remote.transport import StoreError
 from shards.settings import ConfigError
 from shards.state import StreamState
 from shards.stream import TrainStream, train_stream
-from shards.transport import StoreError
 from shards.views import open_data
 from tests.shards.server import FaultyServer
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.boxes import VOID
-from shards.roles import read_classes
+from shards.foreign.roles import read_classes
 from shards.settings import ConfigError
 from shards.sources import files
 from shards.sources.colors import FILE, Painter, class_names_of, read_colors

@@ -8,9 +8,9 @@ Listing reads all headers and the labels, one tar at a time; `index` costs less 
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.foreign import Foreign, open_foreign
+from shards.foreign.roles import Roles, class_names, label_table, member_text, read_classes
+from shards.foreign.tars import Foreign, open_foreign
 from shards.manifest import Manifest, canonical, read_manifest, splits_in
-from shards.roles import Roles, class_names, label_table, member_text, read_classes
 from shards.settings import ConfigError
 from shards.sources import files
 from shards.sources.source import IMAGES, Item, Refused, SourceOptions

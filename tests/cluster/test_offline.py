@@ -7,9 +7,9 @@ import pytest
 from cluster.offline import to_ray
 from cluster.session import connect
 from shards.damage import DamagedDataError
-from shards.index import index
+from shards.foreign.index import index
+from shards.foreign.roles import Roles
 from shards.manifest import read_manifest
-from shards.roles import Roles
 from shards.settings import ConfigError
 from shards.views import OfClasses, open_view
 from tests.shards.foreign import webdataset_tars

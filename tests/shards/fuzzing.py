@@ -20,11 +20,11 @@ from functools import cache, partial
 from pathlib import Path
 
 from shards.boxes import annotations
-from shards.build import BuildError, build
 from shards.decode import DecodeError, decode
-from shards.index import index
+from shards.foreign.index import index
+from shards.foreign.roles import Roles
+from shards.packing.build import BuildError, build
 from shards.reader import DamagedSampleError, Reader
-from shards.roles import Roles
 from shards.settings import ConfigError
 from shards.sources import Refused, SourceOptions, open_source
 from shards.tar import BLOCK, TarError, parse_sample, scan

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards.build import build
 from shards.config import DataConfig
+from shards.packing.build import build
 
 
 def picture(seed: int, width: int = 24, height: int = 20, mode: str = "RGB") -> Image.Image:

@@ -15,12 +15,12 @@ import torch
 from fsspec.spec import AbstractFileSystem
 from torch.utils.data import DataLoader, Dataset
 
-from shards import ahead as ahead_module
-from shards.ahead import Ahead
-from shards.cache import cached_path
 from shards.manifest import File
-from shards.store import Remote, Store
-from shards.transport import StoreError
+from shards.remote import ahead as ahead_module
+from shards.remote.ahead import Ahead
+from shards.remote.cache import cached_path
+from shards.remote.store import Remote, Store
+from shards.remote.transport import StoreError
 from tests.shards.server import FaultyServer
 from tests.shards.test_store import put
 

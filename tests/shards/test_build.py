@@ -15,9 +15,9 @@ import pytest
 import webdataset
 
 from shards import tar as tars
-from shards.build import BuildError, build
 from shards.lock import locked
 from shards.manifest import open_index, read_manifest
+from shards.packing.build import BuildError, build
 from shards.settings import ConfigError
 from shards.sources import SourceOptions
 from shards.verify import verify

@@ -143,7 +143,7 @@ def test_the_verbs(tmp_path, capsys):
 
 
 def test_a_contact_sheet_shows_every_class():
-    from shards.show import choose
+    from shards.looks.show import choose
 
     labels = np.array([0] * 50 + [1] * 3 + [2] * 20)
     shown = labels[choose(labels, 9, seed=1)]

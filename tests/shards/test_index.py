@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from shards.batch import Slot
-from shards.build import BuildError, build
 from shards.cli import app
-from shards.index import index
+from shards.foreign.index import index
+from shards.foreign.roles import Roles
 from shards.manifest import read_manifest
+from shards.packing.build import BuildError, build
 from shards.reader import Reader
-from shards.roles import Roles
 from shards.settings import ConfigError
 from shards.stream import train_stream
 from shards.verify import inspect, verify

@@ -10,10 +10,10 @@ import webdataset
 import yaml
 from PIL import Image
 
-from shards.build import build
-from shards.index import index
+from shards.foreign.index import index
+from shards.foreign.roles import Roles
 from shards.manifest import open_index, read_manifest
-from shards.roles import Roles
+from shards.packing.build import build
 from shards.tar import sample_key
 from shards.verify import verify
 from tests.shards.images import built, encoded, image_folder

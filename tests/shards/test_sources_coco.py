@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shards.build import build
+from shards.packing.build import build
 from shards.settings import ConfigError
 from shards.sources import Refused, SourceOptions, open_source
 from shards.verify import verify

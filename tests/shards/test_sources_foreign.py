@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from shards.build import build
-from shards.index import index
+from shards.foreign.index import index
 from shards.manifest import read_manifest
+from shards.packing.build import build
 from shards.reader import Reader, Sample
 from shards.settings import ConfigError
 from shards.sources import Item, SourceOptions, open_source

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from shards.boxes import parse_mask
-from shards.build import build
+from shards.packing.build import build
 from shards.settings import ConfigError
 from shards.sources import SourceOptions, open_source
 from shards.verify import verify

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from shards.build import build
 from shards.cli import app
 from shards.manifest import read_manifest
+from shards.packing.build import build
 from shards.settings import ConfigError
 from shards.sources import Refused, SourceOptions, open_source
 from shards.verify import verify

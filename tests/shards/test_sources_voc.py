@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.build import build
+from shards.packing.build import build
 from shards.settings import ConfigError
 from shards.sources import Refused, SourceOptions, open_source
 from shards.sources.voc import parse

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.cache import cached_path, why_missing
 from shards.manifest import File
+from shards.remote.cache import cached_path, why_missing
+from shards.remote.store import Remote, Store
+from shards.remote.transport import StoreError, join
 from shards.settings import ConfigError
-from shards.store import Remote, Store
-from shards.transport import StoreError, join
 from tests.shards.server import FAILS, FaultyServer
 
 RANGE = 1000
@@ -59,7 +59,7 @@ def in_another_process(code: str, *arguments: str) -> subprocess.Popen:
     head = """
         import os, sys, time, hashlib
         from shards.manifest import File
-        from shards.store import Remote, Store
+        from shards.remote.store import Remote, Store
         folder, url, name, size, sha256 = sys.argv[1:6]
         remote = Remote(url, File(name, int(size), 1, sha256))
         store = Store(folder, 1 << 20, 8.0, range_bytes=1000)

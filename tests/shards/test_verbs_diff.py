@@ -11,12 +11,12 @@ import pytest
 
 from shards import diff as diff_module
 from shards.batch import Slot
-from shards.build import build
 from shards.cli import app
 from shards.config import DataConfig
 from shards.diff import PARTS, compare
-from shards.glance import opened, read
+from shards.looks.glance import opened, read
 from shards.manifest import older_split, read_manifest, splits_in
+from shards.packing.build import build
 from shards.reader import Reader
 from shards.repair import repair
 from shards.settings import ConfigError

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import printing
-from shards.build import build
 from shards.cli import app
 from shards.config import DataConfig
-from shards.copies import open_splits
-from shards.dups import compare
-from shards.dups_text import read_keys
-from shards.leaks import all_pairs, closest, contradictions, counts, cut_leaks, leaks
+from shards.dups import printing
+from shards.dups.compare import compare
+from shards.dups.copies import open_splits
+from shards.dups.leaks import all_pairs, closest, contradictions, counts, cut_leaks, leaks
+from shards.dups.near import ENOUGH
+from shards.dups.text import read_keys
 from shards.manifest import read_manifest, splits_in
-from shards.near import ENOUGH
+from shards.packing.build import build
 from shards.reader import Reader
 from shards.repair import repair
 from shards.settings import ConfigError

@@ -13,21 +13,21 @@ import pytest
 import yaml
 from PIL import Image
 
-from shards.advice import advice_lines
 from shards.batch import Slot
 from shards.blend import Stage
 from shards.cli import app
 from shards.config import CacheConfig
-from shards.egress import Shape, cut, fetches
 from shards.evaluation import EvalStream
-from shards.forecast import Forecast, Wish, forecast_file
+from shards.forecast.advice import advice_lines
+from shards.forecast.egress import Shape, cut, fetches
+from shards.forecast.numbers import Forecast, Wish, forecast_file
+from shards.forecast.survey import Run, World, choose, survey
+from shards.forecast.timeline import timelines
 from shards.manifest import File, Manifest, Stats, write_manifest
 from shards.order import Order, rank_share
 from shards.settings import ConfigError
 from shards.state import build_order
 from shards.stream import train_stream
-from shards.survey import Run, World, choose, survey
-from shards.timeline import timelines
 from shards.views import View, open_data
 from tests.shards.images import built, config
 from tests.shards.server import FaultyServer

@@ -9,17 +9,17 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from shards.build import build
 from shards.cli import app
 from shards.decode import decode
-from shards.glance import opened
+from shards.looks.glance import opened
+from shards.looks.paint import colour, fitted, font, shortened, wrapped
+from shards.looks.show import Look, choose, contact_sheet, save, sheet_look, tiles
+from shards.looks.terminal import print_tiles, shows_pictures, terminal_look
 from shards.manifest import read_manifest, splits_in
-from shards.paint import colour, fitted, font, shortened, wrapped
+from shards.packing.build import build
 from shards.repair import repair
 from shards.settings import ConfigError
-from shards.show import Look, choose, contact_sheet, save, sheet_look, tiles
 from shards.sources import SourceOptions
-from shards.terminal import print_tiles, shows_pictures, terminal_look
 from shards.verify import inspect
 from shards.views import open_view
 from tests.shards.images import encoded

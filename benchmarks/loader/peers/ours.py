@@ -8,8 +8,8 @@ import torch
 from benchmarks.loader.contest import BATCH, SCALE, SEED, SIZE, Batches, Job, Loader
 from benchmarks.loader.dataset import Image
 from shards.batch import Slot
-from shards.build import build
 from shards.config import DataConfig
+from shards.packing.build import build
 from shards.stream import TrainStream, train_stream
 from shards.views import open_data
 

@@ -1,0 +1,1 @@
+"""What is there more than once, across sources and splits."""

@@ -1,0 +1,1 @@
+"""What a run will do with its data, told by manifests alone."""

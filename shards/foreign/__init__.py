@@ -1,0 +1,1 @@
+"""Tars of others become data sets where they lie: found, scanned, indexed."""

@@ -1,0 +1,1 @@
+"""What a person sees of data: pictures of samples, and numbers of splits."""

@@ -1,0 +1,1 @@
+"""Sources become shards: listed, planned, checked, written, committed by a manifest."""

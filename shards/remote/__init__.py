@@ -1,0 +1,1 @@
+"""Shards in stores become local files: fetched ahead of use, verified, kept in a shared cache."""
