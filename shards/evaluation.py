@@ -78,6 +78,12 @@ def eval_stream(views: Sequence[View], config: DataConfig, slot: Slot, pin_memor
 
 
 def _centred(
-    data: bytes, *, position: int, boxes: np.ndarray | None, mask: np.ndarray | None, out: torch.Tensor, size: int
+    data: bytes,
+    *,
+    drawn: Sequence[float],
+    boxes: np.ndarray | None,
+    mask: np.ndarray | None,
+    out: torch.Tensor,
+    size: int,
 ) -> Pixels:
     return centre(data, size, boxes, mask, out)

@@ -87,10 +87,10 @@ def _feistel(x: NDArray, a: NDArray, b: NDArray, keys: NDArray) -> NDArray[np.ui
     return left * b + right
 
 
-def uniforms(count: int, *parts: int) -> list[float]:
-    """`count` numbers in [0, 1) that depend on `parts` alone."""
-    start = key(*parts)
-    return [(mix((start + i * _GOLDEN) & _MASK) >> 11) * 2.0**-53 for i in range(count)]
+def uniforms(count: int, keys: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """`count` numbers in [0, 1) for each key, that depend on it alone; float64 [n, count]."""
+    hashed = mix_array(keys[:, None] + np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN))
+    return (hashed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def in_share(hashes: NDArray[np.uint64], low: float, high: float) -> NDArray[np.bool_]:

@@ -7,9 +7,9 @@ is no exception here but part of the answer: the sample is replaced by another o
 
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from shards.hashing import key
 from shards.reader import DamagedSampleError, Reader, Sample
 from shards.remote.local import LocalRequests
 from shards.request import Answer, Delivery, Loss, Request
-from shards.transforms import Pixels
+from shards.transforms import Pixels, draw
 
 _ATTEMPTS = 16
 _AHEAD = 3  # batches of each loader process
@@ -41,15 +41,29 @@ class Transform(Protocol):
     """
 
     def __call__(
-        self, data: bytes, *, position: int, boxes: np.ndarray | None, mask: np.ndarray | None, out: torch.Tensor
+        self,
+        data: bytes,
+        *,
+        drawn: Sequence[float],
+        boxes: np.ndarray | None,
+        mask: np.ndarray | None,
+        out: torch.Tensor,
     ) -> Pixels: ...
+
+
+class _Seat(NamedTuple):
+    """A position, what chance decides of the look of whatever comes there, and where its image goes."""
+
+    position: int
+    drawn: Sequence[float]
+    out: torch.Tensor
 
 
 class Samples(Dataset):
     """A map-style dataset whose "indices" are requests and whose items are answers."""
 
     def __init__(self, reader: Reader, transform: Transform, size: int, seed: int | None):
-        """`seed` chooses replacements; None: a damaged sample stays empty."""
+        """`seed` decides looks and replacements; None: nothing is drawn, and a damaged sample stays empty."""
         self.reader, self.transform, self.size, self.seed = reader, transform, size, seed
         self.buffers: Buffers | None = None
 
@@ -59,30 +73,30 @@ class Samples(Dataset):
         draft = Draft(n + request.fill, self.size, images)
         draft.sources[:n], draft.positions[:n] = request.source, request.positions
         losses = list(request.losses)
+        positions = request.positions.tolist()
         places = list(zip(request.source.tolist(), request.shard.tolist(), request.row.tolist(), strict=True))
+        drawn = draw(self.seed, request.positions) if self.seed is not None else [()] * n
         with _one_thread():
             for first in range(0, n, _READ_TOGETHER):
                 ahead = [self._read(place) for place in places[first : first + _READ_TOGETHER]]
                 for at, sample in enumerate(ahead, first):
-                    found = self._find(places[at], int(request.positions[at]), sample, draft.image(at), losses)
+                    found = self._find(places[at], _Seat(positions[at], drawn[at], draft.image(at)), sample, losses)
                     if found is not None:
                         draft.fill(at, *found)
         return Answer(draft.finish(send_images=images is None), tuple(losses), request.buffer)
 
-    def _find(
-        self, place: Place, position: int, sample: Sample | None, out: torch.Tensor, losses: list[Loss]
-    ) -> Found | None:
-        """The sample that was read at a place, or the first sound replacement; its image in `out`."""
+    def _find(self, place: Place, seat: _Seat, sample: Sample | None, losses: list[Loss]) -> Found | None:
+        """The sample that was read at a place, or the first sound replacement."""
         source = place[0]
         for attempt in range(_ATTEMPTS):
             try:
-                return self._see(place, position, sample, out)
+                return self._see(place, seat, sample)
             except (DamagedSampleError, DecodeError) as error:
                 shard = self.reader.views[source].manifest.shards[place[1]].path
                 losses.append(Loss(source, shard, self.reader.name(*place), str(error)))
             if self.seed is None:
                 return None
-            place = self._replacement(place, position, attempt)
+            place = self._replacement(place, seat.position, attempt)
             sample = self._read(place)
         return None
 
@@ -101,20 +115,20 @@ class Samples(Dataset):
         except DamagedSampleError:
             return None
 
-    def _see(self, place: Place, position: int, sample: Sample | None, out: torch.Tensor) -> Found:
+    def _see(self, place: Place, seat: _Seat, sample: Sample | None) -> Found:
         """What the model sees of a sample, which is read once more if anything is wrong with it."""
         if sample is not None:
             with suppress(DamagedSampleError, DecodeError):
-                return self._see_once(place[0], position, sample, out)
-        return self._see_once(place[0], position, self.reader.read(*place), out)
+                return self._see_once(place[0], seat, sample)
+        return self._see_once(place[0], seat, self.reader.read(*place))
 
-    def _see_once(self, source: int, position: int, sample: Sample, out: torch.Tensor) -> Found:
+    def _see_once(self, source: int, seat: _Seat, sample: Sample) -> Found:
         manifest = self.reader.views[source].manifest
         try:
             said = annotations(sample.fields, manifest.fields, len(manifest.classes))
         except ValueError as error:
             raise DamagedSampleError(str(error)) from None
-        pixels = self.transform(sample.image, position=position, boxes=said.boxes, mask=said.mask, out=out)
+        pixels = self.transform(sample.image, drawn=seat.drawn, boxes=said.boxes, mask=said.mask, out=seat.out)
         return pixels, sample.label, said.side
 
 

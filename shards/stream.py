@@ -120,7 +120,6 @@ def train_stream(
         scale=look.scale,
         flip=look.flip,
         color=look.color,
-        seed=config.seed,
         later=later,
     )
     return TrainStream(

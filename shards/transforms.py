@@ -1,10 +1,11 @@
 """Encoded image -> the square that the model sees, with its boxes and its mask, from plain numbers; uint8 throughout.
 
-Randomness is a hash of (seed, position): the sample at a position looks the same on every rank, worker and replay,
-and no generator has state to save. The random crop is drawn from the size in the header, in one go and clipped to the
-image, where torchvision draws up to ten times; only then is the image decoded, by 1/2, 1/4 or 1/8 if the crop is still
-at least as large as the output. Against decoding in full, the same crop then differs by at most half an output pixel in
-place and by about 1 level of 255 on average (a test holds both); boxes and masks are moved by what was really cropped.
+Randomness is a hash of (seed, position), drawn for a batch at a time: the sample at a position looks the same on every
+rank, worker and replay, and no generator has state to save. The random crop is drawn from the size in the header, in
+one go and clipped to the image, where torchvision draws up to ten times; only then is the image decoded, by 1/2, 1/4 or
+1/8 if the crop is still at least as large as the output. Against decoding in full, the same crop then differs by at
+most half an output pixel in place and by about 1 level of 255 on average (a test holds both); boxes and masks are moved
+by what was really cropped.
 
 Images are resized in the memory order of decoders, pixel by pixel (`torch.channels_last`): bilinear with antialiasing,
 in a third of the time that plane by plane takes, and straight into the batch if it has the same order. A photo of 128
@@ -12,6 +13,7 @@ pixels becomes 224 in about 0.25 ms on one core, of which 0.1 are decoding.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 
 from shards.decode import SHRINKS, DecodeError, Encoded, open_image, pixels
-from shards.hashing import uniforms
+from shards.hashing import Ints, fold, key, uniforms
 
 _ASPECT = math.log(4 / 3)
 _GREY = torch.tensor((0.299, 0.587, 0.114))
@@ -65,27 +67,31 @@ class Pixels:
     later: Later | None = None
 
 
+def draw(seed: int, positions: Ints) -> list[list[float]]:
+    """What chance decides of the look of the sample at each position: 8 numbers in [0, 1)."""
+    return uniforms(8, fold(np.full(len(positions), key(seed, 2), np.uint64), positions)).tolist()
+
+
 def augment(
     data: bytes,
     size: int,
     scale: tuple[float, float],
     flip: float,
     color: float,
-    seed: int,
-    position: int,
+    drawn: Sequence[float],
     boxes: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     out: torch.Tensor | None = None,
     later: bool = False,
 ) -> Pixels:
-    """Random crop, flip and color jitter of an encoded image; a function of (seed, position). Raises DecodeError.
+    """Crop, flip and color jitter of an encoded image, as far as chance decides as `drawn`. Raises DecodeError.
 
     `out`: uint8 [3, size, size] that the image is written into, `channels_last` for speed; None: new memory. `later`: a
     JPEG that any decoder understands is not decoded here.
     boxes float32 [n, 5] in pixels of the upright image, mask uint8 [H, W]: moved with it. Boxes are cut at the crop's
     edge; those of which less than a tenth or less than a pixel a side is left are dropped.
     """
-    area, aspect, x, y, mirrored, *factors = uniforms(8, seed, 2, position)
+    area, aspect, x, y, mirrored, *factors = drawn
     encoded = open_image(data)
     region = draw_region(encoded.width, encoded.height, scale, area, aspect, x, y)
     brightness, contrast, saturation = (1 + color * (2 * f - 1) for f in factors)

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from shards.forecast.egress import Chances, Floats
-from shards.hashing import Ints, uniforms
+from shards.hashing import Ints, key, uniforms
 from shards.order import Located, Order, rank_share
 
 _PHASES, _SAMPLES_A_LANE, _AT_ONCE = 16, 1024, 1 << 17
@@ -115,7 +115,7 @@ def _phases(law: Order, run: Run, samples: int) -> Ints:
 def _spread(first: int, end: int, most: int) -> Ints:
     """At most so many steps of [first, end), one somewhere in each of as many equal parts."""
     count = min(end - first, most)
-    inside = (np.arange(count) + np.array(uniforms(count, first, end))) * ((end - first) / count)
+    inside = (np.arange(count) + uniforms(count, np.array([key(first, end)], np.uint64))[0]) * ((end - first) / count)
     return first + inside.astype(np.int64)
 
 

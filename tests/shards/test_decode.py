@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from shards import decode as decoding
 from shards.decode import SHRINKS, DecodeError, decode, image_size, open_image, pixels
-from shards.transforms import Region, augment, centre, draw_region, jitter, move_boxes, move_mask, resize
+from shards.transforms import Region, augment, centre, draw, draw_region, jitter, move_boxes, move_mask, resize
 from tests.shards.images import encoded, picture
 
 
@@ -23,6 +23,10 @@ def photo(width: int, height: int, seed: int = 3) -> Image.Image:
     """Coarse noise drawn smooth: detail on the scale of a tenth of the image, as photos have it."""
     small = np.random.default_rng(seed).integers(0, 256, (10, 10, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def drawn(seed: int, position: int) -> list[float]:
+    return draw(seed, np.array([position]))[0]
 
 
 def reference(image: Image.Image) -> np.ndarray:
@@ -125,11 +129,11 @@ def test_augmentation_depends_on_seed_and_position_alone():
     data = encoded(5)
     args = (16, (0.3, 1.0), 0.5, 0.3)
     torch.manual_seed(0)
-    first = augment(data, *args, seed=1, position=10).image
+    first = augment(data, *args, drawn(1, 10)).image
     torch.manual_seed(1)
-    assert (augment(data, *args, seed=1, position=10).image == first).all()
-    assert (augment(data, *args, seed=1, position=11).image != first).any()
-    assert (augment(data, *args, seed=2, position=10).image != first).any()
+    assert (augment(data, *args, draw(1, np.arange(5, 15))[5]).image == first).all()
+    assert (augment(data, *args, drawn(1, 11)).image != first).any()
+    assert (augment(data, *args, drawn(2, 10)).image != first).any()
 
 
 def ramp() -> bytes:
@@ -138,7 +142,7 @@ def ramp() -> bytes:
 
 
 def test_augmentation_flips_as_often_as_told_and_scales_as_told():
-    out = [augment(ramp(), 16, (0.25, 0.25), 0.25, 0.0, 0, p).image for p in range(400)]
+    out = [augment(ramp(), 16, (0.25, 0.25), 0.25, 0.0, drawn(0, p)).image for p in range(400)]
     flipped = [bool(image[0, 0, 0] > image[0, 0, -1]) for image in out]
     assert 0.18 < np.mean(flipped) < 0.32
     spans = [abs(int(image[0, 0, 0]) - int(image[0, 0, -1])) for image in out]
@@ -149,7 +153,7 @@ def test_augmentation_flips_as_often_as_told_and_scales_as_told():
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_any_size_becomes_the_square(shape, kind):
     data = saved(photo(*shape), kind)
-    for out in (centre(data, 16), augment(data, 16, (0.1, 1.0), 0.5, 0.2, 0, 1)):
+    for out in (centre(data, 16), augment(data, 16, (0.1, 1.0), 0.5, 0.2, drawn(0, 1))):
         assert (out.image.shape, out.image.dtype) == ((3, 16, 16), torch.uint8)
 
 
@@ -165,7 +169,7 @@ def test_decoding_small_changes_little(position):
     image = photo(900, 700)
     jpeg = saved(image, "JPEG", quality=95, subsampling=0)
     same = saved(Image.open(io.BytesIO(jpeg)), "PNG")
-    args = (64, (0.3, 1.0), 0.5, 0.0, 0, position)
+    args = (64, (0.3, 1.0), 0.5, 0.0, drawn(0, position))
     small, full = augment(jpeg, *args).image.int(), augment(same, *args).image.int()
     moved = sum(full.diff(dim=dim).abs().float().mean() / 2 for dim in (1, 2))
     assert (small - full).abs().float().mean() < moved
@@ -178,7 +182,14 @@ def test_boxes_and_masks_move_with_their_image(size, position):
     image, box = np.zeros((300, 400), np.uint8), np.array([[130.0, 110.0, 290.0, 220.0, 1.0]], np.float32)
     image[110:220, 130:290] = 255
     out = augment(
-        saved(Image.fromarray(image), "JPEG", quality=95), size, (0.4, 1.0), 0.5, 0.0, 0, position, box, image // 255
+        saved(Image.fromarray(image), "JPEG", quality=95),
+        size,
+        (0.4, 1.0),
+        0.5,
+        0.0,
+        drawn(0, position),
+        box,
+        image // 255,
     )
     white = out.image[0].numpy() > 127
     rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
@@ -207,9 +218,9 @@ def test_an_image_is_resized_into_its_place_as_torch_resizes_it(axes, size):
 def test_an_image_written_into_a_batch_is_the_same_image(colour):
     data = encoded(7, quality=95)
     for position in range(20):
-        alone = augment(data, 24, (0.5, 1.0), 0.5, colour, 3, position).image
+        alone = augment(data, 24, (0.5, 1.0), 0.5, colour, drawn(3, position)).image
         place = torch.full((24, 24, 3), 255, dtype=torch.uint8).permute(2, 0, 1)
-        assert torch.equal(augment(data, 24, (0.5, 1.0), 0.5, colour, 3, position, out=place).image, alone)
+        assert torch.equal(augment(data, 24, (0.5, 1.0), 0.5, colour, drawn(3, position), out=place).image, alone)
         assert torch.equal(place, alone)
 
 

@@ -14,7 +14,7 @@ from shards.stream import train_stream
 from shards.transforms import augment
 from shards.views import open_data
 from tests.shards.images import built, config
-from tests.shards.test_decode import photo, saved
+from tests.shards.test_decode import drawn, photo, saved
 
 SIZE = 48
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -29,7 +29,7 @@ def device(request) -> torch.device:
 
 def both(data: bytes, position: int, device: torch.device, **look) -> tuple[np.ndarray, np.ndarray]:
     """An image as loader processes make it, and as the device does."""
-    values = {"size": SIZE, "scale": (0.3, 1.0), "flip": 0.5, "color": 0.0, "seed": 1, "position": position, **look}
+    values = {"size": SIZE, "scale": (0.3, 1.0), "flip": 0.5, "color": 0.0, "drawn": drawn(1, position), **look}
     here = augment(data, **values).image
     left = augment(data, **values, later=True).later
     assert left is not None
@@ -72,7 +72,7 @@ def test_colours_change_as_they_do_here(device):
 def test_what_is_no_plain_jpeg_is_decoded_here(kind):
     image = photo(60, 60)
     data = saved(image, "PNG") if kind == "PNG" else saved(image.convert("CMYK"), "JPEG")
-    values = (SIZE, (0.5, 1.0), 0.5, 0.0, 0, 0)
+    values = (SIZE, (0.5, 1.0), 0.5, 0.0, drawn(0, 0))
     seen = augment(data, *values, later=True)
     assert seen.later is None
     assert torch.equal(seen.image, augment(data, *values).image)

@@ -7,11 +7,12 @@ import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.loader.contest import BATCH, SCALE, SEED, SIZE, Batches, Job, Loader
 from benchmarks.loader.dataset import Image, images_of
-from shards.transforms import augment
+from shards.transforms import augment, draw
 
 
 def prepare(images: Sequence[Image], folder: Path) -> None:
@@ -43,20 +44,20 @@ def _work(images: list[tuple[bytes, int]], decoder: str, queue) -> None:
     batch = torch.zeros(BATCH, SIZE, SIZE, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     if decoder == "ours":
 
-        def put(data: bytes, label: int, at: int) -> None:
-            augment(data, SIZE, SCALE, 0.5, 0.0, SEED, label, out=batch[at])
+        def put(data: bytes, drawn: Sequence[float], place: torch.Tensor) -> None:
+            augment(data, SIZE, SCALE, 0.5, 0.0, drawn, out=place)
     else:
         from benchmarks.loader.fastest import fastest
 
-        def put(data: bytes, label: int, at: int) -> None:
-            batch[at] = fastest(data)
+        def put(data: bytes, drawn: Sequence[float], place: torch.Tensor) -> None:
+            place.copy_(fastest(data))
 
     while True:
         for start in range(0, len(images) - BATCH + 1, BATCH):
-            labels = []
-            for at, (data, label) in enumerate(images[start : start + BATCH]):
-                put(data, label, at)
-                labels.append(label)
+            labels = [label for _, label in images[start : start + BATCH]]
+            drawn = draw(SEED, np.array(labels))
+            for at, (data, _) in enumerate(images[start : start + BATCH]):
+                put(data, drawn[at], batch[at])
             queue.put(labels)
 
 
