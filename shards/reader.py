@@ -31,15 +31,20 @@ class DamagedSampleError(Exception):
 
 
 class Sample(NamedTuple):
-    """One sample as stored: its key, the view's class index (-1: none of its own), the encoded image with its
-    extension, and every other member by extension.
+    """One sample as stored: its key in the tar, the view's class index (-1: none of its own), the encoded image with
+    its extension, and every other member by extension.
     """
 
-    key: str
+    member: str
     label: int
     image: bytes
     extension: str
     fields: Mapping[str, bytes]
+
+    @property
+    def key(self) -> str:
+        """The sample's key; decoded when asked for, which training never does."""
+        return sample_key(self.member)
 
 
 class Reader:
@@ -76,9 +81,9 @@ class Reader:
         span = self._span(view, shard, path, offset, length)
         if zlib.crc32(span) != crc32:
             raise DamagedSampleError("its bytes changed since the build (crc32 does not match)")
-        key, fields, extension = self._parse(source, span, label)
+        member, fields, extension = self._parse(source, span, label)
         image = fields.pop(extension)
-        return Sample(key, int(view.renumber[label]) if label >= 0 else -1, image, extension, fields)
+        return Sample(member, int(view.renumber[label]) if label >= 0 else -1, image, extension, fields)
 
     def locate(self, source: int, i: int) -> tuple[int, int]:
         """Shard and row of the view's i-th sample."""
@@ -102,16 +107,16 @@ class Reader:
         return view.shard_path(shard), view.rows_of(shard, self._index(source))
 
     def _parse(self, source: int, span: bytes, label: int) -> tuple[str, dict[str, bytes], str]:
-        """Key, members by extension, and which of them is the image."""
+        """Key in the tar, members by extension, and which of them is the image."""
         try:
-            key, fields = parse_sample(span, verified=True)
+            member, fields = parse_sample(span, verified=True)
         except TarError as error:
             raise DamagedSampleError(str(error)) from None
         _check_label(fields, self.views[source].manifest, label)
         images = [extension for extension in self._images[source] if extension in fields]
         if len(images) != 1:
             raise DamagedSampleError(f"expected one image, found {len(images)} among {', '.join(fields)}")
-        return sample_key(key), fields, images[0]
+        return member, fields, images[0]
 
     def _index(self, source: int) -> np.ndarray:
         if source not in self._indexes:

@@ -206,15 +206,17 @@ def plan(
 ) -> None:
     """Tell what a run will do with its data, before it is paid for.
 
-    That is blend, repeats, egress, disk, shuffle and order, for any number of machines. Reads manifests alone, so it
-    takes seconds for data of any size; neither the machines nor their caches need to be there.
+    That is blend, repeats, egress, disk, shuffle and order, for any number of
+    machines. Reads manifests alone, so it takes seconds for data of any size;
+    neither the machines nor their caches need to be there.
 
         xfer shards plan recipe.yaml
         xfer shards plan job.yaml --ranks 64 --nodes 8 --steps 50000 --out plan.png
         xfer shards plan recipe.yaml data.lanes=64 data.cache.gb=500 --ranks 64
 
-    It ends with what to change, such as lanes, window, block, cache or weights, where something is off. Samples that
-    validation and `where` take are counted as expected shares; what nodes fetch is within a few percent.
+    It ends with what to change, such as lanes, window, block, cache or weights,
+    where something is off. Samples that validation and `where` take are counted
+    as expected shares; what nodes fetch is within a few percent.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from shards.sources import Refused, SourceOptions, open_source
 from shards.verify import verify
 from tests.shards.images import encoded
 from tests.shards.members import members_of
-from tests.shards.test_sources_voc import REAL as CELLS
+from tests.shards.real import BCCD, real
 
 SQUARE = [2, 2, 8, 2, 8, 8]
 CONTENT: dict[str, Any] = {
@@ -209,14 +209,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert int(grown) * unit < 3.5 * path.stat().st_size
 
 
-@pytest.mark.skipif(not CELLS.is_dir(), reason="needs the blood cell data")
 def test_real_boxes_as_coco_are_those_of_voc(tmp_path):
     """The same annotations in both forms: written as COCO here, from the XML text, and built twice."""
-    names = (CELLS / "ImageSets" / "Main" / "test.txt").read_text().split()
+    cells = real(BCCD)
+    names = (cells / "ImageSets" / "Main" / "test.txt").read_text().split()
     classes = ["Platelets", "RBC", "WBC"]
     notes = []
     for number, name in enumerate(names):
-        text = (CELLS / "Annotations" / f"{name}.xml").read_text()
+        text = (cells / "Annotations" / f"{name}.xml").read_text()
         found = re.findall(r"<name>(\w+)<.*?<xmin>(\d+)<.*?<ymin>(\d+)<.*?<xmax>(\d+)<.*?<ymax>(\d+)<", text, re.S)
         for label, *corners in found:
             x0, y0, x1, y1 = map(int, corners)
@@ -229,8 +229,8 @@ def test_real_boxes_as_coco_are_those_of_voc(tmp_path):
     }
     (tmp_path / "cells.json").write_text(json.dumps(content))
     drop = {"bad_boxes": "drop"}
-    one = build(tmp_path / "cells.json", tmp_path / "coco", SourceOptions(images=CELLS / "JPEGImages", **drop))
-    two = build(CELLS, tmp_path / "voc", SourceOptions(list="test", **drop))
+    one = build(tmp_path / "cells.json", tmp_path / "coco", SourceOptions(images=cells / "JPEGImages", **drop))
+    two = build(cells, tmp_path / "voc", SourceOptions(list="test", **drop))
     assert one.manifest.num_samples == len(names)
     assert one.manifest.stats == two.manifest.stats
     same, boxes = (members_of(tmp_path / kind) for kind in ("coco", "voc"))

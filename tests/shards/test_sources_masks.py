@@ -15,9 +15,21 @@ from shards.sources import SourceOptions, open_source
 from shards.verify import verify
 from tests.shards.images import encoded, image_folder
 from tests.shards.members import members_of
+from tests.shards.real import CAMVID, real
 
-REAL = Path(__file__).parents[2] / "../shared/data/camvid240"
-CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
+STREET_CLASSES = [
+    "sky",
+    "building",
+    "pole",
+    "road",
+    "pavement",
+    "tree",
+    "sign",
+    "fence",
+    "car",
+    "pedestrian",
+    "bicyclist",
+]
 COLORS = "128 128 128\tSky\n0\t0 255  Big Car\n# no class\n0 0 0\tVoid\n"
 PALETTE = [value for n in range(256) for value in (n, 255 - n, n // 2)]
 
@@ -178,17 +190,17 @@ def test_an_option_tells_the_kind(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs the CamVid data")
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 def test_real_streets(tmp_path, part):
-    options = SourceOptions(masks=REAL / f"{part}annot", classes=tuple(CAMVID), void=11)
-    report = build(REAL / part, tmp_path / "out", options, split=part, processes=1)
+    streets = real(CAMVID)
+    options = SourceOptions(masks=streets / f"{part}annot", classes=tuple(STREET_CLASSES), void=11)
+    report = build(streets / part, tmp_path / "out", options, split=part, processes=1)
     samples = members_of(tmp_path / "out", part)
     counts = np.zeros(256, np.int64)
-    for path in (REAL / f"{part}annot").iterdir():
+    for path in (streets / f"{part}annot").iterdir():
         raw = np.array(Image.open(path))
         counts += np.bincount(raw.ravel(), minlength=256)
         assert np.array_equal(parse_mask(samples[path.stem]["mask.png"]), np.where(raw == 11, 255, raw))
     assert not report.refused
-    assert report.manifest.num_samples == len(samples) == len(list((REAL / part).iterdir()))
+    assert report.manifest.num_samples == len(samples) == len(list((streets / part).iterdir()))
     assert report.manifest.stats.class_counts == tuple(counts[:11])

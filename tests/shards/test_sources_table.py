@@ -16,8 +16,7 @@ from shards.sources import Refused, SourceOptions, open_source
 from shards.verify import verify
 from tests.shards.images import encoded, image_folder
 from tests.shards.members import members_of
-
-REAL = Path(__file__).parents[2] / "../shared/data/clothing160"
+from tests.shards.real import CLOTHING, real
 
 
 def table(folder: Path, text: str, name: str = "rows.csv", images: tuple[str, ...] = ("a.jpg", "b.png")) -> Path:
@@ -180,11 +179,11 @@ def test_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs the clothing data")
 def test_real_clothes(tmp_path):
+    clothes = real(CLOTHING)
     options = SourceOptions(side=("sender_id", "kids"))
-    report = build(REAL, tmp_path / "out", options, processes=1)
-    with open(REAL / "metadata.csv") as file:
+    report = build(clothes, tmp_path / "out", options, processes=1)
+    with open(clothes / "metadata.csv") as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}
     assert report.kind == "table"
     assert not report.refused
@@ -195,4 +194,4 @@ def test_real_clothes(tmp_path):
         row = rows[key.rpartition("/")[2]]
         assert json.loads(members["json"]) == {"sender_id": int(row["sender_id"]), "kids": row["kids"]}
         assert report.manifest.classes[int(members["cls"])] == row["label"]
-        assert members["jpg"] == (REAL / f"{key}.jpg").read_bytes()
+        assert members["jpg"] == (clothes / f"{key}.jpg").read_bytes()

@@ -13,8 +13,7 @@ from shards.sources.voc import parse
 from shards.verify import verify
 from tests.shards.images import encoded
 from tests.shards.members import members_of
-
-REAL = Path(__file__).parents[2] / "../shared/data/bccd"
+from tests.shards.real import BCCD, real
 
 
 def note(*objects: tuple[str, tuple], more: str = "") -> str:
@@ -158,13 +157,13 @@ def test_faults_of_the_folder(tmp_path, root):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs the blood cell data")
 @pytest.mark.parametrize("name", ["train", "val", "test"])
 def test_real_blood_cells(tmp_path, name):
+    cells = real(BCCD)
     options = SourceOptions(list=name, bad_boxes="drop")
-    report = build(REAL, tmp_path / "out", options, split=name, processes=1)
-    names = (REAL / "ImageSets" / "Main" / f"{name}.txt").read_text().split()
-    texts = {stem: (REAL / "Annotations" / f"{stem}.xml").read_text() for stem in names}
+    report = build(cells, tmp_path / "out", options, split=name, processes=1)
+    names = (cells / "ImageSets" / "Main" / f"{name}.txt").read_text().split()
+    texts = {stem: (cells / "Annotations" / f"{stem}.xml").read_text() for stem in names}
     raw = {stem: len(re.findall("<object>", text)) for stem, text in texts.items()}
     kept = {key: len(json.loads(m["boxes.json"])["labels"]) for key, m in members_of(tmp_path / "out", name).items()}
     assert report.manifest.classes == ("Platelets", "RBC", "WBC")

@@ -61,5 +61,5 @@ def _finished(sample: dict, decoder: str, first: int) -> tuple:
 
 
 def _batches(loader) -> Batches:
-    while True:
-        yield from loader
+    while True:  # a worker whose part of the epoch is read gives a short batch, in spite of drop_last
+        yield from (batch for batch in loader if len(batch[1]) == BATCH)
