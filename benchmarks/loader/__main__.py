@@ -18,7 +18,7 @@ from benchmarks.loader import environment, report
 from benchmarks.loader.contest import Source
 from benchmarks.loader.dataset import every_source, prepare_sources
 from benchmarks.loader.peers import PEERS
-from benchmarks.loader.process import answer_of
+from benchmarks.loader.process import answer_of, settle
 from benchmarks.loader.rows import Row, Rows
 from shards.generate import SHAPES, STYLES, generate
 
@@ -79,6 +79,7 @@ def take(steps: list[Step], rows: Rows, jobs: dict[str, tuple[Source, ...]], set
             "seconds": settings["seconds"],
             "jobs": {name: [_plain(source) for source in sources] for name, sources in _asked(step, jobs).items()},
         }
+        settle()
         started = time.time()
         answer = answer_of(python, f"benchmarks.loader.{step.module}", asked, step.timeout_s)
         took = round(time.time() - started, 1)

@@ -49,6 +49,22 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
+def settle(timeout_s: float = 30.0) -> None:
+    """Waits until the machine is idle: what a contestant left behind would slow the next one down."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        before, started = _busy_s(), time.monotonic()
+        time.sleep(0.5)
+        if _busy_s() - before < 0.05 * (time.monotonic() - started):
+            return
+
+
+def _busy_s() -> float:
+    """CPU seconds that anybody used, on all cores."""
+    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split(maxsplit=8)[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 def tree(pid: int) -> list[int]:
     """The process and all that descend from it."""
     parents = {}

@@ -66,7 +66,7 @@ def _ours(folder: Path, workers: int):
 def open_loader(job: Job) -> Loader:
     if len(job.sources) > 1:
         raise CannotError("it has no weighted blend of sources")
-    common = {"batch_size": BATCH, "num_threads": job.workers, "device_id": types.CPU_ONLY_DEVICE_ID, "seed": SEED}
+    common = {"batch_size": BATCH, "num_threads": job.workers, "device_id": None, "seed": SEED}
     if job.decoder == "own":
         images = images_of(job.only.folder)
         files, labels = [str(image.path) for image in images], [image.label for image in images]
