@@ -13,6 +13,7 @@ import torch
 
 SIZE = 224
 BATCH = 64
+DRIFT = 50  # batches after which shares are compared with the wanted ones
 SCALE = (0.08, 1.0)  # RandomResizedCrop's own
 SEED = 0
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.loader.contest import BATCH, SIZE, CannotError, Job, Loader, Source
+from benchmarks.loader.contest import BATCH, DRIFT, SIZE, CannotError, Job, Loader, Source
 from benchmarks.loader.dataset import images_of
 from benchmarks.loader.peers import PEERS
 from benchmarks.loader.process import memory_mb
@@ -103,7 +103,9 @@ def _checked(batch: tuple[torch.Tensor, torch.Tensor], job: Job, look: bool = Fa
 
 
 def _judged(labels: torch.Tensor, job: Job) -> dict[str, Any]:
-    """`distinct`: share of different samples among the first of an epoch; with several sources, errors of the blend."""
+    """`distinct`: share of different samples among the first of an epoch; with several sources, errors of the blend:
+    of a batch, and `blend_drift`, samples too many or too few after `DRIFT` batches.
+    """
     assert int(labels.min()) >= 0, "a label that no sample has"
     assert int(labels.max()) < job.num_samples, "a label that no sample has"
     first = labels.flatten()[: job.num_samples // 2]
@@ -115,8 +117,12 @@ def _judged(labels: torch.Tensor, job: Job) -> dict[str, Any]:
     errors = torch.stack(
         [((labels >= s.first) & (labels < s.first + s.count)).double().mean(1) - s.weight / total for s in job.sources],
         1,
-    ).abs()
-    return row | {"blend_worst": float(errors.max()), "blend_mean": float(errors.max(1).values.mean())}
+    )
+    return row | {
+        "blend_worst": float(errors.abs().max()),
+        "blend_mean": float(errors.abs().max(1).values.mean()),
+        "blend_drift": float(errors[:DRIFT].sum(0).abs().max()) * BATCH,
+    }
 
 
 def resume(opener, job: Job) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.loader.contest import BATCH
+from benchmarks.loader.contest import BATCH, DRIFT
 from benchmarks.loader.peers import PEERS
 from benchmarks.loader.rows import Row
 
@@ -178,13 +178,14 @@ def _blends(rows: Sequence[Row]) -> str:
             peer,
             f"{max(row['blend_worst'] for row in mine) * BATCH:.1f}",
             f"{statistics.mean(row['blend_mean'] for row in mine) * BATCH:.2f}",
+            f"{max(row['blend_drift'] for row in mine):.1f}",
             f"{sum(row['batches'] for row in mine):,}",
         ]
         for peer, mine in found.items()
         if peer not in _NO_LOADERS
     ]
     told = f"Samples that a source has too many or too few in a batch of {BATCH}, the worst source of each batch.\n"
-    heads = ["loader", "worst batch", "mean of batches", "batches"]
+    heads = ["loader", "worst batch", "mean of batches", f"worst after {DRIFT} batches", "batches"]
     return "\n".join(["## Error of the blend\n", told, _table(heads, lines)]) if lines else ""
 
 
