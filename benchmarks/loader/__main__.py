@@ -79,6 +79,9 @@ def take(steps: list[Step], rows: Rows, jobs: dict[str, tuple[Source, ...]], set
             "seconds": settings["seconds"],
             "jobs": {name: [_plain(source) for source in sources] for name, sources in _asked(step, jobs).items()},
         }
+        if step.what in ("speed", "resume"):
+            for source in every_source(_asked(step, jobs).values()):
+                PEERS[step.peer].warm(source.folder)
         settle()
         started = time.time()
         answer = answer_of(python, f"benchmarks.loader.{step.module}", asked, step.timeout_s)

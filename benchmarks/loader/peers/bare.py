@@ -4,7 +4,9 @@ Decoder "ours": what our loader could reach if loading cost nothing. "own": the 
 """
 
 import multiprocessing
+import random
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ def prepare(images: Sequence[Image], folder: Path) -> None:
 def open_loader(job: Job) -> Loader:
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    images = [(image.path.read_bytes(), s.first + image.label) for s in job.sources for image in images_of(s.folder)]
+    images = _mixed(job)
     workers = [
         context.Process(target=_work, args=(images[at :: job.workers], job.decoder, queue), daemon=True)
         for at in range(job.workers)
@@ -30,6 +32,16 @@ def open_loader(job: Job) -> Loader:
     for worker in workers:
         worker.start()
     return Loader(_batches(queue), close=lambda: _end(workers))
+
+
+def _mixed(job: Job) -> list[tuple[bytes, int]]:
+    """Bytes and labels, each source by its weight, shuffled: some images take longer to decode than others."""
+    total, images = sum(source.weight for source in job.sources), []
+    for source in job.sources:
+        own = [(image.path.read_bytes(), source.first + image.label) for image in images_of(source.folder)]
+        images += islice(cycle(own), round(job.num_samples * source.weight / total))
+    random.Random(SEED).shuffle(images)
+    return images
 
 
 def _end(workers: list) -> None:
