@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--list", type=int, nargs="*", default=[10_000, 100_000, 1_000_000, 10_000_000], help="samples")
     parser.add_argument("--build", type=int, nargs="*", default=[10_000, 100_000], help="samples, 1 and 2 processes")
     parser.add_argument(
-        "--large", type=int, nargs="*", default=[10_000_000], help="samples, all processes; tiny images"
+        "--large", type=int, nargs="*", default=[1_000_000, 10_000_000], help="samples, all processes; tiny images"
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "build.md")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
@@ -138,24 +138,31 @@ def main() -> None:
             row = KINDS[kind](int(count), int(processes), Path(folder))
         print(json.dumps({"kind": kind, "samples": int(count), "processes": int(processes), **row}))
         return
-    busy = os.getloadavg()[0]
-    rows = [one("list", count, 1) for count in arguments.list]
-    rows += [one("build", count, processes) for count in arguments.build for processes in (1, 2)]
-    rows += [one("build", count, os.cpu_count() or 1) for count in arguments.large]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    lines = table(rows)
-    arguments.out.write_text(
-        f"""# Building shards: memory and speed
+    steps = [("list", count, 1) for count in arguments.list]
+    steps += [("build", count, processes) for count in arguments.build for processes in (1, 2)]
+    steps += [("build", count, os.cpu_count() or 1) for count in arguments.large]
+    describe = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    busy, rows = os.getloadavg()[0], []
+    for number, step in enumerate(steps, 1):
+        print(f"[{number}/{len(steps)}] {' '.join(map(str, step))}", file=sys.stderr, flush=True)
+        rows.append(one(*step))
+        arguments.out.write_text(page(rows, commit, busy))  # after each row: the large ones take long
+    print(f"-> {arguments.out}")
+
+
+def page(rows: list[dict[str, Any]], commit: str, busy: float) -> str:
+    return f"""# Building shards: memory and speed
 
 Command: `python benchmarks/build.py`
-Commit: {commit.stdout.strip()}. Machine: {platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}.
+Commit: {commit}. Machine: {platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}.
 `list`: a source listed, sorted on disk, and cut into shards. `build`: the same, then every sample read, decoded as a
 check, written and hashed; each one is the same JPEG of {SIDE} x {SIDE} pixels, of {TINY} x {TINY} from a million on. In
 brackets: what the work added to a process that had only imported. Seconds include the start of the worker processes.
-Load average: {busy:.1f} before,
-{os.getloadavg()[0]:.1f} after (this alone is 1 to 2); where others worked beside it, memory holds and seconds do not.
+Load average: {busy:.1f} before, {os.getloadavg()[0]:.1f} after (this alone is 1 to 2); where others worked beside it,
+memory holds and seconds do not.
 
-{chr(10).join(lines)}
+{chr(10).join(table(rows))}
 
 Raw rows:
 
@@ -163,8 +170,6 @@ Raw rows:
 {chr(10).join(json.dumps(row) for row in rows)}
 ```
 """
-    )
-    print("\n".join(lines))
 
 
 if __name__ == "__main__":
