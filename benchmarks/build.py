@@ -127,7 +127,11 @@ def main() -> None:
     parser.add_argument("--list", type=int, nargs="*", default=[10_000, 100_000, 1_000_000, 10_000_000], help="samples")
     parser.add_argument("--build", type=int, nargs="*", default=[10_000, 100_000], help="samples, 1 and 2 processes")
     parser.add_argument(
-        "--large", type=int, nargs="*", default=[1_000_000, 10_000_000], help="samples, all processes; tiny images"
+        "--large",
+        type=int,
+        nargs="*",
+        default=[1_000_000],
+        help="samples, all processes; tiny images (10^7 take half an hour)",
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "build.md")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
