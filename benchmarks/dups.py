@@ -31,7 +31,7 @@ from shards.decode import open_image, pixels
 from shards.dups.near import find_near, num_sorts
 from shards.dups.prints import BITS, FEWEST, PRINT, distances, mirrored, take_print
 from shards.generate import generate
-from shards.looks.glance import Damaged, read
+from shards.glance import Damaged, read
 from shards.manifest import splits_in
 from shards.packing.build import build
 from shards.views import open_view

@@ -17,7 +17,7 @@ MAKE, LOOK = cyclopts.Group("Make data sets", sort_key=0), cyclopts.Group("Look 
 
 app = cyclopts.App(
     name="shards",
-    help="""Turn folders of images into shards, and look at them.
+    help="""Turn data sets into shards, and look at them.
 
     From one folder for each class to data that a recipe can name:
 
@@ -79,6 +79,7 @@ def build(
         Replace another build in OUT. It stays whole until the new one is.
     """
     from shards.packing.build import build as run
+    from shards.text import counted
 
     options = options or SourceOptions()
     report = run(
@@ -99,8 +100,8 @@ def build(
     roles = ", ".join(f"{role} {member}" for role, member in manifest.fields.items())
     print(
         f"{out}: {done} {manifest.name}/{manifest.split} from a source of kind {report.kind}: "
-        f"{manifest.num_samples:,} samples of {len(manifest.classes)} classes in {len(manifest.shards)} shards, "
-        f"{size:,.1f} MB ({roles})"
+        f"{counted(manifest.num_samples, 'sample')} of {len(manifest.classes)} classes "
+        f"in {counted(len(manifest.shards), 'shard')}, {size:,.1f} MB ({roles})"
     )
     if manifest.classes and all(name.isdigit() for name in manifest.classes):
         print("the classes have numbers for names: data sets share classes by name, so give them with --classes")

@@ -17,8 +17,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.glance import Damaged, read
 from shards.hashing import Ints
-from shards.looks.glance import Damaged, read
 from shards.progress import progress
 from shards.reader import Sample
 from shards.views import View

@@ -14,12 +14,11 @@ import numpy as np
 
 from shards.config import DataConfig, SourceConfig
 from shards.diff import PARTS, Changes, reading
-from shards.forecast.text import size, table
 from shards.hashing import Ints
-from shards.looks.glance import printable
 from shards.manifest import Manifest, older_split, splits_in, whole_file
 from shards.settings import is_url
 from shards.state import differences, make_plan
+from shards.text import counted, printable, size, table
 from shards.views import View
 
 _KEYS, _ROWS, _LONGEST = 3, 12, 28
@@ -68,7 +67,7 @@ def _head(a: View, b: View) -> list[str]:
     for side, view in (("A", a), ("B", b)):
         manifest = view.manifest
         shards, total = len(manifest.shards), sum(shard.bytes for shard in manifest.shards)
-        told = [f"{manifest.num_samples:,} samples", f"{shards:,} shard{'s'[: shards != 1]}", size(total)]
+        told = [f"{manifest.num_samples:,} samples", counted(shards, "shard"), size(total)]
         rows.append([side, view.folder, older_split(manifest), *told])
     return table(rows, 3)
 

@@ -46,12 +46,11 @@ def show(
     """
     from rich.console import Console
 
-    from shards.looks.glance import opened
+    from shards.glance import opened
     from shards.looks.show import MOST, contact_sheet, having, head, save, sheet_look, tiles
     from shards.looks.terminal import print_tiles, terminal_look
 
-    _check_name(out, "--out", ".png", ".jpg", ".jpeg")
-    _check_range(count, "--count", 1, MOST, "samples")
+    _refuse(_name(out, "--out", ".png", ".jpg", ".jpeg"), _range(count, "--count", 1, MOST, "samples"))
     console = Console()
     with opened(folders, split) as views:
         having_it = having(views, only)
@@ -117,15 +116,13 @@ def stats(
     import json as json_module
     import shutil
 
-    from shards.looks.glance import opened
+    from shards.glance import opened
     from shards.looks.stats import profile
     from shards.looks.stats_json import as_json
     from shards.looks.stats_text import stats_lines
-    from shards.settings import ConfigError
 
-    _check_name(out, "--out", ".png", ".svg", ".pdf")
-    if sizes != "all" and sizes < 0:
-        raise ConfigError(f"--sizes: {sizes}; expected 0 or more samples, or `all`")
+    none = sizes != "all" and sizes < 0 and f"--sizes: {sizes}; expected 0 or more samples, or `all`"
+    _refuse(_name(out, "--out", ".png", ".svg", ".pdf"), none)
     count = None if sizes == "all" else sizes
     with opened(folders, split) as views:
         profiles = [profile(view, count, seed) for view in views]
@@ -174,15 +171,16 @@ def verify(
     """
     from shards.manifest import older_split
     from shards.repair import repair as leave_out
+    from shards.text import counted
     from shards.verify import fault_lines, inspect, write_csv
 
-    _check_name(out, "--out", ".csv")
+    _refuse(_name(out, "--out", ".csv"))
     found = inspect(folder, split, processes, statistics=repair)
     old = found.manifest
     if out:
         write_csv(out, found.faults)
     if not found.faults:
-        print(f"{folder}: {old.num_samples:,} samples in {len(old.shards)} shards are as they were written")
+        print(f"{folder}: {old.num_samples:,} samples in {counted(len(old.shards), 'shard')} are as they were written")
         return 0
     print(f"{folder}: split {split!r} is damaged")
     print("\n".join(f"  {line}" for line in fault_lines(found.faults)))
@@ -239,13 +237,8 @@ def plan(
     from shards.forecast.numbers import Wish, forecast_file
     from shards.forecast.text import forecast_lines
     from shards.forecast.timeline import timelines
-    from shards.settings import ConfigError
 
-    faults: list[str] = []
-    try:
-        _check_name(out, "--out", ".png")
-    except ConfigError as error:
-        faults = error.faults
+    faults = [fault for fault in (_name(out, "--out", ".png"),) if fault]
     found = forecast_file(file, overrides, Wish(ranks, nodes, steps), faults)
     print("\n".join([*forecast_lines(found), *advice_lines(found)]))
     if out:
@@ -313,13 +306,14 @@ def dups(
     from shards.dups.sheet import pairs_sheet
     from shards.dups.text import report_lines, write_csv
     from shards.looks.show import save
-    from shards.settings import ConfigError
 
-    _check_name(out, "--out", ".png", ".jpg", ".jpeg")
-    _check_name(csv, "--csv", ".csv")
-    _check_range(processes, "--processes", 1, 4096, "processes")
-    if not 0 <= near <= 0.4:
-        raise ConfigError(f"--near: {near}; expected 0 to 0.4: unrelated images differ in half of all signs")
+    far = not 0 <= near <= 0.4 and f"--near: {near}; expected 0 to 0.4: unrelated images differ in half of all signs"
+    _refuse(
+        _name(out, "--out", ".png", ".jpg", ".jpeg"),
+        _name(csv, "--csv", ".csv"),
+        _range(processes, "--processes", 1, 4096, "processes"),
+        far,
+    )
     found = compare(open_splits(folders, test or [], split or [], processes), near, not skip_mirrored, processes)
     print("\n".join(report_lines(found)))
     if out and found.members:
@@ -369,12 +363,10 @@ def diff(
     """
     from shards.diff import compare
     from shards.diff_text import diff_lines, write_csv
-    from shards.looks.glance import opened
-    from shards.settings import ConfigError
+    from shards.glance import opened
 
-    _check_name(out, "--out", ".csv")
-    if b is None and split_b is None:
-        raise ConfigError(f"{a}: compared with what? Give a second folder, or --split-b")
+    alone = b is None and split_b is None and f"{a}: compared with what? Give a second folder, or --split-b"
+    _refuse(_name(out, "--out", ".csv"), alone)
     with opened([a], split) as (ours,), opened([b or a], split_b or split) as (theirs,):
         changes = None if ours.manifest.version == theirs.manifest.version else compare(ours, theirs)
         print("\n".join(diff_lines(ours, theirs, changes)))
@@ -383,25 +375,31 @@ def diff(
     return 1 if changes else 0
 
 
-def _check_name(path: Path | None, option: str, *endings: str) -> None:
-    """Raises ConfigError unless the file to write ends in one of `endings` and lies in a folder that can be."""
+def _refuse(*faults: str | Literal[False] | None) -> None:
+    """Raises ConfigError with all faults there are."""
     from shards.settings import ConfigError
 
+    found = [fault for fault in faults if fault]
+    if found:
+        raise ConfigError(found)
+
+
+def _name(path: Path | None, option: str, *endings: str) -> str | None:
+    """What is wrong with a file to write: it ends in none of `endings`, or its folder cannot be made."""
     if path is None:
-        return
+        return None
     if path.suffix.lower() not in endings:
-        raise ConfigError(f"{option}: {path}; expected a file name ending in {' or '.join(endings)}")
+        return f"{option}: {path}; expected a file name ending in {' or '.join(endings)}"
     if path.is_dir():
-        raise ConfigError(f"{option}: {path} is a folder; give the name of a file")
+        return f"{option}: {path} is a folder; give the name of a file"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{option}: {path.parent}: {error.strerror}; give a folder you can write to") from None
+        return f"{option}: {path.parent}: {error.strerror}; give a folder you can write to"
+    return None
 
 
-def _check_range(number: int | None, option: str, low: int, high: int, what: str) -> None:
-    """Raises ConfigError unless a number that was given is one of low..high."""
-    from shards.settings import ConfigError
-
-    if number is not None and not low <= number <= high:
-        raise ConfigError(f"{option}: {number}; expected {low} to {high} {what}")
+def _range(number: int | None, option: str, low: int, high: int, what: str) -> str | None:
+    if number is None or low <= number <= high:
+        return None
+    return f"{option}: {number}; expected {low} to {high} {what}"

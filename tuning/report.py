@@ -10,6 +10,7 @@ import jinja2
 
 from shards.damage import read_losses
 from shards.settings import ConfigError, load
+from shards.text import counted
 from tuning.config import Study
 from tuning.pareto import choose, describe, front, hypervolume, read_rows
 from xfer import figures
@@ -96,7 +97,7 @@ def run_sections(folder: Path) -> list[Section]:
         sections.append(Section("Fusion weights", plots=[(figures.weight_bars(weights), caption)]))
     lost = [[loss[name] for name in ("source", "shard", "key", "reason")] for loss in read_losses(folder)]
     if lost:
-        told = f"Replaced by others of their source: {len(lost)} damaged sample{'s'[: len(lost) > 1]}."
+        told = f"Replaced by others of their source: {counted(len(lost), 'damaged sample')}."
         sections.append(Section("Damage", told, table=[["source", "shard", "sample", "reason"], *lost]))
     files = {"float32": folder / "evaluation.json"}
     files |= {path.stem.removeprefix("evaluation-"): path for path in sorted(folder.glob("evaluation-*.json"))}

@@ -23,8 +23,8 @@ from shards import decode, pool
 from shards.decode import DecodeError
 from shards.dups import prints
 from shards.dups.prints import PRINT, take_print
+from shards.glance import Damaged
 from shards.lock import locked
-from shards.looks.glance import Damaged
 from shards.manifest import Manifest, canonical, read_manifest, splits_in, whole_file
 from shards.progress import progress
 from shards.reader import DamagedSampleError, Reader

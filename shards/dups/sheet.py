@@ -14,8 +14,9 @@ from shards.decode import DecodeError, open_image, pixels
 from shards.dups.copies import KINDS, Found, Pair
 from shards.dups.leaks import all_pairs, contradictions, leaks
 from shards.dups.text import kind_and_distance
-from shards.looks.glance import Damaged, printable, read
+from shards.glance import Damaged, read
 from shards.looks.paint import fitted, font, shortened
+from shards.text import counted, printable
 
 _SIDE, _COLUMNS, _MARGIN, _INSIDE = 128, 4, 10, 4
 _HEAD, _LINE = 32, 15
@@ -59,7 +60,7 @@ def _sections(found: Found) -> list[tuple[str, list[Pair]]]:
 
 def _of(pairs: Sequence[Pair]) -> str:
     few = min(len(pairs), _EACH)
-    return f"{few:,} of {len(pairs):,} pairs" if few < len(pairs) else f"{few} pair{'s'[: few != 1]}"
+    return f"{few:,} of {len(pairs):,} pairs" if few < len(pairs) else counted(few, "pair")
 
 
 def _evenly(pairs: Sequence[Pair]) -> list[Pair]:

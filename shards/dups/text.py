@@ -10,9 +10,9 @@ from pathlib import Path
 
 from shards.dups.copies import KINDS, Found, Pair, Split
 from shards.dups.leaks import all_pairs, contradictions, counts, cut_leaks, leaks
-from shards.forecast.text import table
-from shards.looks.glance import printable, read
+from shards.glance import read
 from shards.manifest import whole_file
+from shards.text import counted, printable, table
 
 _SHOWN, _GROUPS, _KEYS, _FAULTS = 12, 6, 3, 5
 _LONGEST = 40
@@ -68,7 +68,7 @@ def _head(splits: Sequence[Split]) -> list[str]:
         for split in splits
     ]
     known = sum(split.view.num_samples - split.prints.taken for split in splits)
-    return table(rows, 2) + ([f"{_some(known, 'sample')} had been looked at before"] if known else [])
+    return table(rows, 2) + ([f"{counted(known, 'sample')} had been looked at before"] if known else [])
 
 
 def _damage(splits: Sequence[Split]) -> list[str]:
@@ -77,7 +77,7 @@ def _damage(splits: Sequence[Split]) -> list[str]:
         return []
     rows = [[name, fault.key, fault.reason] for name, fault in faults[:_FAULTS]]
     more = _more(len(faults) - _FAULTS, "`xfer shards verify` lists them all")
-    return [f"DAMAGED, and left out: {_some(len(faults), 'sample')}", *table(rows, 3), *more]
+    return [f"DAMAGED, and left out: {counted(len(faults), 'sample')}", *table(rows, 3), *more]
 
 
 def _leaks(found: Found, pairs: Sequence[Pair]) -> list[str]:
@@ -88,7 +88,7 @@ def _leaks(found: Found, pairs: Sequence[Pair]) -> list[str]:
         return ["leaks: not looked for, none of these splits is trained on"]
     if not pairs:
         return ["leaks: none, no held-out sample has a copy that is trained on"]
-    lines = [f"LEAKS: {_some(len(pairs), 'held-out sample')} with a copy that is trained on"]
+    lines = [f"LEAKS: {counted(len(pairs), 'held-out sample')} with a copy that is trained on"]
     for split in held_out:
         own = [pair for pair in pairs if found.splits[found.place(pair.a)] is split]
         if own:
@@ -103,7 +103,7 @@ def _contradictions(found: Found, pairs: Sequence[Pair]) -> list[str]:
         return ["labels: no contradiction, samples that are the same have the same class"]
     names = Counter(" / ".join(sorted((found.class_name(pair.a), found.class_name(pair.b)))) for pair in pairs)
     told = ", ".join(f"{name} {count:,}" for name, count in names.most_common(_SHOWN))
-    title = f"LABELS THAT CONTRADICT: {_some(len(pairs), 'pair')} of one picture with two classes"
+    title = f"LABELS THAT CONTRADICT: {counted(len(pairs), 'pair')} of one picture with two classes"
     return [title, f"  {told}", *_pair_lines(found, pairs)]
 
 
@@ -124,7 +124,7 @@ def _groups(found: Found) -> list[str]:
     largest = sorted(groups, key=len, reverse=True)[:_GROUPS]
     keys = read_keys(found, (sample for group in largest for sample in group[:_KEYS]))
     wide = len(f"{len(largest[0]):,}")
-    lines = [f"{total:,} samples show only {_some(len(groups), 'picture')}, the most often shown ones:"]
+    lines = [f"{total:,} samples show only {counted(len(groups), 'picture')}, the most often shown ones:"]
     for group in largest:
         splits = " and ".join(dict.fromkeys(found.splits[found.place(sample)].name for sample in group))
         told = ", ".join(_short(keys[sample], 28) for sample in group[:_KEYS])
@@ -145,8 +145,8 @@ def _advice(found: Found, leaked: Sequence[Pair], contradicting: Sequence[Pair])
     cut = cut_leaks(found, _VALIDATION)
     if cut:
         lines += [
-            f"A recipe with `validation: {_VALIDATION}` would validate on {_some(len(cut), 'sample')} whose copy is in",
-            "training, as it cuts by the hash of each key. A held-out split for validation avoids that.",
+            f"A recipe with `validation: {_VALIDATION}` would validate on {counted(len(cut), 'sample')} whose copy",
+            "is in training, as it cuts by the hash of each key. A held-out split for validation avoids that.",
         ]
     if any(link.kind in ("near", "mirrored") for links in found.links.values() for link in links):
         lines += [
@@ -181,10 +181,6 @@ def _cells(found: Found, sample: int, key: str) -> list[str]:
 def _short(key: str, longest: int) -> str:
     """The key with its middle left out if it is long: classes stand in front, numbers at the end."""
     return key if len(key) <= longest else f"{key[: longest // 2 - 1]}…{key[-longest // 2 :]}"
-
-
-def _some(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s'[: count != 1]}"
 
 
 def _more(count: int, where: str) -> list[str]:

@@ -13,8 +13,8 @@ import numpy as np
 from shards.forecast.egress import one_epoch
 from shards.forecast.numbers import Forecast, SourceForecast
 from shards.forecast.survey import SAMPLES, choose, survey
-from shards.forecast.text import size
 from shards.state import build_order
+from shards.text import size
 
 _GOOD_COPIES = 1.1  # of the data that all nodes may fetch in an epoch
 _TRIALS, _MOST_LANES = 7, 4096

@@ -10,8 +10,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from shards.figures import COLOURS, GREY, MUTED, palette, styled
 from shards.forecast.numbers import Forecast
-from shards.forecast.text import size
 from shards.forecast.timeline import Timeline
+from shards.text import size
 
 _SHOWN = 8
 

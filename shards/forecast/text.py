@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from shards.forecast.numbers import Forecast, SourceForecast
+from shards.text import counted, size, table
 
 _SHOWN = 20
 _STAGES_SHOWN = 8
@@ -22,29 +23,10 @@ def forecast_lines(found: Forecast) -> list[str]:
     return [line for part in parts if part for line in [*part, ""]]
 
 
-def size(num_bytes: float) -> str:
-    """Bytes for people: 3 digits and a unit."""
-    units = ["B", "kB", "MB", "GB", "TB", "PB"]
-    while num_bytes >= 999.5 and len(units) > 1:
-        num_bytes /= 1000
-        del units[0]
-    return f"{num_bytes:.3g} {units[0]}" if num_bytes < 999.5 else f"{num_bytes:,.0f} {units[0]}"
-
-
-def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Aligned lines: the first `left` columns to the left, the others to the right."""
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = (
-        [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, wide, strict=True))]
-        for row in rows
-    )
-    return ["  " + "  ".join(row).rstrip() for row in aligned]
-
-
 def _head(found: Forecast) -> list[str]:
     run, world = found.run, found.world
-    steps = f"{run.steps:,} step{'s'[: run.steps > 1]} of {run.batch_size:,} samples"
-    ranks = f"{world.ranks} rank{'s'[: world.ranks > 1]} on {world.nodes} node{'s'[: world.nodes > 1]}"
+    steps = f"{counted(run.steps, 'step')} of {counted(run.batch_size, 'sample')}"
+    ranks = f"{counted(world.ranks, 'rank')} on {counted(world.nodes, 'node')}"
     return [f"{steps}, {run.samples:,} in all, by {ranks}"]
 
 

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 
 from shards.boxes import VOID, Annotations, annotations
 from shards.decode import DecodeError, image_size, open_image, pixels
+from shards.glance import Damaged, candidates, read, scattered
 from shards.hashing import permutation
-from shards.looks.glance import Damaged, candidates, printable, read, scattered
 from shards.looks.paint import (
     VOID_COLOUR,
     Colour,
@@ -36,6 +36,7 @@ from shards.manifest import whole_file
 from shards.progress import progress
 from shards.reader import Sample
 from shards.settings import ConfigError
+from shards.text import printable
 from shards.views import OfClasses, View
 
 _SIDE, _LARGE_SIDE = 128, 256

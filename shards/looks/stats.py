@@ -16,8 +16,8 @@ import numpy as np
 
 from shards.boxes import VOID, annotations
 from shards.decode import DecodeError, image_size
+from shards.glance import Damaged, candidates, read
 from shards.hashing import permutation
-from shards.looks.glance import Damaged, candidates, read
 from shards.manifest import Manifest
 from shards.progress import progress
 from shards.reader import Sample

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shards.forecast.text import size, table
-from shards.looks.glance import printable
 from shards.looks.stats import Profile, Side, Spread, bins
+from shards.text import printable, size, table
 
 NONE = "–"  # noqa: RUF001
 """Where a split does not have what a row is about."""

@@ -28,6 +28,7 @@ from typing import Any
 import fsspec.core
 
 from shards.settings import ConfigError
+from shards.text import counted
 
 RANGE_BYTES = 8 << 20
 NOTE_EVERY_S = 10.0
@@ -127,9 +128,9 @@ class Transport:
         told = _told(error, errand.url)
         left_s = self.timeout_s - errand.quiet_s()
         if left_s <= 0:
-            tried = f"tried {failures} time{'s'[: failures > 1]}, nothing came for {errand.quiet_s():.0f} s"
+            tried = f"tried {counted(failures, 'time')}, nothing came for {errand.quiet_s():.0f} s"
             raise StoreError(f"{shown(errand.url)}: {tried}; last error: {told}") from None
-        errand.state = f"failed {failures} time{'s'[: failures > 1]}, will try again; last error: {told}"
+        errand.state = f"failed {counted(failures, 'time')}, will try again; last error: {told}"
         errand.speak()
         longest_s = min(left_s, self.timeout_s * min(_BACKOFF_LIMIT, _BACKOFF * 2 ** min(failures, 16)))
         if errand.stop.wait(self._random.uniform(0, longest_s)):

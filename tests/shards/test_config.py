@@ -131,7 +131,7 @@ def test_the_verbs(tmp_path, capsys):
         app([str(word) for word in words], result_action="return_value", exit_on_error=False)
         return capsys.readouterr().out
 
-    assert "9 samples of 3 classes in 1 shards" in verb("build", source, out)
+    assert "9 samples of 3 classes in 1 shard," in verb("build", source, out)
     assert "already built" in verb("build", source, out)
     assert "9 of 9 samples" in verb("show", out, "--out", tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:

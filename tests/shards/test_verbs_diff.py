@@ -14,7 +14,7 @@ from shards.batch import Slot
 from shards.cli import app
 from shards.config import DataConfig
 from shards.diff import PARTS, compare
-from shards.looks.glance import opened, read
+from shards.glance import opened, read
 from shards.manifest import older_split, read_manifest, splits_in
 from shards.packing.build import build
 from shards.reader import Reader

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from shards.cli import app
 from shards.decode import decode
-from shards.looks.glance import opened
+from shards.glance import opened
 from shards.looks.paint import colour, fitted, font, shortened, wrapped
 from shards.looks.show import Look, choose, contact_sheet, save, sheet_look, tiles
 from shards.looks.terminal import print_tiles, shows_pictures, terminal_look

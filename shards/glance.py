@@ -84,11 +84,6 @@ def read(view: View, samples: Iterable[int]) -> Iterator[tuple[int, Sample | Dam
                     yield i, Damaged(reader.name(0, *place), str(error))
 
 
-def printable(text: str) -> str:
-    """The text on one line, without what would command a terminal: names and captions come from anywhere."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def _open(folder: str, split: str) -> View:
     if not is_url(folder):
         return open_view(folder, split)
