@@ -337,14 +337,9 @@ def test_all_faults_of_the_folders_at_once(tmp_path):
         verb(folder, tmp_path / "raw", "s3://bucket/photo", "--test", tmp_path / "nowhere", "--split", "val")
     assert len(error.value.faults) == 4
     assert not list(folder.glob("*.prints.*")), "nothing was looked at"
-    for words, fault in (
-        (("--near", "0.7"), "--near: 0.7; expected 0 to 0.4"),
-        (("--out", tmp_path / "x.txt"), "--out: .*png"),
-        (("--csv", tmp_path / "x.txt"), "--csv: .*csv"),
-        (("--processes", "0"), "--processes: 0"),
-    ):
-        with pytest.raises(ConfigError, match=fault):
-            verb(folder, *words)
+    with pytest.raises(ConfigError) as error:
+        verb(folder, "--near", "0.7", "--out", tmp_path / "x.txt", "--csv", tmp_path / "y.txt", "--processes", "0")
+    assert [fault.split(":")[0] for fault in error.value.faults] == ["--out", "--csv", "--processes", "--near"]
 
 
 @pytest.mark.slow
