@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shards.packing import plan as planning
-from shards.packing.build import build
-from shards.packing.plan import Request
+from shards.ingest import plan as planning
+from shards.ingest.build import build
+from shards.ingest.plan import Request
 from shards.sources import Item
 
 CLASSES = 1000

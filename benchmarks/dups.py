@@ -28,13 +28,13 @@ import numpy as np
 from PIL import Image
 
 from shards.decode import open_image, pixels
-from shards.dups.near import find_near, num_sorts
-from shards.dups.prints import BITS, FEWEST, PRINT, distances, mirrored, take_print
+from shards.format.manifest import splits_in
 from shards.generate import generate
-from shards.glance import Damaged, read
-from shards.manifest import splits_in
-from shards.packing.build import build
-from shards.views import open_view
+from shards.ingest.build import build
+from shards.inspect.dups.near import find_near, num_sorts
+from shards.inspect.dups.perceptual_hash import BITS, FEWEST, PRINT, distances, mirrored, take_print
+from shards.inspect.glance import Damaged, read
+from shards.loading.subset import open_view
 
 RESULTS = Path(__file__).parent / "results"
 LOWEST = 8

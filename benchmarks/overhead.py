@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cluster.session import connect
-from shards.batch import Batch
+from shards.loading.batch import Batch
 from shards.progress import progress
 from xfer.checkpoint import TrainState
 from xfer.config import ModelConfig

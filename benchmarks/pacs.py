@@ -27,11 +27,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shards.batch import Slot
 from shards.config import DataConfig
-from shards.evaluation import eval_stream
+from shards.loading.batch import Slot
+from shards.loading.evaluate import eval_stream
+from shards.loading.subset import open_data
 from shards.progress import progress
-from shards.views import open_data
 from xfer.config import ModelConfig
 from xfer.fusion import WeightedSum
 from xfer.model import FusionModel, build_model

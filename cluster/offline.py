@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.damage import DamagedDataError
-from shards.reader import DamagedSampleError, Reader
+from shards.loading.damage import DamagedDataError
+from shards.loading.reader import DamagedSampleError, Reader
+from shards.loading.subset import View, open_view
 from shards.settings import ConfigError
-from shards.views import View, open_view
 
 if TYPE_CHECKING:
     from ray.data import Dataset

@@ -6,7 +6,7 @@ import ray.train
 import ray.train.torch
 
 from cluster.config import Job
-from shards.batch import Slot
+from shards.loading.batch import Slot
 from xfer.config import Recipe
 from xfer.engine import DeepSpeedEngine, Engine, build_optimizer
 from xfer.fit import fit, shares

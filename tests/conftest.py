@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shards.generate import generate
-from shards.packing.build import build
+from shards.ingest.build import build
 
 STYLES = {
     "paint": ["circle", "square", "star"],

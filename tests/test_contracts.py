@@ -41,10 +41,18 @@ def test_import_contracts():
     [
         ("torch.distributed", {"xfer/engine.py"}),
         ("deepspeed", {"xfer/engine.py"}),
-        ("webdataset", {"shards/packing/write.py"}),
+        ("webdataset", {"shards/ingest/write.py"}),
         ("optuna", {"tuning/study.py"}),
-        ("matplotlib", {"shards/figures.py", "shards/forecast/figure.py", "shards/looks/figure.py", "xfer/figures.py"}),
-        ("cyclopts", {"shards/cli.py", "xfer/cli.py", "xfer/__main__.py"}),
+        (
+            "matplotlib",
+            {
+                "shards/inspect/figures.py",
+                "shards/inspect/plan/figure.py",
+                "shards/inspect/preview/figure.py",
+                "xfer/figures.py",
+            },
+        ),
+        ("cyclopts", {"shards/cli/__init__.py", "shards/cli/build.py", "xfer/cli.py", "xfer/__main__.py"}),
         ("pickle", set()),
     ],
 )

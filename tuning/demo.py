@@ -8,10 +8,10 @@ from pathlib import Path
 
 from cluster.launch import run as train
 from shards.generate import SHAPES, generate
-from shards.packing.build import build
-from shards.reader import read_sample
+from shards.ingest.build import build
+from shards.loading.reader import read_sample
+from shards.loading.subset import View, open_data
 from shards.settings import dump, load
-from shards.views import View, open_data
 from tuning import study as search
 from tuning.config import Study
 from tuning.report import Section, evaluation_sections, run_sections, study_sections, tiles, write_page

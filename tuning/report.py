@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from shards.damage import read_losses
+from shards.loading.damage import read_losses
 from shards.settings import ConfigError, load
 from shards.text import counted
 from tuning.config import Study

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from cluster.config import Job
-from shards.batch import Batch, Slot
 from shards.config import DataConfig
-from shards.evaluation import eval_stream
+from shards.loading.batch import Batch, Slot
+from shards.loading.evaluate import eval_stream
+from shards.loading.subset import Data, View, open_data
 from shards.settings import replace
-from shards.views import Data, View, open_data
 from tuning.config import Distribution
 from tuning.space import values
 from xfer.bundle import open_model

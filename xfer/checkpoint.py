@@ -27,7 +27,7 @@ class TrainState:
     """All of resume, beside the tensors: `step` whole steps are done, `stream` says what was delivered by then."""
 
     step: int = 0
-    stream: dict[str, Any] = field(default_factory=dict)  # shards.state.StreamState as JSON
+    stream: dict[str, Any] = field(default_factory=dict)  # shards.loading.state.StreamState as JSON
     classes: list[str] = field(default_factory=list)
 
 

@@ -25,7 +25,7 @@ def fit(recipe: Path, *overrides: str) -> None:
     overrides
         `dotted.path=value`, any number of them.
     """
-    from shards.batch import Slot
+    from shards.loading.batch import Slot
     from shards.settings import load
     from xfer import fit as run
     from xfer.config import Recipe
@@ -60,7 +60,7 @@ def evaluate(
     overrides
         `dotted.path=value` changes to the run's recipe, such as data.root=...
     """
-    from shards.views import open_data
+    from shards.loading.subset import open_data
     from xfer.bundle import open_model
 
     trained, recipe = open_model(model), _recipe_of(model, overrides)
@@ -133,7 +133,7 @@ def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
     out
         Where the bundle goes; RUN/bundle if not given.
     """
-    from shards.views import open_data
+    from shards.loading.subset import open_data
     from xfer.bundle import open_model
     from xfer.evaluate import evaluate_views
     from xfer.metrics import mean_accuracy

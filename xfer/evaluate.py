@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from shards.batch import Batch, Slot
 from shards.config import DataConfig
-from shards.evaluation import eval_stream
+from shards.loading.batch import Batch, Slot
+from shards.loading.evaluate import eval_stream
+from shards.loading.subset import View
 from shards.progress import progress
-from shards.views import View
 from xfer.engine import default_device
 from xfer.labels import LabelSpace
 from xfer.metrics import Accuracy, Score

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from shards.batch import Slot
-from shards.evaluation import eval_stream
+from shards.loading.batch import Slot
+from shards.loading.evaluate import eval_stream
+from shards.loading.state import StreamState, resume
+from shards.loading.subset import Data, open_data
+from shards.loading.train import train_stream
 from shards.settings import ConfigError, dump, load
-from shards.state import StreamState, resume
-from shards.stream import train_stream
-from shards.views import Data, open_data
 from xfer.checkpoint import Checkpoint, TrainState, latest_checkpoint, write_checkpoint
 from xfer.config import Recipe
 from xfer.engine import Engine, PlainEngine, build_optimizer, default_device

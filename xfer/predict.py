@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from shards.decode import DecodeError
+from shards.loading.transforms import centre
 from shards.settings import ConfigError
-from shards.transforms import centre
 from xfer.bundle import Trained
 from xfer.engine import default_device
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from shards.batch import Slot
 from shards.config import AugmentConfig, DataConfig
-from shards.stream import train_stream
-from shards.views import Data
+from shards.loading.batch import Slot
+from shards.loading.subset import Data
+from shards.loading.train import train_stream
 from xfer.bundle import Trained, open_model, write_bundle
 from xfer.config import QuantizeConfig, Recipe
 from xfer.model import FusionModel

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shards.batch import Batch
+from shards.loading.batch import Batch
 from xfer.checkpoint import TrainState
 from xfer.engine import Engine
 from xfer.labels import Objective

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from benchmarks.loader.contest import SCALE, SEED, SIZE
-from shards.transforms import augment, draw
+from shards.loading.transforms import augment, draw
 
 # "Performance considerations" of torchvision.transforms: v2, tensors instead of PIL images, uint8.
 _DRAWN = draw(SEED, np.arange(4096))  # once, as drawing for one sample at a time has a price of its own

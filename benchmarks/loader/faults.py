@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loader.contest import BATCH, SIZE, Source
-from shards.batch import Batch, Slot
 from shards.config import DataConfig
-from shards.manifest import read_manifest
+from shards.format.manifest import read_manifest
+from shards.loading.batch import Batch, Slot
+from shards.loading.state import StreamState
+from shards.loading.subset import open_data
+from shards.loading.train import TrainStream, train_stream
 from shards.remote.transport import StoreError
 from shards.settings import ConfigError
-from shards.state import StreamState
-from shards.stream import TrainStream, train_stream
-from shards.views import open_data
 from tests.shards.server import FaultyServer
 
 Row = dict[str, Any]

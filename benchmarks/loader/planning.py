@@ -1,7 +1,7 @@
 """What only our order can be asked: 10^9 samples, position 10^12, and what 8 nodes fetch in an epoch.
 
-Each is simulated from numbers of samples alone, with `shards.order`; memory is the growth of a fresh process. An order
-needs 8 bytes a shard; a manifest, which also names each shard and its sha256, is measured beside it.
+Each is simulated from numbers of samples alone, with `shards.order.order`; memory is the growth of a fresh process.
+An order needs 8 bytes a shard; a manifest, which also names each shard and its sha256, is measured beside it.
 
     python -m benchmarks.loader.planning QUESTION.json     (asked by __main__)
 """
@@ -20,14 +20,14 @@ import numpy as np
 
 from benchmarks.loader.contest import BATCH, SIZE, Source
 from benchmarks.loader.dataset import BLEND_WEIGHTS
-from shards.batch import Slot
-from shards.blend import Stage
 from shards.config import DataConfig
-from shards.manifest import File, Manifest, Stats, manifest_path, read_manifest, write_manifest
-from shards.order import Order, rank_share
-from shards.state import StreamState
-from shards.stream import Requests, train_stream
-from shards.views import View, open_data
+from shards.format.manifest import File, Manifest, Stats, manifest_path, read_manifest, write_manifest
+from shards.loading.batch import Slot
+from shards.loading.state import StreamState
+from shards.loading.subset import View, open_data
+from shards.loading.train import Requests, train_stream
+from shards.order.blend import Stage
+from shards.order.order import Order, rank_share
 
 Row = dict[str, Any]
 _SHARDS, _SAMPLES_A_SHARD, _NODES = 1_000_000, 1_000, 8

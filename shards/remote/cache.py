@@ -24,8 +24,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from shards.lock import Locks
-from shards.manifest import File
+from shards.format.lock import Locks
+from shards.format.manifest import File
 from shards.settings import ConfigError
 
 _OURS = re.compile(r"([0-9a-f]{64})(?:\.(?!bad$|part\b)[a-z0-9]{1,8})?(\.part)?")

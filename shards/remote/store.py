@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from shards.manifest import File
+from shards.format.manifest import File
 from shards.remote.cache import Cache, Future, Hold, Part, UnknownFuture
 from shards.remote.transport import RANGE_BYTES, Errand, StoreError, Transport, shown
 

@@ -24,9 +24,9 @@ from typing import Any
 
 from shards.settings import ConfigError
 from shards.sources.folder import open_folder
-from shards.sources.source import IMAGES, TASKS, Item, Refused, Source, SourceOptions, flag
+from shards.sources.source import TASKS, Item, Refused, Source, SourceOptions, flag
 
-__all__ = ["IMAGES", "SOURCES", "TASKS", "Item", "Kind", "Refused", "Source", "SourceOptions", "open_source"]
+__all__ = ["SOURCES", "TASKS", "Item", "Kind", "Refused", "Source", "SourceOptions", "open_source"]
 
 
 @dataclass(frozen=True)

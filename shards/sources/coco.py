@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shards.manifest import canonical
+from shards.format.manifest import canonical
 from shards.settings import ConfigError
 from shards.sources import files
 from shards.sources.source import Item, Refused, SourceOptions

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards.boxes import VOID
+from shards.format.annotations import VOID
 from shards.settings import ConfigError
 from shards.sources.source import Refused
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.foreign.roles import label_table, read_classes
+from shards.format.fields import label_table, read_classes
 from shards.settings import ConfigError
 from shards.sources import files
 from shards.sources.columns import Columns, classes_of, find_columns, image_member, side_member

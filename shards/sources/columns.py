@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from shards.foreign.roles import class_names
-from shards.manifest import canonical
+from shards.format.fields import class_names
+from shards.format.manifest import canonical
 from shards.settings import ConfigError
 from shards.sources.encoded import image_extension
 from shards.sources.source import Refused, SourceOptions

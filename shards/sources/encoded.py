@@ -9,7 +9,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from shards.sources.source import IMAGES, Refused
+from shards.format.fields import IMAGES
+from shards.sources.source import Refused
 
 _HEADS = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"BM": "bmp"}
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")

@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from shards.sources.source import IMAGES, Refused
+from shards.format.fields import IMAGES
+from shards.sources.source import Refused
 
 SHOWN = 5
 

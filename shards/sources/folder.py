@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from shards.format.fields import IMAGES
 from shards.settings import ConfigError
 from shards.sources import files
-from shards.sources.source import IMAGES, Item, SourceOptions
+from shards.sources.source import Item, SourceOptions
 
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _LAYOUT = "expected <folder>/<class>/<image>, one sub-folder for each class, images " + ", ".join(IMAGES)

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from shards.foreign.roles import class_names, label_table, read_classes
-from shards.manifest import canonical
+from shards.format.fields import class_names, label_table, read_classes
+from shards.format.manifest import canonical
 from shards.settings import ConfigError
 from shards.sources import files
 from shards.sources.encoded import image_extension, png

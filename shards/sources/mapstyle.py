@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from shards.foreign.roles import read_classes
+from shards.format.fields import read_classes
 from shards.settings import ConfigError
 from shards.sources import files
 from shards.sources.encoded import png

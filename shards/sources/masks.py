@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.boxes import VOID
-from shards.foreign.roles import read_classes
+from shards.format.annotations import VOID
+from shards.format.fields import read_classes
 from shards.settings import ConfigError
 from shards.sources import files
 from shards.sources.colors import FILE, Painter, class_names_of, read_colors

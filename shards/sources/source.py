@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
 TASKS = ("classification", "detection", "segmentation", "captioning")
 
 

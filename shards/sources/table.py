@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.foreign.roles import MOST_CLASSES, class_names, is_index, read_classes
-from shards.manifest import canonical
+from shards.format.fields import MOST_CLASSES, class_names, is_index, read_classes
+from shards.format.manifest import canonical
 from shards.settings import ConfigError
 from shards.sources import files
 from shards.sources.rows import TABLES, columns_of, read_rows

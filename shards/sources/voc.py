@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
-from shards.foreign.roles import read_classes
-from shards.manifest import canonical
+from shards.format.fields import read_classes
+from shards.format.manifest import canonical
 from shards.settings import ConfigError
 from shards.sources import files
 from shards.sources.lists import find_list, read_list

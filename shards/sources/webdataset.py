@@ -8,13 +8,13 @@ Listing reads all headers and the labels, one tar at a time; `index` costs less 
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.foreign.roles import Roles, class_names, label_table, member_text, read_classes
-from shards.foreign.tars import Foreign, open_foreign
-from shards.manifest import Manifest, canonical, read_manifest, splits_in
+from shards.format.fields import IMAGES, Roles, class_names, label_table, member_text, read_classes
+from shards.format.manifest import Manifest, canonical, read_manifest, splits_in
+from shards.format.tar import LARGEST_SAMPLE, TarError, members, sample_key, split_name
 from shards.settings import ConfigError
 from shards.sources import files
-from shards.sources.source import IMAGES, Item, Refused, SourceOptions
-from shards.tar import LARGEST_SAMPLE, TarError, members, sample_key, split_name
+from shards.sources.source import Item, Refused, SourceOptions
+from shards.sources.tars import Foreign, open_foreign
 
 Parts = dict[str, tuple[int, int]]
 """Where the members of a sample are, by extension: first byte, bytes."""

@@ -6,14 +6,14 @@ import pytest
 
 from cluster.offline import to_ray
 from cluster.session import connect
-from shards.damage import DamagedDataError
-from shards.foreign.index import index
-from shards.foreign.roles import Roles
-from shards.manifest import read_manifest
+from shards.format.fields import Roles
+from shards.format.manifest import read_manifest
+from shards.ingest.index import index
+from shards.loading.damage import DamagedDataError
+from shards.loading.subset import OfClasses, open_view
 from shards.settings import ConfigError
-from shards.views import OfClasses, open_view
-from tests.shards.foreign import webdataset_tars
 from tests.shards.images import built
+from tests.shards.foreign import webdataset_tars
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

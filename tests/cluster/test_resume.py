@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.session import connect
-from shards.batch import Slot
+from shards.loading.batch import Slot
 from tests.shards.images import built, config
 from tests.shards.lives import End, Run, delivered, live, uninterrupted
 

@@ -13,7 +13,7 @@ import yaml
 
 from cluster.config import Job
 from cluster.launch import run
-from shards.batch import Slot
+from shards.loading.batch import Slot
 from shards.settings import ConfigError, replace
 from xfer import fit as one_process
 from xfer.checkpoint import latest_checkpoint

@@ -19,18 +19,18 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
-from shards.boxes import annotations
 from shards.decode import DecodeError, decode
-from shards.foreign.index import index
-from shards.foreign.roles import Roles
-from shards.packing.build import BuildError, build
-from shards.reader import DamagedSampleError, Reader
+from shards.format.annotations import annotations
+from shards.format.fields import Roles
+from shards.format.tar import BLOCK, TarError, parse_sample, scan
+from shards.ingest.build import BuildError, build
+from shards.ingest.index import index
+from shards.loading.reader import DamagedSampleError, Reader
+from shards.loading.subset import open_view
 from shards.settings import ConfigError
 from shards.sources import Refused, SourceOptions, open_source
-from shards.tar import BLOCK, TarError, parse_sample, scan
-from shards.views import open_view
-from tests.shards.foreign import energon_folder, plain_tar, webdataset_tars
 from tests.shards.images import encoded, image_folder
+from tests.shards.foreign import energon_folder, plain_tar, webdataset_tars
 from tests.shards.test_sources_foreign import int64, litdata, parquet, saved, table
 
 SECONDS = 5.0

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from shards.config import DataConfig
-from shards.packing.build import build
+from shards.ingest.build import build
 
 
 def picture(seed: int, width: int = 24, height: int = 20, mode: str = "RGB") -> Image.Image:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards.manifest import open_index, read_manifest
-from shards.packing.build import build
+from shards.format.manifest import open_index, read_manifest
+from shards.ingest.build import build
 from shards.sources import SourceOptions
 from tests.shards.images import encoded, image_folder, picture
 

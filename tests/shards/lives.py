@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.batch import Slot
 from shards.config import DataConfig
+from shards.loading.batch import Slot
+from shards.loading.state import StreamState
+from shards.loading.subset import open_data
+from shards.loading.train import TrainStream, train_stream
 from shards.settings import replace
-from shards.state import StreamState
-from shards.stream import TrainStream, train_stream
-from shards.views import open_data
 
 Sample = tuple[int, int, int]
 """Source, target, and crc32 of the image's pixels as the model sees them."""

@@ -3,7 +3,7 @@
 import tarfile
 from pathlib import Path
 
-from shards.tar import sample_key
+from shards.format.tar import sample_key
 
 
 def members_of(folder: Path, split: str = "train") -> dict[str, dict[str, bytes]]:

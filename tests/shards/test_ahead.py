@@ -15,10 +15,10 @@ import torch
 from fsspec.spec import AbstractFileSystem
 from torch.utils.data import DataLoader, Dataset
 
-from shards.manifest import File
-from shards.remote import ahead as ahead_module
-from shards.remote.ahead import Ahead
+from shards.format.manifest import File
+from shards.remote import prefetch as ahead_module
 from shards.remote.cache import cached_path
+from shards.remote.prefetch import Ahead
 from shards.remote.store import Remote, Store
 from shards.remote.transport import StoreError
 from tests.shards.server import FaultyServer

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.boxes import check_boxes_fit, check_mask_fits, parse_boxes, parse_mask, parse_side
+from shards.format.annotations import check_boxes_fit, check_mask_fits, parse_boxes, parse_mask, parse_side
 
 SOUND = {"boxes": [[0, 0.5, 10, 20], [3, 4, 5, 6]], "labels": [2, 0]}
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import webdataset
 
-from shards import tar as tars
-from shards.lock import locked
-from shards.manifest import open_index, read_manifest
-from shards.packing.build import BuildError, build
+from shards.format import tar as tars
+from shards.format.lock import locked
+from shards.format.manifest import open_index, read_manifest
+from shards.ingest.build import BuildError, build
+from shards.inspect.verify import verify
 from shards.settings import ConfigError
 from shards.sources import SourceOptions
-from shards.verify import verify
 from tests.shards.images import built, encoded, image_folder
 
 KB = 1e-3

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from shards.config import DataConfig
-from shards.manifest import manifest_path, open_index, read_manifest
+from shards.format.manifest import manifest_path, open_index, read_manifest
+from shards.loading.subset import open_data
 from shards.settings import ConfigError, load
-from shards.views import open_data
 from tests.shards.images import built, config, image_folder
 
 
@@ -143,7 +143,7 @@ def test_the_verbs(tmp_path, capsys):
 
 
 def test_a_contact_sheet_shows_every_class():
-    from shards.looks.show import choose
+    from shards.inspect.preview.show import choose
 
     labels = np.array([0] * 50 + [1] * 3 + [2] * 20)
     shown = labels[choose(labels, 9, seed=1)]

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.batch import Slot
-from shards.manifest import open_index, read_manifest
-from shards.stream import train_stream
-from shards.verify import inspect
-from shards.views import open_data
+from shards.format.manifest import open_index, read_manifest
+from shards.inspect.verify import inspect
+from shards.loading.batch import Slot
+from shards.loading.subset import open_data
+from shards.loading.train import train_stream
 from tests.shards.images import built, config
 
 EPOCH = 60

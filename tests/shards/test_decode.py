@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from shards import decode as decoding
 from shards.decode import SHRINKS, DecodeError, decode, image_size, open_image, pixels
-from shards.transforms import Region, augment, centre, draw, draw_region, jitter, move_boxes, move_mask, resize
+from shards.loading.transforms import Region, augment, centre, draw, draw_region, jitter, move_boxes, move_mask, resize
 from tests.shards.images import encoded, picture
 
 

@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.batch import Slot
 from shards.cli import app
-from shards.foreign.index import index
-from shards.foreign.roles import Roles
-from shards.manifest import read_manifest
-from shards.packing.build import BuildError, build
-from shards.reader import Reader
+from shards.format.fields import Roles
+from shards.format.manifest import read_manifest
+from shards.ingest.build import BuildError, build
+from shards.ingest.index import index
+from shards.inspect.verify import inspect, verify
+from shards.loading.batch import Slot
+from shards.loading.reader import Reader
+from shards.loading.subset import View, open_data
+from shards.loading.train import train_stream
 from shards.settings import ConfigError
-from shards.stream import train_stream
-from shards.verify import inspect, verify
-from shards.views import View, open_data
-from tests.shards.foreign import NAMES, energon_folder, plain_tar, sample, webdataset_tars
 from tests.shards.images import config, encoded, image_folder
+from tests.shards.foreign import NAMES, energon_folder, plain_tar, sample, webdataset_tars
 
 
 def samples(folder: Path, split: str = "train") -> dict[str, tuple[str, bytes]]:

@@ -10,12 +10,12 @@ import webdataset
 import yaml
 from PIL import Image
 
-from shards.foreign.index import index
-from shards.foreign.roles import Roles
-from shards.manifest import open_index, read_manifest
-from shards.packing.build import build
-from shards.tar import sample_key
-from shards.verify import verify
+from shards.format.fields import Roles
+from shards.format.manifest import open_index, read_manifest
+from shards.format.tar import sample_key
+from shards.ingest.build import build
+from shards.ingest.index import index
+from shards.inspect.verify import verify
 from tests.shards.images import built, encoded, image_folder
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from shards.batch import Slot
-from shards.nvjpeg import decode_into
+from shards.loading.batch import Slot
+from shards.loading.nvjpeg import decode_into
+from shards.loading.subset import open_data
+from shards.loading.train import train_stream
+from shards.loading.transforms import augment
 from shards.settings import ConfigError
-from shards.stream import train_stream
-from shards.transforms import augment
-from shards.views import open_data
 from tests.shards.images import built, config
 from tests.shards.test_decode import drawn, photo, saved
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.blend import Blend, Stage, integer_weights, tempered
-from shards.hashing import fold, key, name_key, permutation, shuffled
-from shards.order import Order, rank_share
+from shards.format.hashing import fold, key, name_key, permutation, shuffled
+from shards.order.blend import Blend, Stage, integer_weights, tempered
+from shards.order.order import Order, rank_share
 
 rows = st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(any)
 sources = st.lists(st.tuples(rows, st.sampled_from([0.1, 0.5, 1.0, 2.5, 7, 40])), min_size=1, max_size=4)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.dups import near
-from shards.dups.near import ENOUGH, find_near, num_sorts
-from shards.dups.prints import comparable, distances, mirrored, take_print
+from shards.inspect.dups import near
+from shards.inspect.dups.near import ENOUGH, find_near, num_sorts
+from shards.inspect.dups.perceptual_hash import comparable, distances, mirrored, take_print
 from tests.shards.scenes import COPIES, file_of, mirror, scene
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from shards.batch import Slot
-from shards.damage import DamagedDataError
-from shards.evaluation import eval_stream
-from shards.manifest import read_manifest
+from shards.format.manifest import read_manifest
+from shards.loading.batch import Slot
+from shards.loading.damage import DamagedDataError
+from shards.loading.evaluate import eval_stream
+from shards.loading.subset import open_data
+from shards.loading.train import train_stream
 from shards.settings import ConfigError
-from shards.stream import train_stream
-from shards.views import open_data
 from tests.shards.images import built, config
 from tests.shards.server import FaultyServer
 from tests.shards.test_stream import rows

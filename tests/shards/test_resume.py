@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.batch import Slot
+from shards.loading.batch import Slot
 from tests.shards.images import built, config
 from tests.shards.lives import Run, delivered, live, uninterrupted
 

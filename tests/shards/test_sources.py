@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.foreign.roles import read_classes
-from shards.packing.build import build
+from shards.format.fields import read_classes
+from shards.ingest.build import build
 from shards.settings import ConfigError
 from shards.sources import SOURCES, Item, SourceOptions, open_source
 from tests.shards.images import encoded, image_folder

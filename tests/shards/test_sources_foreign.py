@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from shards.foreign.index import index
-from shards.manifest import read_manifest
-from shards.packing.build import build
-from shards.reader import Reader, Sample
+from shards.format.manifest import read_manifest
+from shards.ingest.build import build
+from shards.ingest.index import index
+from shards.inspect.verify import verify
+from shards.loading.reader import Reader, Sample
+from shards.loading.subset import View
 from shards.settings import ConfigError
 from shards.sources import Item, SourceOptions, open_source
 from shards.sources.mapstyle import from_dataset
-from shards.verify import verify
-from shards.views import View
-from tests.shards.foreign import NAMES, plain_tar, sample, webdataset_tars
 from tests.shards.images import built, encoded, image_folder, picture
+from tests.shards.foreign import NAMES, plain_tar, sample, webdataset_tars
 
 FEATURES = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(NAMES)}}
 

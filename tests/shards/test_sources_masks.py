@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.boxes import parse_mask
-from shards.packing.build import build
+from shards.format.annotations import parse_mask
+from shards.ingest.build import build
+from shards.inspect.verify import verify
 from shards.settings import ConfigError
 from shards.sources import SourceOptions, open_source
-from shards.verify import verify
 from tests.shards.images import encoded, image_folder
 from tests.shards.members import members_of
 from tests.shards.real import CAMVID, real

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from shards.cli import app
-from shards.manifest import read_manifest
-from shards.packing.build import build
+from shards.format.manifest import read_manifest
+from shards.ingest.build import build
+from shards.inspect.verify import verify
 from shards.settings import ConfigError
 from shards.sources import Refused, SourceOptions, open_source
-from shards.verify import verify
 from tests.shards.images import encoded, image_folder
 from tests.shards.members import members_of
 from tests.shards.real import CLOTHING, real

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from shards.packing.build import build
+from shards.ingest.build import build
+from shards.inspect.verify import verify
 from shards.settings import ConfigError
 from shards.sources import Refused, SourceOptions, open_source
 from shards.sources.voc import parse
-from shards.verify import verify
 from tests.shards.images import encoded
 from tests.shards.members import members_of
 from tests.shards.real import BCCD, real

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from shards.batch import Slot
+from shards.loading.batch import Slot
+from shards.loading.state import StreamState, build_order
+from shards.loading.subset import open_data
+from shards.loading.train import train_stream
 from shards.settings import ConfigError
-from shards.state import StreamState, build_order
-from shards.stream import train_stream
-from shards.views import open_data
 from tests.shards.images import built, config
 
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.manifest import File
+from shards.format.manifest import File
 from shards.remote.cache import cached_path, why_missing
 from shards.remote.store import Remote, Store
 from shards.remote.transport import StoreError, join
@@ -58,7 +58,7 @@ def in_another_process(code: str, *arguments: str) -> subprocess.Popen:
     """Python code, with what these tests use; prints a line when it is where it should be."""
     head = """
         import os, sys, time, hashlib
-        from shards.manifest import File
+        from shards.format.manifest import File
         from shards.remote.store import Remote, Store
         folder, url, name, size, sha256 = sys.argv[1:6]
         remote = Remote(url, File(name, int(size), 1, sha256))

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from shards.batch import Batch, Slot
-from shards.buffers import Buffers
-from shards.damage import DamagedDataError, read_losses
-from shards.evaluation import eval_stream
-from shards.manifest import open_index
-from shards.request import Request
+from shards.format.manifest import open_index
+from shards.inspect.verify import verify
+from shards.loading.batch import Batch, Slot
+from shards.loading.buffers import Buffers
+from shards.loading.damage import DamagedDataError, read_losses
+from shards.loading.evaluate import eval_stream
+from shards.loading.request import Request
+from shards.loading.state import StreamState
+from shards.loading.subset import open_data
+from shards.loading.train import train_stream
 from shards.settings import ConfigError
-from shards.state import StreamState
-from shards.stream import train_stream
-from shards.verify import verify
-from shards.views import open_data
 from tests.shards.images import built, config
 
 
@@ -48,7 +48,7 @@ def take(zoo, count, slot=None, position=0, **values) -> dict[int, tuple]:
 
 def damage(folder, row: int, at: int = 520) -> None:
     """Flips bits of one sample, `at` bytes into it."""
-    from shards.manifest import read_manifest
+    from shards.format.manifest import read_manifest
 
     manifest = read_manifest(folder, "train")
     entry = open_index(folder, manifest)[row]
@@ -137,7 +137,7 @@ def _take(view, settings):
 
 def test_targets_belong_to_images(zoo):
     """Each batch image, looked up among the source files, lies in the folder of its class."""
-    from shards.transforms import centre
+    from shards.loading.transforms import centre
 
     settings = config(zoo, "a", validation=0)
     (view,) = open_data(settings).train

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.tar import TarError, member_key, parse_sample, sample_key, scan, split_name
+from shards.format.tar import TarError, member_key, parse_sample, sample_key, scan, split_name
 
 
 def tar_bytes(members: list[tuple[str, bytes]], dialect: int = tarfile.USTAR_FORMAT) -> bytes:

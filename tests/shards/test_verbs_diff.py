@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import diff as diff_module
-from shards.batch import Slot
 from shards.cli import app
 from shards.config import DataConfig
-from shards.diff import PARTS, compare
-from shards.glance import opened, read
-from shards.manifest import older_split, read_manifest, splits_in
-from shards.packing.build import build
-from shards.reader import Reader
-from shards.repair import repair
+from shards.format.manifest import older_split, read_manifest, splits_in
+from shards.ingest.build import build
+from shards.inspect import diff as diff_module
+from shards.inspect.diff import PARTS, compare
+from shards.inspect.glance import opened, read
+from shards.inspect.repair import repair
+from shards.inspect.verify import inspect
+from shards.loading.batch import Slot
+from shards.loading.reader import Reader
+from shards.loading.state import resume
+from shards.loading.subset import View, open_data, open_view
+from shards.loading.train import train_stream
 from shards.settings import ConfigError
 from shards.sources import SourceOptions
-from shards.state import resume
-from shards.stream import train_stream
-from shards.verify import inspect
-from shards.views import View, open_data, open_view
 from tests.shards.images import encoded
 from tests.shards.kinds import cells, damage, street
 from tests.shards.server import FaultyServer

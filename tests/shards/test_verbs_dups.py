@@ -9,19 +9,19 @@ from PIL import Image
 
 from shards.cli import app
 from shards.config import DataConfig
-from shards.dups import printing
-from shards.dups.compare import compare
-from shards.dups.copies import open_splits
-from shards.dups.leaks import all_pairs, closest, contradictions, counts, cut_leaks, leaks
-from shards.dups.near import ENOUGH
-from shards.dups.text import read_keys
-from shards.manifest import read_manifest, splits_in
-from shards.packing.build import build
-from shards.reader import Reader
-from shards.repair import repair
+from shards.format.manifest import read_manifest, splits_in
+from shards.ingest.build import build
+from shards.inspect.dups import scan
+from shards.inspect.dups.compare import compare
+from shards.inspect.dups.copies import open_splits
+from shards.inspect.dups.leaks import all_pairs, closest, contradictions, counts, cut_leaks, leaks
+from shards.inspect.dups.near import ENOUGH
+from shards.inspect.dups.text import read_keys
+from shards.inspect.repair import repair
+from shards.inspect.verify import inspect
+from shards.loading.reader import Reader
+from shards.loading.subset import open_data
 from shards.settings import ConfigError
-from shards.verify import inspect
-from shards.views import open_data
 from tests.shards.kinds import damage
 from tests.shards.scenes import COPIES, brighter, file_of, folder_of, mirror, opened, scene
 
@@ -179,7 +179,7 @@ def test_a_second_time_nothing_is_decoded_and_only_a_new_version_is_looked_at(tm
     folder, expected = leaky(tmp_path)
     first = found_in(folder)
     assert [split.prints.taken for split in first.splits] == [24, 31]
-    monkeypatch.setattr(printing, "take_print", lambda data: pytest.fail("decoded again"))
+    monkeypatch.setattr(scan, "take_print", lambda data: pytest.fail("decoded again"))
     again = found_in(folder)
     assert told(again, leaks(again)) == expected
     assert verb(folder) == 1
@@ -217,12 +217,12 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return take_print(data)
 
-    take_print = printing.take_print
-    monkeypatch.setattr(printing, "take_print", stopping)
+    take_print = scan.take_print
+    monkeypatch.setattr(scan, "take_print", stopping)
     with pytest.raises(KeyboardInterrupt):
         found_in(folder)
     assert not list(folder.glob("*.prints.*.npy"))
-    monkeypatch.setattr(printing, "take_print", lambda data: calls.append(data) or take_print(data))
+    monkeypatch.setattr(scan, "take_print", lambda data: calls.append(data) or take_print(data))
     calls.clear()
     whole = found_in(folder).splits[0].prints
     assert len(calls) == whole.taken == sum(sizes[2:])
@@ -269,7 +269,7 @@ def test_a_folder_that_cannot_be_written_to_is_looked_at_all_the_same(tmp_path, 
     folder, expected = leaky(tmp_path)
     before = {path.name for path in folder.iterdir()}
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(printing.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(scan.os, "access", lambda path, mode: False)
     found = found_in(folder)
     assert told(found, leaks(found)) == expected
     assert {path.name for path in folder.iterdir()} == before

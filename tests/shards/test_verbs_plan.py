@@ -13,22 +13,22 @@ import pytest
 import yaml
 from PIL import Image
 
-from shards.batch import Slot
-from shards.blend import Stage
 from shards.cli import app
 from shards.config import CacheConfig
-from shards.evaluation import EvalStream
-from shards.forecast.advice import advice_lines
-from shards.forecast.egress import Shape, cut, fetches
-from shards.forecast.numbers import Forecast, Wish, forecast_file
-from shards.forecast.survey import Run, World, choose, survey
-from shards.forecast.timeline import timelines
-from shards.manifest import File, Manifest, Stats, write_manifest
-from shards.order import Order, rank_share
+from shards.format.manifest import File, Manifest, Stats, write_manifest
+from shards.inspect.plan.advice import advice_lines
+from shards.inspect.plan.downloads import Shape, cut, fetches
+from shards.inspect.plan.numbers import Forecast, Wish, forecast_file
+from shards.inspect.plan.survey import Run, World, choose, survey
+from shards.inspect.plan.timeline import timelines
+from shards.loading.batch import Slot
+from shards.loading.evaluate import EvalStream
+from shards.loading.state import build_order
+from shards.loading.subset import View, open_data
+from shards.loading.train import train_stream
+from shards.order.blend import Stage
+from shards.order.order import Order, rank_share
 from shards.settings import ConfigError
-from shards.state import build_order
-from shards.stream import train_stream
-from shards.views import View, open_data
 from tests.shards.images import built, config
 from tests.shards.server import FaultyServer
 from xfer.__main__ import main

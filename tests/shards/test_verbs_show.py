@@ -11,17 +11,17 @@ from rich.console import Console
 
 from shards.cli import app
 from shards.decode import decode
-from shards.glance import opened
-from shards.looks.paint import colour, fitted, font, shortened, wrapped
-from shards.looks.show import Look, choose, contact_sheet, save, sheet_look, tiles
-from shards.looks.terminal import print_tiles, shows_pictures, terminal_look
-from shards.manifest import read_manifest, splits_in
-from shards.packing.build import build
-from shards.repair import repair
+from shards.format.manifest import read_manifest, splits_in
+from shards.ingest.build import build
+from shards.inspect.glance import opened
+from shards.inspect.preview.paint import colour, fitted, font, shortened, wrapped
+from shards.inspect.preview.show import Look, choose, contact_sheet, save, sheet_look, tiles
+from shards.inspect.preview.terminal import print_tiles, shows_pictures, terminal_look
+from shards.inspect.repair import repair
+from shards.inspect.verify import inspect
+from shards.loading.subset import open_view
 from shards.settings import ConfigError
 from shards.sources import SourceOptions
-from shards.verify import inspect
-from shards.views import open_view
 from tests.shards.images import encoded
 from tests.shards.kinds import BOXES, KINDS, captions, cells, damage, street, zoo
 from tests.shards.server import FaultyServer

@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 
 from shards.cli import app
 from shards.decode import image_size
-from shards.figures import save
-from shards.looks.figure import stats_figure
-from shards.looks.stats import Side, Spread, profile
-from shards.looks.stats_json import as_json
-from shards.looks.stats_text import NONE, blocks, stats_lines
-from shards.manifest import read_manifest
-from shards.reader import Reader
+from shards.format.manifest import read_manifest
+from shards.inspect.figures import save
+from shards.inspect.preview.figure import stats_figure
+from shards.inspect.preview.stats import Side, Spread, profile
+from shards.inspect.preview.stats_json import as_json
+from shards.inspect.preview.stats_text import NONE, blocks, stats_lines
+from shards.loading.reader import Reader
+from shards.loading.subset import open_view
 from shards.settings import ConfigError
-from shards.views import open_view
 from tests.shards.kinds import BOXES, KINDS, captions, cells, damage, street, zoo
 from tests.shards.server import FaultyServer
 

@@ -7,16 +7,16 @@ import os
 import numpy as np
 import pytest
 
-from shards.batch import Slot
 from shards.cli import app
-from shards.damage import DamagedDataError
-from shards.manifest import open_index, read_manifest, splits_in
-from shards.reader import Reader
-from shards.repair import repair
+from shards.format.manifest import open_index, read_manifest, splits_in
+from shards.inspect.repair import repair
+from shards.inspect.verify import inspect, verify
+from shards.loading.batch import Slot
+from shards.loading.damage import DamagedDataError
+from shards.loading.reader import Reader
+from shards.loading.subset import View, open_data
+from shards.loading.train import train_stream
 from shards.settings import ConfigError
-from shards.stream import train_stream
-from shards.verify import inspect, verify
-from shards.views import View, open_data
 from tests.shards.images import built, config
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from cluster.config import Job
-from shards.batch import Slot
+from shards.loading.batch import Slot
 from shards.settings import ConfigError, dump, load, replace
 from tuning import study as search
 from tuning.config import Study

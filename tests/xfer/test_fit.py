@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shards.batch import Slot
-from shards.damage import read_losses
+from shards.loading.batch import Slot
+from shards.loading.damage import read_losses
 from shards.settings import ConfigError, replace
 from xfer import fit as run
 from xfer.__main__ import app

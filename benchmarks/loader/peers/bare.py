@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.loader.contest import BATCH, SCALE, SEED, SIZE, Batches, Job, Loader
 from benchmarks.loader.dataset import Image, images_of
-from shards.transforms import augment, draw
+from shards.loading.transforms import augment, draw
 
 
 def prepare(images: Sequence[Image], folder: Path) -> None:

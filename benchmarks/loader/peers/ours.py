@@ -7,11 +7,11 @@ import torch
 
 from benchmarks.loader.contest import BATCH, SCALE, SEED, SIZE, Batches, Job, Loader
 from benchmarks.loader.dataset import Image
-from shards.batch import Slot
 from shards.config import DataConfig
-from shards.packing.build import build
-from shards.stream import TrainStream, train_stream
-from shards.views import open_data
+from shards.ingest.build import build
+from shards.loading.batch import Slot
+from shards.loading.subset import open_data
+from shards.loading.train import TrainStream, train_stream
 
 
 def prepare(images: Sequence[Image], folder: Path) -> None:

@@ -1,1 +1,0 @@
-"""What a run will do with its data, told by manifests alone."""

@@ -1,1 +1,0 @@
-"""Tars of others become data sets where they lie: found, scanned, indexed."""

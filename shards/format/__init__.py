@@ -1,0 +1,1 @@
+"""What a built data set is on disk: manifest, index, tar members, annotations."""

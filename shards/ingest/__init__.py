@@ -1,0 +1,1 @@
+"""Sources become data sets: listed, planned, checked, written, committed by a manifest; foreign tars are indexed."""

@@ -1,0 +1,1 @@
+"""What a person sees of data: previews, data plans, duplicates, differences, damage."""

@@ -1,0 +1,1 @@
+"""What a run will do with its data, from manifests alone."""

@@ -1,0 +1,138 @@
+"""What a stream delivers: `Batch`, and to whom: `Slot`.
+
+Legend: B samples of this rank's share, S pixels a side. Images stay uint8 until they are on the device: a quarter of
+the bytes to copy. They lie in memory pixel by pixel (`torch.channels_last`), as decoders write and GPUs read them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from shards.loading.transforms import Later, Pixels
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Which of `world_size` equal ranks this process is."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} of {self.world_size}: expected 0 <= rank < world_size")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's share of one global batch, or of one step of an evaluation.
+
+    images uint8 [B, 3, S, S]; targets int64 [B], class index within the source, -1 where samples have no class;
+    sources int64 [B], index into the views; positions int64 [B];
+    valid bool [B], False where a batch of an evaluation is only filled up;
+    boxes: None, or for each sample float32 [n, 5]: x0, y0, x1, y1 in pixels of the batch's images, class index;
+    masks: None, or uint8 [B, S, S], class index or 255; side: for each sample its texts and numbers by name.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    sources: torch.Tensor
+    positions: torch.Tensor
+    valid: torch.Tensor
+    boxes: tuple[torch.Tensor, ...] | None = None
+    masks: torch.Tensor | None = None
+    side: tuple[Mapping[str, Any], ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        changed = {name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        boxes = self.boxes and tuple(change(one) for one in self.boxes)
+        return replace(self, **changed, boxes=boxes)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on a device; returns before the copy is done if the batch is pinned."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, from which a GPU copies while it computes."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def split(self, parts: int) -> Iterator["Batch"]:
+        """Micro-batches in order, their sizes differing by at most one; none is empty."""
+        parts = min(parts, max(1, len(self)))
+        each, longer = divmod(len(self), parts)
+        start = 0
+        for number in range(parts):
+            end = start + each + (number < longer)
+            yield replace(self, **{n: value[start:end] for n, value in vars(self).items() if value is not None})
+            start = end
+
+
+class Draft:
+    """A batch that is filled sample by sample; what is never filled is zero and invalid.
+
+    It can be sent to another process: what is small is NumPy's and goes through a pipe in one piece, where each tensor
+    would be a file of its own in shared memory.
+    """
+
+    def __init__(self, size: int, image_size: int, images: torch.Tensor | None = None):
+        """`images`: uint8 [B, 3, S, S] to fill, whatever is in them; None: new memory."""
+        if images is None:
+            images = torch.empty((size, image_size, image_size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        self.images: torch.Tensor | None = images
+        self._image_size = image_size
+        self.targets, self.sources = np.zeros((2, size), np.int64)
+        self.positions = np.full(size, -1, np.int64)
+        self.valid = np.zeros(size, np.bool_)
+        self.later: dict[int, Later] = {}
+        self.boxes: dict[int, np.ndarray] = {}
+        self.masks: dict[int, np.ndarray] = {}
+        self.side: dict[int, Mapping[str, Any]] = {}
+
+    def image(self, at: int) -> torch.Tensor:
+        """Where the image of sample number `at` belongs, uint8 [3, S, S]."""
+        assert self.images is not None
+        return self.images[at]
+
+    def fill(self, at: int, pixels: Pixels, target: int, side: Mapping[str, Any]) -> None:
+        """Puts in what belongs to sample number `at`, whose image is in its place or made later."""
+        self.targets[at], self.valid[at] = target, True
+        if pixels.later is not None:
+            self.later[at] = pixels.later
+        if pixels.boxes is not None:
+            self.boxes[at] = pixels.boxes
+        if pixels.mask is not None:
+            self.masks[at] = pixels.mask
+        if side:
+            self.side[at] = side
+
+    def finish(self, send_images: bool = True) -> "Draft":
+        """Nothing more is filled. `send_images`: False if whoever gets the draft has the memory of its images."""
+        assert self.images is not None
+        if not self.valid.all():
+            self.images[torch.from_numpy(~self.valid)] = 0
+        if not send_images:
+            self.images = None
+        return self
+
+    def batch(self, images: torch.Tensor | None = None) -> Batch:
+        """The batch; parts that no sample has are None. `images`: those that were not sent."""
+        images = self.images if images is None else images
+        assert images is not None
+        every = range(len(self.valid))
+        none, void = np.zeros((0, 5), np.float32), np.full((self._image_size, self._image_size), 255, np.uint8)
+        return Batch(
+            images,
+            torch.from_numpy(self.targets),
+            torch.from_numpy(self.sources),
+            torch.from_numpy(self.positions),
+            torch.from_numpy(self.valid),
+            tuple(torch.from_numpy(self.boxes.get(at, none)) for at in every) if self.boxes else None,
+            torch.from_numpy(np.stack([self.masks.get(at, void) for at in every])) if self.masks else None,
+            tuple(self.side.get(at, {}) for at in every) if self.side else None,
+        )

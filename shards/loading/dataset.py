@@ -1,0 +1,222 @@
+"""The work of loader processes: requested places -> decoded, transformed batches.
+
+Workers hold no order and no state: a request names every sample, and the answer depends on the request alone. Damage
+is no exception here but part of the answer: the sample is replaced by another one of its source, chosen by hash of
+(seed, position), so each replay chooses the same; the process that trains counts and decides when it is too much.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from shards.decode import DecodeError
+from shards.format.annotations import annotations
+from shards.format.hashing import key
+from shards.loading.batch import Draft
+from shards.loading.buffers import Buffers
+from shards.loading.local import LocalRequests
+from shards.loading.reader import DamagedSampleError, Reader, Sample
+from shards.loading.request import Answer, Delivery, Loss, Request
+from shards.loading.transforms import Pixels, draw
+
+_ATTEMPTS = 16
+_AHEAD = 3  # batches of each loader process
+_HELD = 3
+_READ_TOGETHER = 64  # samples: read and decoded in turn, the two take a tenth longer, for they share a core's caches
+Place = tuple[int, int, int]
+"""Source, shard, and row of the view within the shard."""
+Found = tuple[Pixels, int, Mapping[str, Any]]
+"""Pixels, target and side inputs of a sample."""
+
+
+class Transform(Protocol):
+    """Encoded image and what belongs to it -> what the model sees of it, the image in `out`; picklable. Raises
+    DecodeError.
+    """
+
+    def __call__(
+        self,
+        data: bytes,
+        *,
+        drawn: Sequence[float],
+        boxes: np.ndarray | None,
+        mask: np.ndarray | None,
+        out: torch.Tensor,
+    ) -> Pixels: ...
+
+
+class _Seat(NamedTuple):
+    """A position, what chance decides of the look of whatever comes there, and where its image goes."""
+
+    position: int
+    drawn: Sequence[float]
+    out: torch.Tensor
+
+
+class Samples(Dataset):
+    """A map-style dataset whose "indices" are requests and whose items are answers."""
+
+    def __init__(self, reader: Reader, transform: Transform, size: int, seed: int | None):
+        """`seed` decides looks and replacements; None: nothing is drawn, and a damaged sample stays empty."""
+        self.reader, self.transform, self.size, self.seed = reader, transform, size, seed
+        self.buffers: Buffers | None = None
+
+    def __getitems__(self, request: Request) -> Answer:
+        n = len(request.positions)
+        images = self.buffers.images(request.buffer, n + request.fill) if self.buffers and request.buffer >= 0 else None
+        draft = Draft(n + request.fill, self.size, images)
+        draft.sources[:n], draft.positions[:n] = request.source, request.positions
+        losses = list(request.losses)
+        positions = request.positions.tolist()
+        places = list(zip(request.source.tolist(), request.shard.tolist(), request.row.tolist(), strict=True))
+        drawn = draw(self.seed, request.positions) if self.seed is not None else [()] * n
+        with _one_thread():
+            for first in range(0, n, _READ_TOGETHER):
+                ahead = [self._read(place) for place in places[first : first + _READ_TOGETHER]]
+                for at, sample in enumerate(ahead, first):
+                    found = self._find(places[at], _Seat(positions[at], drawn[at], draft.image(at)), sample, losses)
+                    if found is not None:
+                        draft.fill(at, *found)
+        return Answer(draft.finish(send_images=images is None), tuple(losses), request.buffer)
+
+    def _find(self, place: Place, seat: _Seat, sample: Sample | None, losses: list[Loss]) -> Found | None:
+        """The sample that was read at a place, or the first sound replacement."""
+        source = place[0]
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._see(place, seat, sample)
+            except (DamagedSampleError, DecodeError) as error:
+                shard = self.reader.views[source].manifest.shards[place[1]].path
+                losses.append(Loss(source, shard, self.reader.name(*place), str(error)))
+            if self.seed is None:
+                return None
+            place = self._replacement(place, seat.position, attempt)
+            sample = self._read(place)
+        return None
+
+    def _replacement(self, place: Place, position: int, attempt: int) -> Place:
+        """Another place of the same shard, for half of the attempts; then of the same source, anywhere."""
+        source, shard, _ = place
+        view, chosen = self.reader.views[source], key(self.seed or 0, 3, position, attempt)
+        if attempt < _ATTEMPTS // 2:
+            return source, shard, chosen % int(view.shard_samples[shard])
+        return source, *self.reader.locate(source, chosen % view.num_samples)
+
+    def _read(self, place: Place) -> Sample | None:
+        """None if it is damaged: it is read once more then, and what is wrong with it is told."""
+        try:
+            return self.reader.read(*place)
+        except DamagedSampleError:
+            return None
+
+    def _see(self, place: Place, seat: _Seat, sample: Sample | None) -> Found:
+        """What the model sees of a sample, which is read once more if anything is wrong with it."""
+        if sample is not None:
+            with suppress(DamagedSampleError, DecodeError):
+                return self._see_once(place[0], seat, sample)
+        return self._see_once(place[0], seat, self.reader.read(*place))
+
+    def _see_once(self, source: int, seat: _Seat, sample: Sample) -> Found:
+        manifest = self.reader.views[source].manifest
+        try:
+            said = annotations(sample.fields, manifest.fields, len(manifest.classes))
+        except ValueError as error:
+            raise DamagedSampleError(str(error)) from None
+        pixels = self.transform(sample.image, drawn=seat.drawn, boxes=said.boxes, mask=said.mask, out=seat.out)
+        return pixels, sample.label, said.side
+
+
+class Deliveries:
+    """Deliveries in the order of the requests, made by `workers` processes ahead of time (0: here, when asked for).
+
+    An iterator; close it to stop the processes.
+    """
+
+    def __init__(
+        self, samples: Samples, requests: Iterable[Request], workers: int, batch_size: int, pin_memory: bool = False
+    ):
+        """`batch_size`: of the largest request."""
+        self._local = _local(samples, requests)
+        self._buffers = samples.buffers = _buffers(samples.size, workers, batch_size, pin_memory)
+        requests = self._local or requests
+        loader = DataLoader(
+            samples,
+            # Requests instead of indices.
+            batch_sampler=self._buffers.assigned(requests) if self._buffers else requests,  # pyright: ignore[reportArgumentType]
+            num_workers=workers,
+            collate_fn=_as_is,  # pyright: ignore[reportArgumentType]
+            pin_memory=pin_memory,
+            prefetch_factor=_AHEAD if workers else None,
+            # A DataLoader draws a seed when it starts; with its own generator it leaves the global one alone.
+            generator=torch.Generator(),
+        )
+        with _ctrl_c_held():
+            self._answers: Iterator[Answer | Delivery] | None = iter(loader)
+
+    def __iter__(self) -> "Deliveries":
+        return self
+
+    def __next__(self) -> Delivery:
+        if self._answers is None:
+            raise ValueError("these deliveries were closed")
+        answer = next(self._answers)
+        if self._local:
+            self._local.delivered()
+        if isinstance(answer, Delivery):  # made by the thread that pins memory
+            return answer
+        lent = answer.buffer >= 0
+        return answer.delivery(self._buffers.lend(answer.buffer, len(answer)) if self._buffers and lent else None)
+
+    def close(self) -> None:
+        """Stops loader processes and fetching."""
+        self._answers = None
+        if self._local:
+            self._local.close()
+
+
+def _buffers(image_size: int, workers: int, batch_size: int, pin_memory: bool) -> Buffers | None:
+    """For all that is on its way, and for what the loop holds. Pages to be pinned are copied on arrival anyway."""
+    if not workers or pin_memory or multiprocessing.get_start_method() != "fork":
+        return None
+    return Buffers(workers * _AHEAD + _HELD, batch_size, image_size)
+
+
+def _local(samples: Samples, requests: Iterable[Request]) -> LocalRequests | None:
+    """The requests made local, if a view is remote."""
+    views = samples.reader.views
+    store = next((view.store for view in views if view.store), None)
+    return LocalRequests(requests, views, store, samples.seed) if store else None
+
+
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Processes started in here never hear Ctrl-C, from their first moment; this one hears it when it leaves.
+
+    Ctrl-C reaches the whole process group, and the process that trains decides what it means: finish, save, stop.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small images on several threads spend their time waiting for each other: 20 times slower on two busy cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _as_is(answer: Answer) -> Answer:
+    return answer

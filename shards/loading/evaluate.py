@@ -1,0 +1,89 @@
+"""Batches for evaluation: exactly one pass, padded under `valid`, with equally many and equally large batches on every
+rank.
+
+Samples come in the order they are stored in: nothing about a score depends on a seed, and each shard is read front to
+back.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from shards.config import DataConfig
+from shards.loading.batch import Batch, Slot
+from shards.loading.damage import DamagedDataError, damage_table
+from shards.loading.dataset import Deliveries, Samples
+from shards.loading.reader import Reader
+from shards.loading.request import Request
+from shards.loading.subset import View
+from shards.loading.transforms import Pixels, centre
+
+
+@dataclass(frozen=True)
+class EvalStream:
+    """One exact pass over the views each time it is iterated.
+
+    Positions count the samples of all views one after the other; padding has position -1 and valid False. A damaged
+    sample raises DamagedDataError: a score over what is left would not be the score of this data set.
+    """
+
+    views: tuple[View, ...]
+    slot: Slot
+    batch_size: int
+    image_size: int
+    workers: int = 0
+    pin_memory: bool = False
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the whole pass, over all ranks."""
+        return sum(view.num_samples for view in self.views)
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        samples = Samples(Reader(self.views), partial(_centred, size=self.image_size), self.image_size, seed=None)
+        requests = [self._request(start) for start in range(0, self.num_samples, self.batch_size)]
+        workers, each = min(self.workers, len(requests)), -(-self.batch_size // self.slot.world_size)
+        with closing(Deliveries(samples, requests, workers, each, self.pin_memory)) as deliveries:
+            for delivery in deliveries:
+                if delivery.losses:
+                    raise DamagedDataError(damage_table(self.views, list(delivery.losses), {}))
+                yield delivery.batch
+
+    def _request(self, start: int) -> Request:
+        rank, world = self.slot.rank, self.slot.world_size
+        each = -(-self.batch_size // world)
+        end = min(start + self.batch_size, self.num_samples)
+        positions = np.arange(start + (end - start) * rank // world, start + (end - start) * (rank + 1) // world)
+        firsts = np.cumsum([0] + [view.num_samples for view in self.views])
+        source = np.searchsorted(firsts, positions, side="right") - 1
+        shard, row = np.empty_like(positions), np.empty_like(positions)
+        for index in np.unique(source):
+            of = source == index
+            kept, inside = self.views[index].kept_starts, positions[of] - firsts[index]
+            shard[of] = np.searchsorted(kept, inside, side="right") - 1
+            row[of] = inside - kept[shard[of]]
+        return Request(source, shard, row, positions, fill=each - len(positions))
+
+
+def eval_stream(views: Sequence[View], config: DataConfig, slot: Slot, pin_memory: bool = False) -> EvalStream:
+    """The evaluation stream over views of a configuration."""
+    return EvalStream(tuple(views), slot, config.batch_size, config.image_size, config.workers, pin_memory)
+
+
+def _centred(
+    data: bytes,
+    *,
+    drawn: Sequence[float],
+    boxes: np.ndarray | None,
+    mask: np.ndarray | None,
+    out: torch.Tensor,
+    size: int,
+) -> Pixels:
+    return centre(data, size, boxes, mask, out)

@@ -1,0 +1,69 @@
+"""What loader processes are asked for and what they answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from shards.format.hashing import Ints
+from shards.loading.batch import Batch, Draft
+from shards.loading.transforms import Later
+
+
+@dataclass(frozen=True)
+class Request:
+    """Samples by source, shard and row of the view, with their positions; int64 [n] each. `fill`: rows to pad with.
+
+    `losses`: what was lost before loaders see the request. `buffer`: where the images go; -1: into memory of their own.
+    """
+
+    source: Ints
+    shard: Ints
+    row: Ints
+    positions: Ints
+    fill: int = 0
+    losses: tuple["Loss", ...] = ()
+    buffer: int = -1
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A damaged sample that was asked for: source (index into the views), shard's file, key and reason."""
+
+    source: int
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A batch and what was lost on the way; `valid` is False where nothing sound was found."""
+
+    batch: Batch
+    losses: tuple[Loss, ...]
+    later: Mapping[int, Later]
+    """Images that are to be decoded, by their places in the batch."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a loader process sends: a delivery in the making. `buffer`: where its images are; -1: in the draft."""
+
+    draft: Draft
+    losses: tuple[Loss, ...]
+    buffer: int = -1
+
+    def __len__(self) -> int:
+        return len(self.draft.valid)
+
+    def delivery(self, images: torch.Tensor | None = None) -> Delivery:
+        """`images`: what is in the buffer."""
+        return Delivery(self.draft.batch(images), self.losses, self.draft.later)
+
+    def pin_memory(self) -> Delivery:
+        """Called by the DataLoader."""
+        return Delivery(self.draft.batch().pin_memory(), self.losses, self.draft.later)

@@ -1,0 +1,150 @@
+"""Batches for training: the order, the loaders and the budget for damage put together.
+
+Training is infinite and counts positions, so ranks never disagree about the end of an epoch. All that a resume needs
+is `state()`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from shards.config import DataConfig
+from shards.loading.batch import Batch, Slot
+from shards.loading.damage import Losses, budget
+from shards.loading.dataset import Deliveries, Samples
+from shards.loading.nvjpeg import decode_into
+from shards.loading.reader import Reader
+from shards.loading.request import Loss, Request
+from shards.loading.state import StreamState, build_order, resume
+from shards.loading.subset import View
+from shards.loading.transforms import augment
+from shards.order.order import Order
+from shards.settings import ConfigError
+
+_LOCATED_TOGETHER = 1024  # samples: 2 ms, then nothing for some batches
+
+
+class TrainStream:
+    """An endless iterator of this rank's batches. Close it (or use `with`) to stop its loader processes."""
+
+    def __init__(
+        self,
+        law: Order,
+        samples: Samples,
+        losses: Losses,
+        state: StreamState,
+        slot: Slot,
+        batch_size: int,
+        workers: int = 0,
+        pin_memory: bool = False,
+        device: torch.device | None = None,
+    ):
+        """`device`: where images are decoded that loader processes leave to it."""
+        self.position = state.position
+        """Global position of the next batch: of what was delivered, not of what is being prepared."""
+        self._law, self._losses, self._state, self._batch_size = law, losses, state, batch_size
+        self._device = device
+        requests = Requests(law, state.position, batch_size, slot)
+        self._deliveries = Deliveries(samples, requests, workers, -(-batch_size // slot.world_size), pin_memory)
+
+    def __iter__(self) -> "TrainStream":
+        return self
+
+    def __next__(self) -> Batch:
+        delivery = next(self._deliveries)
+        self._losses.count(delivery)
+        self.position += self._batch_size
+        if self._device is None:
+            return delivery.batch
+        batch = delivery.batch.to(self._device)
+        if delivery.later:
+            decode_into(batch.images, delivery.later)
+        return batch
+
+    def __enter__(self) -> "TrainStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the loader processes; the stream cannot be read any more."""
+        self._deliveries.close()
+
+    def state(self) -> StreamState:
+        """All that a resume needs, on any number of ranks and, if `block` is set, with any batch size."""
+        counts = dict(zip(self._law.names, self._law.blend.counts(self.position).tolist(), strict=True))
+        return replace(self._state, position=self.position, counts=counts)
+
+    @property
+    def losses(self) -> list[Loss]:
+        """Distinct damaged samples so far: with a `damage_log` those of all ranks and earlier lives of the run."""
+        return self._losses.all()
+
+
+def train_stream(
+    views: Sequence[View],
+    config: DataConfig,
+    slot: Slot,
+    state: StreamState | None = None,
+    pin_memory: bool = False,
+    damage_log: Path | None = None,
+    device: torch.device | None = None,
+) -> TrainStream:
+    """The training stream of a configuration from a state on. `views` as in `open_data(config).train`; `damage_log`:
+    a folder that all ranks of the run write to, so that its losses are counted together; `device`: where batches go
+    with `decode: gpu`.
+
+    Raises ConfigError, with every difference if the state is of other data.
+    """
+    state = state or StreamState()
+    if config.batch_size < slot.world_size:
+        raise ConfigError(
+            f"data.batch_size: {config.batch_size} samples for {slot.world_size} ranks; each needs at least one"
+        )
+    later = config.decode == "gpu"
+    if later and device is None:
+        raise ConfigError("data.decode: gpu, and this process has none; give it a GPU, or say `decode: cpu`")
+    if state.position < 0:
+        raise ConfigError(f"position {state.position}: expected at least 0")
+    state = resume(views, config, state)
+    law = build_order(views, config, state.origin)
+    assert law.names == tuple(view.name for view in views), "views must be sorted by name"
+    look = config.augment
+    transform = partial(
+        augment,
+        size=config.image_size,
+        scale=look.scale,
+        flip=look.flip,
+        color=look.color,
+        later=later,
+    )
+    return TrainStream(
+        law,
+        Samples(Reader(views), transform, config.image_size, config.seed),
+        Losses(views, {} if config.strict else budget(views, config.max_replaced), damage_log, slot.rank),
+        state,
+        slot,
+        config.batch_size,
+        config.workers,
+        pin_memory,
+        device if later else None,
+    )
+
+
+class Requests:
+    """The requests of one rank, from a position on, without end."""
+
+    def __init__(self, law: Order, position: int, batch_size: int, slot: Slot):
+        self.law, self.position, self.batch_size, self.slot = law, position, batch_size, slot
+
+    def __iter__(self) -> Iterator[Request]:
+        start, count = self.position, max(1, _LOCATED_TOGETHER // self.batch_size)
+        while True:
+            shares = self.law.batches(start, self.batch_size, count, self.slot.rank, self.slot.world_size)
+            for positions, at in shares:
+                yield Request(at.source, at.shard, at.row, positions)
+            start += count * self.batch_size

@@ -1,0 +1,1 @@
+"""Which sample comes at which position: a pure function of the position."""

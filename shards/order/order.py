@@ -1,0 +1,130 @@
+"""The law of order: the sample at a global position is a pure function of that position.
+
+Loaders that keep their place in workers cannot resume on another number of them. Here nothing has a place to keep:
+one integer, the position, says which samples come next, on any number of ranks, workers and for any batch size.
+
+    mix      position -> source s and q, the source's gap-free counter (blend.py)
+    source   epoch e, i = divmod(q, N);  lane l = i % L,  m = i // L
+    window   j, r = divmod(m, w);  x = start(l) + j*w + shuffle of the window, keyed by (seed, s, e, l, j), at r
+    shard    x falls into one shard of the permuted shard list  ->  shard, row
+
+`s` in a key is the hash of the source's *name*: adding a source never reshuffles another one, and one data set under
+two names is read in two orders. Cost: 1 to 2 us a sample; caches of two blocks and, for each source, 2L+2 windows and
+two shard lists, the latter 24 bytes a shard.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from shards.format.hashing import Ints, fold, key, name_key, permutation, shuffled
+from shards.order.blend import Blend, Stage, groups
+
+VERSION = 2
+"""Part of every plan: raised when the same seed would give another order."""
+
+
+def shuffled_shards(count: int, seed: int, source: str, epoch: int) -> Ints:
+    """A source's shards in the order of an epoch, int64 [count]."""
+    return permutation(count, seed, name_key(source), epoch)
+
+
+def rank_share(lane: Ints, rank: int, world_size: int) -> Ints:
+    """Which samples of a global batch a rank gets: stable-sorted by lane and cut evenly, int64 [about n / world_size].
+
+    Neighbouring lanes stay on one rank, so a rank touches few shards; sizes differ by at most one.
+    """
+    by_lane = np.argsort(lane, kind="stable")
+    n = len(by_lane)
+    return by_lane[rank * n // world_size : (rank + 1) * n // world_size]
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where samples lie, int64 [n] each: source (index by sorted name), its epoch, lane, shard, row in the shard."""
+
+    source: Ints
+    epoch: Ints
+    lane: Ints
+    shard: Ints
+    row: Ints
+
+    def take(self, chosen: Ints) -> "Located":
+        """The chosen samples only."""
+        return Located(*(getattr(self, part)[chosen] for part in ("source", "epoch", "lane", "shard", "row")))
+
+
+class Order:
+    """The order of a blend of sources.
+
+    shapes: name -> samples in each shard, int64 [shards] (0 is allowed). stages: the weights, from which position on.
+    A weight counts samples: weights 3 and 1 mean three samples of the first for each of the second.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Sequence[int] | Ints],
+        stages: Sequence[Stage],
+        seed: int,
+        block: int,
+        lanes: int = 16,
+        window: int = 4096,
+        unit: int = 1,
+    ):
+        assert shapes, "an order needs a source"
+        self.names = tuple(sorted(shapes))
+        self.blend = Blend(self.names, stages, seed, block, unit)
+        self.seed, self.lanes, self.window = seed, lanes, window
+        self._rows = [np.asarray(shapes[name], np.int64) for name in self.names]
+        self._samples = np.array([rows.sum() for rows in self._rows], np.int64)
+        assert self._samples.all(), "a source without samples has no order"
+        self._keys = np.array([key(seed, name_key(name)) for name in self.names], np.uint64)
+        self._shards = lru_cache(maxsize=2 * len(self.names))(self._shard_list)
+
+    def locate(self, positions: Ints) -> Located:
+        """Where the samples at these global positions lie; positions int64 [n], in any order."""
+        positions = np.asarray(positions, np.int64)
+        source, count = self.blend.locate(positions)
+        epoch, lane, place = self._places(source, count)
+        shard, row = np.empty_like(place), np.empty_like(place)
+        for of in groups(epoch * len(self.names) + source):
+            shards, starts = self._shards(int(source[of[0]]), int(epoch[of[0]]))
+            inside = place[of]
+            at = starts.searchsorted(inside, side="right") - 1
+            shard[of], row[of] = shards[at], inside - starts[at]
+        return Located(source, epoch, lane, shard, row)
+
+    def batch(self, start: int, batch_size: int, rank: int = 0, world_size: int = 1) -> tuple[Ints, Located]:
+        """This rank's share of the global batch [start, start + batch_size): positions and places."""
+        return next(self.batches(start, batch_size, 1, rank, world_size))
+
+    def batches(
+        self, start: int, batch_size: int, count: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[Ints, Located]]:
+        """This rank's shares of `count` batches in a row. They are located together: a call has a price of its own,
+        so batches of 64 cost a third of what they do one by one.
+        """
+        positions = np.arange(start, start + count * batch_size, dtype=np.int64)
+        located = self.locate(positions)
+        for first in range(0, len(positions), batch_size):
+            mine = first + rank_share(located.lane[first : first + batch_size], rank, world_size)
+            yield positions[mine], located.take(mine)
+
+    def _places(self, source: Ints, count: Ints) -> tuple[Ints, Ints, Ints]:
+        """Epoch, lane and place in the epoch's list of samples of each source's sample number `count`; int64 [n]."""
+        n = self._samples[source]
+        epoch, i = np.divmod(count, n)
+        m, lane = np.divmod(i, self.lanes)
+        j, r = np.divmod(m, self.window)
+        each, longer = np.divmod(n, self.lanes)  # the first lanes are one sample longer where it does not divide evenly
+        start = lane * each + np.minimum(lane, longer) + j * self.window
+        size = np.minimum(self.window, each + (lane < longer) - j * self.window)
+        return epoch, lane, start + shuffled(r, size, fold(self._keys[source], epoch, lane, j))
+
+    def _shard_list(self, source: int, epoch: int) -> tuple[Ints, Ints]:
+        """The epoch's permuted shards and, for each, the place of its first sample; int64 [shards], [shards + 1]."""
+        rows = self._rows[source]
+        shards = shuffled_shards(len(rows), self.seed, self.names[source], epoch)
+        return shards, np.concatenate([[0], np.cumsum(rows[shards])])

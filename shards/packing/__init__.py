@@ -1,1 +1,0 @@
-"""Sources become shards: listed, planned, checked, written, committed by a manifest."""
