@@ -34,7 +34,7 @@ from shards.ingest.build import build
 from shards.inspect.dups.near import find_near, num_sorts
 from shards.inspect.dups.perceptual_hash import BITS, FEWEST, PRINT, distances, mirrored, take_print
 from shards.inspect.glance import Damaged, read
-from shards.loading.subset import open_view
+from shards.loading.open import open_subset
 
 RESULTS = Path(__file__).parent / "results"
 LOWEST = 8
@@ -121,8 +121,8 @@ def encoded(image: Image.Image) -> bytes:
 def images_in(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Key and image of every sample of every split."""
     for split in splits_in(folder):
-        view = open_view(folder, split)
-        for _, sample in read(view, range(view.num_samples)):
+        subset = open_subset(folder, split)
+        for _, sample in read(subset, range(subset.num_samples)):
             if not isinstance(sample, Damaged):
                 yield sample.key, sample.image
 

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from shards.config import DataConfig
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
-from shards.loading.subset import open_data
+from shards.loading.open import open_data
 from shards.progress import progress
 from xfer.config import ModelConfig
 from xfer.fusion import WeightedSum
@@ -93,14 +93,14 @@ def _compute(shards: Path, weights: Path, size: int) -> dict[str, Tensor]:
     model = build_model(ModelConfig.model_validate({"branches": branches}), 7, seed=0).eval()
     model = model.to(memory_format=torch.channels_last)
     result = {}
-    for view in open_data(config).train:
+    for subset in open_data(config).train:
         features, targets = [], []
-        with torch.inference_mode(), progress(f"{size} px {view.name}", view.num_samples, "images") as advance:
-            for batch in eval_stream([view], config, Slot()):
+        with torch.inference_mode(), progress(f"{size} px {subset.name}", subset.num_samples, "images") as advance:
+            for batch in eval_stream([subset], config, Slot()):
                 features.append(_pooled(model, batch.images, size)[batch.valid])
                 targets.append(batch.targets[batch.valid])
                 advance(int(batch.valid.sum()))
-        result |= {f"{view.name}.features": torch.cat(features), f"{view.name}.targets": torch.cat(targets)}
+        result |= {f"{subset.name}.features": torch.cat(features), f"{subset.name}.targets": torch.cat(targets)}
     return result
 
 

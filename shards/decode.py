@@ -64,7 +64,7 @@ class Encoded(NamedTuple):
 
 
 class Raster(NamedTuple):
-    """Decoded pixels: uint8 [h, w, 3], often a view with other strides than its shape suggests.
+    """Decoded pixels: uint8 [h, w, 3], often a subset with other strides than its shape suggests.
 
     array[i, j] covers `shrink` x `shrink` pixels of the upright image, those from (left + j * shrink, top + i * shrink)
     on; left and top are below 0 where a shrunken image was turned and does not divide evenly.

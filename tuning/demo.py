@@ -9,8 +9,9 @@ from pathlib import Path
 from cluster.launch import run as train
 from shards.generate import SHAPES, generate
 from shards.ingest.build import build
+from shards.loading.open import open_data
 from shards.loading.reader import read_sample
-from shards.loading.subset import View, open_data
+from shards.loading.subset import Subset
 from shards.settings import dump, load
 from tuning import study as search
 from tuning.config import Study
@@ -132,15 +133,15 @@ def _say(number: int, text: str) -> None:
     print(f"\n[{number}/5] {text}", flush=True)
 
 
-def _few(view: View, count: int = 5) -> list[tuple[bytes, str]]:
+def _few(subset: Subset, count: int = 5) -> list[tuple[bytes, str]]:
     """The first sample of each of `count` classes."""
     found: dict[int, bytes] = {}
-    for i in range(view.num_samples):
-        sample = read_sample(view, i)
+    for i in range(subset.num_samples):
+        sample = read_sample(subset, i)
         found.setdefault(sample.label, sample.image)
-        if len(found) >= min(count, len(view.classes)):
+        if len(found) >= min(count, len(subset.classes)):
             break
-    return [(image, view.classes[label]) for label, image in sorted(found.items())]
+    return [(image, subset.classes[label]) for label, image in sorted(found.items())]
 
 
 def _few_files(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from shards.loading.damage import read_losses
+from shards.loading.damage import read_damage
 from shards.settings import ConfigError, load
 from shards.text import counted
 from tuning.config import Study
@@ -95,7 +95,7 @@ def run_sections(folder: Path) -> list[Section]:
     if weights:
         caption = "w = softmax(alpha): how much each branch counts."
         sections.append(Section("Fusion weights", plots=[(figures.weight_bars(weights), caption)]))
-    lost = [[loss[name] for name in ("source", "shard", "key", "reason")] for loss in read_losses(folder)]
+    lost = [[loss[name] for name in ("source", "shard", "key", "reason")] for loss in read_damage(folder)]
     if lost:
         told = f"Replaced by others of their source: {counted(len(lost), 'damaged sample')}."
         sections.append(Section("Damage", told, table=[["source", "shard", "sample", "reason"], *lost]))

@@ -18,7 +18,8 @@ from cluster.config import Job
 from shards.config import DataConfig
 from shards.loading.batch import Batch, Slot
 from shards.loading.evaluate import eval_stream
-from shards.loading.subset import Data, View, open_data
+from shards.loading.open import Data, open_data
+from shards.loading.subset import Subset
 from shards.settings import replace
 from tuning.config import Distribution
 from tuning.space import values
@@ -66,27 +67,27 @@ def share(job: Job, num_images: int) -> Shared:
         masks,
         calibration_images(data, recipe.data, recipe.quantize.calibration),
         _some(data.validation, recipe.data, num_images),
-        {view.name: tuple(view.classes) for view in data.validation},
+        {subset.name: tuple(subset.classes) for subset in data.validation},
     )
 
 
-def _some(views: Sequence[View], config: DataConfig, count: int) -> list[Batch]:
-    """About `count` samples, in equal parts from every view."""
+def _some(subsets: Sequence[Subset], config: DataConfig, count: int) -> list[Batch]:
+    """About `count` samples, in equal parts from every subset."""
     small = config.model_copy(update={"batch_size": 32, "workers": 0})
     batches: list[Batch] = []
-    for index, view in enumerate(views):
+    for index, subset in enumerate(subsets):
         seen = 0
-        for batch in eval_stream([view], small, Slot()):
+        for batch in eval_stream([subset], small, Slot()):
             batch.sources.fill_(index)
             batches.append(batch)
             seen += int(batch.valid.sum())
-            if seen * len(views) >= count:
+            if seen * len(subsets) >= count:
                 break
     return batches
 
 
 def _features(model: FusionModel, data: Data, recipe: Recipe, labels: LabelSpace) -> tuple[Tensor, Tensor, Tensor]:
-    names = [view.name for view in data.train]
+    names = [subset.name for subset in data.train]
     table, masks = labels.table(names), labels.masks(names)
     features, targets, known = [], [], []
     with torch.inference_mode():

@@ -60,7 +60,7 @@ def evaluate(
     overrides
         `dotted.path=value` changes to the run's recipe, such as data.root=...
     """
-    from shards.loading.subset import open_data
+    from shards.loading.open import open_data
     from xfer.bundle import open_model
 
     trained, recipe = open_model(model), _recipe_of(model, overrides)
@@ -71,22 +71,22 @@ def evaluate(
     if not any(wanted.values()):
         raise ConfigError(f"{model}: its recipe has no {split if split != 'all' else 'held-out'} data to evaluate on")
     print(f"model: {model}, weights {trained.weights_bytes / 1e6:.2f} MB ({trained.weights_file})")
-    result = {part: _scores(trained, views, recipe, part) for part, views in wanted.items() if views}
+    result = {part: _scores(trained, subsets, recipe, part) for part, subsets in wanted.items() if subsets}
     _record(model, result)
 
 
-def _scores(trained: "Trained", views: tuple, recipe: "Recipe", part: str) -> dict:
-    from xfer.evaluate import evaluate_views, unknown_classes
+def _scores(trained: "Trained", subsets: tuple, recipe: "Recipe", part: str) -> dict:
+    from xfer.evaluate import evaluate_subsets, unknown_classes
     from xfer.metrics import mean_accuracy
 
-    scores = evaluate_views(trained.model, views, recipe.data, trained.classes, f"evaluate {part}")
+    scores = evaluate_subsets(trained.model, subsets, recipe.data, trained.classes, f"evaluate {part}")
     print(f"\n{part:<24}{'images':>8}{'accuracy':>10}   95 % interval")
     for name, score in scores.items():
         low, high = score.interval
         print(f"  {name:<22}{score.count:>8}{100 * score.accuracy:>8.1f} %   {100 * low:.1f} - {100 * high:.1f}")
     if len(scores) > 1:
         print(f"  {'mean of sources':<22}{'':>8}{100 * mean_accuracy(scores):>8.1f} %")
-    for name, classes in unknown_classes({view.name: view.classes for view in views}, trained.classes).items():
+    for name, classes in unknown_classes({subset.name: subset.classes for subset in subsets}, trained.classes).items():
         print(f"  {name}: not counted, the model has no such class: {', '.join(classes)}")
     return {
         name: {"correct": s.correct, "count": s.count, "accuracy": s.accuracy, "interval": s.interval,
@@ -133,9 +133,9 @@ def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
     out
         Where the bundle goes; RUN/bundle if not given.
     """
-    from shards.loading.subset import open_data
+    from shards.loading.open import open_data
     from xfer.bundle import open_model
-    from xfer.evaluate import evaluate_views
+    from xfer.evaluate import evaluate_subsets
     from xfer.metrics import mean_accuracy
     from xfer.quantize import make_bundle
 
@@ -144,10 +144,10 @@ def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
         raise ConfigError(f"{run}: this is a bundle already; quantize the run it came from")
     data = open_data(recipe.data)
     bundle = make_bundle(trained, recipe, data, out or run / "bundle")
-    views = data.validation or data.test
-    print(f"\n{'':<10}{'bytes':>14}{'accuracy':>10}   on {', '.join(v.name for v in views)} (held-out part)")
+    subsets = data.validation or data.test
+    print(f"\n{'':<10}{'bytes':>14}{'accuracy':>10}   on {', '.join(v.name for v in subsets)} (held-out part)")
     for name, candidate in (("float32", trained), ("packed", bundle)):
-        scores = evaluate_views(candidate.model, views, recipe.data, candidate.classes, f"evaluate {name}")
+        scores = evaluate_subsets(candidate.model, subsets, recipe.data, candidate.classes, f"evaluate {name}")
         print(f"{name:<10}{candidate.weights_bytes:>14,}{100 * mean_accuracy(scores):>8.1f} %")
     print(f"{trained.weights_bytes / bundle.weights_bytes:.1f} times smaller: {bundle.path}")
     print(f"next: xfer predict {bundle.path} IMAGE...")

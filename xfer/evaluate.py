@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from shards.config import DataConfig
 from shards.loading.batch import Batch, Slot
 from shards.loading.evaluate import eval_stream
-from shards.loading.subset import View
+from shards.loading.subset import Subset
 from shards.progress import progress
 from xfer.engine import default_device
 from xfer.labels import LabelSpace
@@ -42,14 +42,14 @@ def evaluate(
     return accuracy.scores(total(accuracy.sums))
 
 
-def evaluate_views(
-    model: nn.Module, views: Sequence[View], config: DataConfig, classes: Sequence[str], what: str
+def evaluate_subsets(
+    model: nn.Module, subsets: Sequence[Subset], config: DataConfig, classes: Sequence[str], what: str
 ) -> dict[str, Score]:
-    """Scores of `model` on `views` in this process, with progress."""
+    """Scores of `model` on `subsets` in this process, with progress."""
     device = default_device()
-    batches = eval_stream(views, config, Slot())
-    sources = {view.name: view.classes for view in views}
-    with progress(what, sum(view.num_samples for view in views), "images") as advance:
+    batches = eval_stream(subsets, config, Slot())
+    sources = {subset.name: subset.classes for subset in subsets}
+    with progress(what, sum(subset.num_samples for subset in subsets), "images") as advance:
         return evaluate(model.to(device), batches, sources, classes, device, after_batch=advance)
 
 

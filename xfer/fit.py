@@ -16,8 +16,8 @@ from pathlib import Path
 
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
+from shards.loading.open import Data, open_data
 from shards.loading.state import StreamState, resume
-from shards.loading.subset import Data, open_data
 from shards.loading.train import train_stream
 from shards.settings import ConfigError, dump, load
 from xfer.checkpoint import Checkpoint, TrainState, latest_checkpoint, write_checkpoint
@@ -49,7 +49,7 @@ def plain_engine(model: FusionModel, recipe: Recipe, slot: Slot) -> Engine:
 
 def label_space(data: Data) -> LabelSpace:
     """The union of the training sources' classes."""
-    return LabelSpace.union({view.name: view.classes for view in data.train})
+    return LabelSpace.union({subset.name: subset.classes for subset in data.train})
 
 
 def prepare(recipe: Recipe) -> tuple[Data, Checkpoint | None]:
@@ -161,7 +161,7 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
         data.train, recipe.data, slot, StreamState(**state.stream), damage_log=recipe.folder, device=gpu
     )
     eval_batches = eval_stream(data.validation, recipe.data, slot) if data.validation else None
-    sources = {view.name: view.classes for view in data.validation}
+    sources = {subset.name: subset.classes for subset in data.validation}
 
     def score() -> Row:
         if eval_batches is None:
@@ -176,7 +176,7 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
 
     def log(row: Row) -> None:
         if slot.rank == 0:
-            row |= {"replaced": len(lost)} if (lost := stream.losses) else {}
+            row |= {"replaced": len(lost)} if (lost := stream.damaged) else {}
             with (recipe.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
         report(row)
@@ -185,7 +185,7 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     return train(
         engine,
         iter(stream),
-        Objective(labels, [view.name for view in data.train], engine.device, t.label_smoothing),
+        Objective(labels, [subset.name for subset in data.train], engine.device, t.label_smoothing),
         state,
         steps=t.steps,
         global_batch=recipe.data.batch_size,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shards.config import AugmentConfig, DataConfig
 from shards.loading.batch import Slot
-from shards.loading.subset import Data
+from shards.loading.open import Data
 from shards.loading.train import train_stream
 from xfer.bundle import Trained, open_model, write_bundle
 from xfer.config import QuantizeConfig, Recipe

@@ -25,8 +25,8 @@ from benchmarks.loader.contest import BATCH, SIZE, Source
 from shards.config import DataConfig
 from shards.format.manifest import read_manifest
 from shards.loading.batch import Batch, Slot
+from shards.loading.open import open_data
 from shards.loading.state import StreamState
-from shards.loading.subset import open_data
 from shards.loading.train import TrainStream, train_stream
 from shards.remote.transport import StoreError
 from shards.settings import ConfigError

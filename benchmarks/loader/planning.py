@@ -23,8 +23,9 @@ from benchmarks.loader.dataset import BLEND_WEIGHTS
 from shards.config import DataConfig
 from shards.format.manifest import File, Manifest, Stats, manifest_path, read_manifest, write_manifest
 from shards.loading.batch import Slot
+from shards.loading.open import open_data
 from shards.loading.state import StreamState
-from shards.loading.subset import View, open_data
+from shards.loading.subset import Subset
 from shards.loading.train import Requests, train_stream
 from shards.order.blend import Stage
 from shards.order.order import Order, rank_share
@@ -103,7 +104,7 @@ def plan_order() -> Row:
 def _planned_manifest() -> Row:
     with tempfile.TemporaryDirectory() as folder:
         _alone(lambda: write_simulated(folder), "")
-        return _alone(lambda: plan_manifest(folder), "manifest of 10^6 shards, from its file to the view's shape")
+        return _alone(lambda: plan_manifest(folder), "manifest of 10^6 shards, from its file to the subset's shape")
 
 
 def write_simulated(folder: str) -> Row:
@@ -116,10 +117,10 @@ def write_simulated(folder: str) -> Row:
 
 
 def plan_manifest(folder: str) -> Row:
-    """Reads the manifest, checks it, and asks its view how many samples each shard has."""
+    """Reads the manifest, checks it, and asks its subset how many samples each shard has."""
     started = time.perf_counter()
-    view = View("web", folder, read_manifest(folder, "train"))
-    assert view.shard_samples.sum() == _SHARDS * _SAMPLES_A_SHARD
+    subset = Subset("web", folder, read_manifest(folder, "train"))
+    assert subset.shard_samples.sum() == _SHARDS * _SAMPLES_A_SHARD
     return {"seconds": time.perf_counter() - started, "file_mb": manifest_path(folder, "train").stat().st_size / 1e6}
 
 

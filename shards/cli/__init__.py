@@ -1,6 +1,7 @@
 """`xfer shards ...`: one verb a file.
 
-A verb returns its exit status, or None for 0; what it says goes to stdout, progress to stderr. Heavy imports happen inside the functions: `--help` must not wait for torch.
+A verb returns its exit status, or None for 0; what it says goes to stdout, progress to stderr. Heavy imports happen
+inside the functions: `--help` must not wait for torch.
 """
 
 import cyclopts

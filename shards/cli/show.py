@@ -49,23 +49,23 @@ def show(
 
     refuse(file_name(out, "--out", ".png", ".jpg", ".jpeg"), in_range(count, "--count", 1, MOST, "samples"))
     console = Console()
-    with opened(folders, split) as views:
-        having_it = having(views, only)
-        for view in views:
-            if view not in having_it:
-                print(f"{view.name}/{split}: no class {only!r}")
+    with opened(folders, split) as subsets:
+        having_it = having(subsets, only)
+        for subset in subsets:
+            if subset not in having_it:
+                print(f"{subset.name}/{split}: no class {only!r}")
         look = sheet_look(having_it, count, seed, only) if out else terminal_look(console, having_it, count, seed, only)
-        shown = [(view, tiles(view, look)) for view in having_it]
+        shown = [(subset, tiles(subset, look)) for subset in having_it]
     if not any(tiles for _, tiles in shown):
         print(f"no sample holds {only!r}")
         return 1
     if out:
         save(contact_sheet(shown, look.side), out)
-        print("\n".join(head(view, tiles) for view, tiles in shown))
+        print("\n".join(head(subset, tiles) for subset, tiles in shown))
         print(f"-> {out}")
         return None
-    for view, some in shown:
-        print_tiles(console, view, some, look.side)
+    for subset, some in shown:
+        print_tiles(console, subset, some, look.side)
     if console.is_terminal:
         hint = "in full: --out contact.png; others: --seed 1; one class: --only NAME"
         console.print(hint, style="dim", highlight=False)

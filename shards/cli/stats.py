@@ -55,8 +55,8 @@ def stats(
     none = sizes != "all" and sizes < 0 and f"--sizes: {sizes}; expected 0 or more samples, or `all`"
     refuse(file_name(out, "--out", ".png", ".svg", ".pdf"), none)
     count = None if sizes == "all" else sizes
-    with opened(folders, split) as views:
-        profiles = [profile(view, count, seed) for view in views]
+    with opened(folders, split) as subsets:
+        profiles = [profile(subset, count, seed) for subset in subsets]
     if json:
         print(json_module.dumps([as_json(found) for found in profiles]))
     else:

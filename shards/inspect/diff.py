@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from shards.format.hashing import Ints
 from shards.inspect.glance import Damaged, read
 from shards.loading.reader import Sample
-from shards.loading.subset import View
+from shards.loading.subset import Subset
 from shards.progress import progress
 
 PARTS = ("image", "boxes", "mask", "side", "other")
@@ -53,7 +53,7 @@ class Changes:
         return not (len(self.removed) or len(self.added) or len(self.a))
 
 
-def compare(a: View, b: View) -> Changes:
+def compare(a: Subset, b: Subset) -> Changes:
     """What changed from the samples of `a` to those of `b`. Both must be whole splits."""
     matched = _match(a, b)
     rows_a, rows_b = matched.suspect_a, matched.suspect_b
@@ -85,7 +85,7 @@ class _Matched:
     suspect_b: Ints
 
 
-def _match(a: View, b: View) -> _Matched:
+def _match(a: Subset, b: Subset) -> _Matched:
     indexes = a.index(), b.index()
     shared = np.zeros(len(indexes[0]), bool), np.zeros(len(indexes[1]), bool)
     suspects: list[tuple[Ints, Ints]] = []
@@ -116,18 +116,18 @@ def _slice(index: np.ndarray, number: int, slices: int) -> Ints:
     return np.concatenate(found)
 
 
-def _other_class(a: View, b: View, rows_a: np.ndarray, rows_b: np.ndarray) -> NDArray[np.bool_]:
+def _other_class(a: Subset, b: Subset, rows_a: np.ndarray, rows_b: np.ndarray) -> NDArray[np.bool_]:
     """Whether the names of classes differ, INDEX [n] each; bool [n]."""
     numbers = {name: n for n, name in enumerate(dict.fromkeys([*a.manifest.classes, *b.manifest.classes]))}
     named = []
-    for view, rows in ((a, rows_a), (b, rows_b)):
-        of_class = np.array([*(numbers[name] for name in view.manifest.classes), -1])  # the last: no class
+    for subset, rows in ((a, rows_a), (b, rows_b)):
+        of_class = np.array([*(numbers[name] for name in subset.manifest.classes), -1])  # the last: no class
         labels = rows["label"]
         named.append(of_class[np.where((labels >= 0) & (labels < len(of_class)), labels, -1)])
     return named[0] != named[1]
 
 
-def _in_order(a: View, b: View, matched: _Matched) -> bool:
+def _in_order(a: Subset, b: Subset, matched: _Matched) -> bool:
     """Whether the samples that are in both come in the same order."""
     rows_a, rows_b = np.flatnonzero(matched.shared_a), np.flatnonzero(matched.shared_b)
     keys_a, keys_b = a.index()["key"], b.index()["key"]
@@ -135,29 +135,29 @@ def _in_order(a: View, b: View, matched: _Matched) -> bool:
     return all(np.array_equal(keys_a[rows_a[chunk]], keys_b[rows_b[chunk]]) for chunk in chunks)
 
 
-def _contents(view: View, rows: Ints) -> NDArray[np.uint64]:
+def _contents(subset: Subset, rows: Ints) -> NDArray[np.uint64]:
     """A digest of each part of the samples, uint64 [n, PARTS]; all 0 for one that cannot be read."""
     found = np.zeros((len(rows), len(PARTS)), np.uint64)
     order = np.argsort(rows)
-    for place, (_, sample) in zip(order.tolist(), reading(view, rows[order]), strict=True):
+    for place, (_, sample) in zip(order.tolist(), reading(subset, rows[order]), strict=True):
         if not isinstance(sample, Damaged):
-            found[place] = _digests(view, sample)
+            found[place] = _digests(subset, sample)
     return found
 
 
-def reading(view: View, rows: Ints) -> Iterator[tuple[int, Sample | Damaged]]:
+def reading(subset: Subset, rows: Ints) -> Iterator[tuple[int, Sample | Damaged]]:
     """The samples of ascending rows, with progress if they are many."""
     if len(rows) <= _QUIET:
-        yield from read(view, rows.tolist())
+        yield from read(subset, rows.tolist())
         return
-    with progress(f"read {view.name}/{view.manifest.split}", len(rows), "samples") as advance:
-        for found in read(view, rows.tolist()):
+    with progress(f"read {subset.name}/{subset.manifest.split}", len(rows), "samples") as advance:
+        for found in read(subset, rows.tolist()):
             yield found
             advance(1)
 
 
-def _digests(view: View, sample: Sample) -> list[int]:
-    roles = view.manifest.fields
+def _digests(subset: Subset, sample: Sample) -> list[int]:
+    roles = subset.manifest.fields
     members = dict(sample.fields)
     members.pop(roles.get("label", ""), None)
     parts = [_digest(sample.image)]

@@ -17,7 +17,7 @@ from shards.format.hashing import Ints
 from shards.format.manifest import Manifest, older_split, splits_in, whole_file
 from shards.inspect.diff import PARTS, Changes, reading
 from shards.loading.state import differences, make_plan
-from shards.loading.subset import View
+from shards.loading.subset import Subset
 from shards.settings import is_url
 from shards.text import counted, printable, size, table
 
@@ -25,7 +25,7 @@ _KEYS, _ROWS, _LONGEST = 3, 12, 28
 COLUMNS = ("change", "what", "key", "class_a", "class_b", "shard_a", "shard_b")
 
 
-def diff_lines(a: View, b: View, changes: Changes | None) -> list[str]:
+def diff_lines(a: Subset, b: Subset, changes: Changes | None) -> list[str]:
     """The whole report; `changes` None: both are of one version."""
     lines = [*_head(a, b), *_facts(a.manifest, b.manifest), ""]
     if changes:
@@ -35,7 +35,7 @@ def diff_lines(a: View, b: View, changes: Changes | None) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def write_csv(path: Path, a: View, b: View, changes: Changes) -> int:
+def write_csv(path: Path, a: Subset, b: Subset, changes: Changes) -> int:
     """Every sample that differs, one row each; returns how many."""
     count = 0
     with whole_file(path) as temporary, open(temporary, "w", newline="") as file:
@@ -47,10 +47,10 @@ def write_csv(path: Path, a: View, b: View, changes: Changes) -> int:
     return count
 
 
-def _table(a: View, b: View, changes: Changes) -> Iterator[list[str]]:
+def _table(a: Subset, b: Subset, changes: Changes) -> Iterator[list[str]]:
     removed, added, ours, theirs = (
-        zip(_class_names(view, rows), _shards(view, rows), strict=True)
-        for view, rows in ((a, changes.removed), (b, changes.added), (a, changes.a), (b, changes.b))
+        zip(_class_names(subset, rows), _shards(subset, rows), strict=True)
+        for subset, rows in ((a, changes.removed), (b, changes.added), (a, changes.a), (b, changes.b))
     )
     for (_, sample), (name, shard) in zip(reading(a, changes.removed), removed, strict=True):
         yield ["removed", "", sample.key, name, "", shard, ""]
@@ -62,13 +62,13 @@ def _table(a: View, b: View, changes: Changes) -> Iterator[list[str]]:
         yield ["changed", " ".join(what), sample.key, our[0], their[0], our[1], their[1]]
 
 
-def _head(a: View, b: View) -> list[str]:
+def _head(a: Subset, b: Subset) -> list[str]:
     rows = []
-    for side, view in (("A", a), ("B", b)):
-        manifest = view.manifest
+    for side, subset in (("A", a), ("B", b)):
+        manifest = subset.manifest
         shards, total = len(manifest.shards), sum(shard.bytes for shard in manifest.shards)
         told = [f"{manifest.num_samples:,} samples", counted(shards, "shard"), size(total)]
-        rows.append([side, view.folder, older_split(manifest), *told])
+        rows.append([side, subset.folder, older_split(manifest), *told])
     return table(rows, 3)
 
 
@@ -115,7 +115,7 @@ def _classes(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def _samples(a: View, b: View, changes: Changes) -> list[str]:
+def _samples(a: Subset, b: Subset, changes: Changes) -> list[str]:
     counts = {"removed": len(changes.removed), "added": len(changes.added), "changed": len(changes.a)}
     told = ", ".join(f"{count:,} {what}" for what, count in counts.items())
     lines = [f"samples: {changes.num_same:,} the same, {told}"]
@@ -141,14 +141,14 @@ class _Group:
     in_b: bool = False
 
 
-def _groups(a: View, b: View, changes: Changes) -> list[_Group]:
+def _groups(a: Subset, b: Subset, changes: Changes) -> list[_Group]:
     """Samples by what changed and their class, or both classes if it is that; the largest groups of each kind."""
     kinds = [("removed", a, changes.removed), ("added", b, changes.added)]
     kinds += [(part, a, changes.a[changes.parts[:, column]]) for column, part in enumerate(PARTS)]
     kinds += [("unreadable", a, changes.a[changes.unread])]
     groups = []
-    for what, view, rows in kinds:
-        groups += _largest(what, _class_names(view, rows), rows, what == "added")
+    for what, subset, rows in kinds:
+        groups += _largest(what, _class_names(subset, rows), rows, what == "added")
     ours, theirs = changes.a[changes.label], changes.b[changes.label]
     both = zip(_class_names(a, ours), _class_names(b, theirs), strict=True)
     return groups + _largest("label", [f"{old or 'none'} -> {new or 'none'}" for old, new in both], ours, False)
@@ -165,12 +165,12 @@ def _largest(what: str, names: Sequence[str], rows: Ints, in_b: bool) -> list[_G
     return groups
 
 
-def _first_keys(a: View, b: View, groups: Sequence[_Group]) -> list[str]:
+def _first_keys(a: Subset, b: Subset, groups: Sequence[_Group]) -> list[str]:
     """The first keys of each group."""
     keys: dict[tuple[bool, int], str] = {}
-    for in_b, view in ((False, a), (True, b)):
+    for in_b, subset in ((False, a), (True, b)):
         rows = {row for group in groups if group.in_b is in_b for row in group.rows[:_KEYS]}
-        for row, sample in reading(view, np.array(sorted(rows), np.int64)):
+        for row, sample in reading(subset, np.array(sorted(rows), np.int64)):
             keys[in_b, row] = sample.key
     return [
         ", ".join(_short(keys[group.in_b, row]) for row in group.rows[:_KEYS]) + ", ..." * (len(group.rows) > _KEYS)
@@ -178,10 +178,10 @@ def _first_keys(a: View, b: View, groups: Sequence[_Group]) -> list[str]:
     ]
 
 
-def _run(a: View, b: View) -> list[str]:
+def _run(a: Subset, b: Subset) -> list[str]:
     """What a run that began on A says of B, and what to do about it."""
     config = DataConfig(sources={"name": SourceConfig(path=a.folder)}, validation=0)
-    ours, theirs = (make_plan([replace(view, name="name")], config) for view in (a, b))
+    ours, theirs = (make_plan([replace(subset, name="name")], config) for subset in (a, b))
     lines = ["a run that began on A does not go on with B by itself; it stops and says:"]
     lines += [f"  {line.replace('sources.name', 'sources.NAME')}" for line in differences(ours, theirs, 0)]
     lines.append("`on_change: continue` goes on with B, from the same position.")
@@ -191,16 +191,16 @@ def _run(a: View, b: View) -> list[str]:
     return lines
 
 
-def _class_names(view: View, rows: Ints) -> list[str]:
+def _class_names(subset: Subset, rows: Ints) -> list[str]:
     """The class of each row; empty if it has none of its own."""
-    classes = view.manifest.classes
-    return [classes[label] if 0 <= label < len(classes) else "" for label in view.index()["label"][rows].tolist()]
+    classes = subset.manifest.classes
+    return [classes[label] if 0 <= label < len(classes) else "" for label in subset.index()["label"][rows].tolist()]
 
 
-def _shards(view: View, rows: Ints) -> list[str]:
+def _shards(subset: Subset, rows: Ints) -> list[str]:
     """The tar of each row."""
-    places = np.searchsorted(view.shard_starts, rows, side="right") - 1
-    return [view.manifest.shards[place].path for place in places.tolist()]
+    places = np.searchsorted(subset.shard_starts, rows, side="right") - 1
+    return [subset.manifest.shards[place].path for place in places.tolist()]
 
 
 def _short(key: str) -> str:

@@ -21,7 +21,7 @@ from shards.format.statistics import Tally
 from shards.ingest.plan import describe
 from shards.loading.damage import DamagedDataError
 from shards.loading.reader import DamagedSampleError, Reader
-from shards.loading.subset import View
+from shards.loading.subset import Subset
 from shards.progress import progress
 
 _SHOWN = 50
@@ -134,8 +134,8 @@ def _inspect_shards(task: _Task, advance: Callable[[int], None]) -> _Part:
     manifest = read_manifest(task.folder, task.split)
     if manifest.version != task.version:
         raise RuntimeError(f"{task.folder}: split {task.split!r} was written anew in the meantime; verify it again")
-    view = View(manifest.name, task.folder, manifest)
-    reader, starts, tally = Reader([view]), view.shard_starts, Tally([0] * len(manifest.classes))
+    subset = Subset(manifest.name, task.folder, manifest)
+    reader, starts, tally = Reader([subset]), subset.shard_starts, Tally([0] * len(manifest.classes))
     faults: list[Fault] = []
     files: list[File | None] = []
     for number in range(task.first, task.end):
@@ -155,12 +155,12 @@ def _sample_faults(
     reader: Reader, number: int, first: int, tally: Tally | None, advance: Callable[[int], None]
 ) -> Iterator[Fault]:
     """The damaged samples of one shard, whose samples begin at row `first`; sound ones are counted in `tally`."""
-    view = reader.views[0]
-    shard = view.manifest.shards[number]
-    keys = open_index(view.folder, view.manifest)["key"][first : first + shard.samples]
+    subset = reader.subsets[0]
+    shard = subset.manifest.shards[number]
+    keys = open_index(subset.folder, subset.manifest)["key"][first : first + shard.samples]
     for row in range(shard.samples):
         try:
-            _check(view.manifest, reader, number, row, int(keys[row]), tally)
+            _check(subset.manifest, reader, number, row, int(keys[row]), tally)
         except (DamagedSampleError, DecodeError, ValueError) as error:
             yield Fault(shard.path, reader.name(0, number, row), str(error), first + row)
         advance(1)

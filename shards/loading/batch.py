@@ -31,7 +31,7 @@ class Batch:
     """A rank's share of one global batch, or of one step of an evaluation.
 
     images uint8 [B, 3, S, S]; targets int64 [B], class index within the source, -1 where samples have no class;
-    sources int64 [B], index into the views; positions int64 [B];
+    sources int64 [B], index into the subsets; positions int64 [B];
     valid bool [B], False where a batch of an evaluation is only filled up;
     boxes: None, or for each sample float32 [n, 5]: x0, y0, x1, y1 in pixels of the batch's images, class index;
     masks: None, or uint8 [B, S, S], class index or 255; side: for each sample its texts and numbers by name.
@@ -73,7 +73,7 @@ class Batch:
             start = end
 
 
-class Draft:
+class BatchBuilder:
     """A batch that is filled sample by sample; what is never filled is zero and invalid.
 
     It can be sent to another process: what is small is NumPy's and goes through a pipe in one piece, where each tensor
@@ -111,8 +111,8 @@ class Draft:
         if side:
             self.side[at] = side
 
-    def finish(self, send_images: bool = True) -> "Draft":
-        """Nothing more is filled. `send_images`: False if whoever gets the draft has the memory of its images."""
+    def finish(self, send_images: bool = True) -> "BatchBuilder":
+        """Nothing more is filled. `send_images`: False if whoever gets the builder has the memory of its images."""
         assert self.images is not None
         if not self.valid.all():
             self.images[torch.from_numpy(~self.valid)] = 0

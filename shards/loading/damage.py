@@ -1,4 +1,4 @@
-"""Damage that a run came upon: every loss named once, over all ranks and lives of the run, and when it is too much.
+"""Damage that a run came upon: every sample named once, over all ranks and lives of the run, and when it is too much.
 
 A rank appends what it lost to a file of its own in the run's folder, and reads those of the others when it counts. So
 the budget is one for the whole run: neither a restart nor more ranks make it larger, and no rank waits for another.
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from shards.loading.request import Delivery, Loss
-from shards.loading.subset import View
+from shards.loading.request import DamagedSample, Delivery
+from shards.loading.subset import Subset
 
 _HANDFUL = 8
 _SHOWN = 20
@@ -21,73 +21,73 @@ class DamagedDataError(RuntimeError):
     """More samples are damaged than the configuration accepts; the message lists them."""
 
 
-class Losses:
-    """Distinct damaged samples: one damaged image is one loss, however often it comes up."""
+class DamageLog:
+    """Distinct damaged samples: one damaged image is one sample, however often it comes up."""
 
-    def __init__(self, views: Sequence[View], budget: Mapping[int, int], folder: Path | None = None, rank: int = 0):
+    def __init__(self, subsets: Sequence[Subset], budget: Mapping[int, int], folder: Path | None = None, rank: int = 0):
         """`budget`: by source, how many may be lost. `folder`: where ranks keep theirs, as `damage-<rank>.jsonl`; None:
         in this process alone.
         """
-        self._views, self._budget, self._folder, self._rank = views, budget, folder, rank
-        self._known: dict[tuple[int, str, str], Loss] = {}
+        self._subsets, self._budget, self._folder, self._rank = subsets, budget, folder, rank
+        self._known: dict[tuple[int, str, str], DamagedSample] = {}
 
     def count(self, delivery: Delivery) -> None:
         """Counts what this rank lost. Raises DamagedDataError if that is too much, OSError if it cannot be kept."""
-        if not delivery.losses:
+        if not delivery.damaged:
             return
-        self._add(delivery.losses)
-        losses = self.all()
-        lost = Counter(loss.source for loss in losses)
+        self._add(delivery.damaged)
+        damaged = self.all()
+        lost = Counter(sample.source for sample in damaged)
         nothing_sound = not delivery.batch.valid.all()
         if nothing_sound or any(count > self._budget.get(source, 0) for source, count in lost.items()):
-            raise DamagedDataError(damage_table(self._views, losses, self._budget))
+            raise DamagedDataError(damage_table(self._subsets, damaged, self._budget))
 
-    def all(self) -> list[Loss]:
+    def all(self) -> list[DamagedSample]:
         """Those of every rank and life so far."""
-        numbers = {view.name: number for number, view in enumerate(self._views)}
-        for line in read_losses(self._folder) if self._folder else ():
+        numbers = {subset.name: number for number, subset in enumerate(self._subsets)}
+        for line in read_damage(self._folder) if self._folder else ():
             if line["source"] in numbers:  # a source that is no longer trained on has no budget
-                loss = Loss(**{**line, "source": numbers[line["source"]]})
-                self._known.setdefault(_place(loss), loss)
+                sample = DamagedSample(**{**line, "source": numbers[line["source"]]})
+                self._known.setdefault(_place(sample), sample)
         return list(self._known.values())
 
-    def _add(self, losses: Iterable[Loss]) -> None:
-        new = {place: loss for loss in losses if (place := _place(loss)) not in self._known}
+    def _add(self, damaged: Iterable[DamagedSample]) -> None:
+        new = {place: sample for sample in damaged if (place := _place(sample)) not in self._known}
         self._known |= new
         if self._folder and new:
-            lines = [{**vars(loss), "source": self._views[loss.source].name} for loss in new.values()]
+            lines = [{**vars(sample), "source": self._subsets[sample.source].name} for sample in new.values()]
             with open(self._folder / f"damage-{self._rank}.jsonl", "a") as file:
                 # A line begins with its newline, so one that a kill cuts short spoils no other.
                 file.write("".join("\n" + json.dumps(line) for line in lines))
 
 
-def budget(views: Sequence[View], max_replaced: float) -> dict[int, int]:
+def budget(subsets: Sequence[Subset], max_replaced: float) -> dict[int, int]:
     """How many samples each source may lose: a fraction of them, and a handful in any case."""
-    return {number: max(_HANDFUL, int(max_replaced * view.num_samples)) for number, view in enumerate(views)}
+    return {number: max(_HANDFUL, int(max_replaced * subset.num_samples)) for number, subset in enumerate(subsets)}
 
 
-def read_losses(folder: Path) -> list[dict[str, str]]:
+def read_damage(folder: Path) -> list[dict[str, str]]:
     """What the ranks of a run lost, each sample once: source (name), shard, key, reason. No half-written lines."""
     found = {}
     for path in sorted(folder.glob("damage-*.jsonl")):
         for line in path.read_text().splitlines():
             with suppress(ValueError):
-                loss = json.loads(line)
-                found.setdefault((loss["source"], loss["shard"], loss["key"]), loss)
+                sample = json.loads(line)
+                found.setdefault((sample["source"], sample["shard"], sample["key"]), sample)
     return list(found.values())
 
 
-def damage_table(views: Sequence[View], losses: Sequence[Loss], budget: Mapping[int, int]) -> str:
+def damage_table(subsets: Sequence[Subset], damaged: Sequence[DamagedSample], budget: Mapping[int, int]) -> str:
     """What was lost, by source, with the budget it exceeds."""
     lines = []
-    for source in sorted({loss.source for loss in losses}):
-        view, lost = views[source], [loss for loss in losses if loss.source == source]
+    for source in sorted({sample.source for sample in damaged}):
+        subset, lost = subsets[source], [sample for sample in damaged if sample.source == source]
         allowed = budget.get(source, 0)
-        lines.append(f"{view.name} ({view.folder}): {len(lost)} damaged samples, {allowed} accepted")
-        lines += [f"  {loss.shard}  {loss.key}  {loss.reason}" for loss in lost[:_SHOWN]]
+        lines.append(f"{subset.name} ({subset.folder}): {len(lost)} damaged samples, {allowed} accepted")
+        lines += [f"  {sample.shard}  {sample.key}  {sample.reason}" for sample in lost[:_SHOWN]]
         lines += [f"  ... and {len(lost) - _SHOWN} more"] if len(lost) > _SHOWN else []
     return "\n".join([*lines, "copy or build these shards again; `xfer shards verify` lists all damage"])
 
 
-def _place(loss: Loss) -> tuple[int, str, str]:
-    return loss.source, loss.shard, loss.key
+def _place(sample: DamagedSample) -> tuple[int, str, str]:
+    return sample.source, sample.shard, sample.key

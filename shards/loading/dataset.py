@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from shards.decode import DecodeError
 from shards.format.annotations import annotations
 from shards.format.hashing import key
-from shards.loading.batch import Draft
+from shards.loading.batch import BatchBuilder
 from shards.loading.buffers import Buffers
 from shards.loading.local import LocalRequests
 from shards.loading.reader import DamagedSampleError, Reader, Sample
-from shards.loading.request import Answer, Delivery, Loss, Request
+from shards.loading.request import Answer, DamagedSample, Delivery, Request
 from shards.loading.transforms import Pixels, draw
 
 _ATTEMPTS = 16
@@ -30,7 +30,7 @@ _AHEAD = 3  # batches of each loader process
 _HELD = 3
 _READ_TOGETHER = 64  # samples: read and decoded in turn, the two take a tenth longer, for they share a core's caches
 Place = tuple[int, int, int]
-"""Source, shard, and row of the view within the shard."""
+"""Source, shard, and row of the subset within the shard."""
 Found = tuple[Pixels, int, Mapping[str, Any]]
 """Pixels, target and side inputs of a sample."""
 
@@ -70,9 +70,9 @@ class Samples(Dataset):
     def __getitems__(self, request: Request) -> Answer:
         n = len(request.positions)
         images = self.buffers.images(request.buffer, n + request.fill) if self.buffers and request.buffer >= 0 else None
-        draft = Draft(n + request.fill, self.size, images)
-        draft.sources[:n], draft.positions[:n] = request.source, request.positions
-        losses = list(request.losses)
+        builder = BatchBuilder(n + request.fill, self.size, images)
+        builder.sources[:n], builder.positions[:n] = request.source, request.positions
+        damaged = list(request.damaged)
         positions = request.positions.tolist()
         places = list(zip(request.source.tolist(), request.shard.tolist(), request.row.tolist(), strict=True))
         drawn = draw(self.seed, request.positions) if self.seed is not None else [()] * n
@@ -80,20 +80,20 @@ class Samples(Dataset):
             for first in range(0, n, _READ_TOGETHER):
                 ahead = [self._read(place) for place in places[first : first + _READ_TOGETHER]]
                 for at, sample in enumerate(ahead, first):
-                    found = self._find(places[at], _Seat(positions[at], drawn[at], draft.image(at)), sample, losses)
+                    found = self._find(places[at], _Seat(positions[at], drawn[at], builder.image(at)), sample, damaged)
                     if found is not None:
-                        draft.fill(at, *found)
-        return Answer(draft.finish(send_images=images is None), tuple(losses), request.buffer)
+                        builder.fill(at, *found)
+        return Answer(builder.finish(send_images=images is None), tuple(damaged), request.buffer)
 
-    def _find(self, place: Place, seat: _Seat, sample: Sample | None, losses: list[Loss]) -> Found | None:
+    def _find(self, place: Place, seat: _Seat, sample: Sample | None, damaged: list[DamagedSample]) -> Found | None:
         """The sample that was read at a place, or the first sound replacement."""
         source = place[0]
         for attempt in range(_ATTEMPTS):
             try:
                 return self._see(place, seat, sample)
             except (DamagedSampleError, DecodeError) as error:
-                shard = self.reader.views[source].manifest.shards[place[1]].path
-                losses.append(Loss(source, shard, self.reader.name(*place), str(error)))
+                shard = self.reader.subsets[source].manifest.shards[place[1]].path
+                damaged.append(DamagedSample(source, shard, self.reader.name(*place), str(error)))
             if self.seed is None:
                 return None
             place = self._replacement(place, seat.position, attempt)
@@ -103,10 +103,10 @@ class Samples(Dataset):
     def _replacement(self, place: Place, position: int, attempt: int) -> Place:
         """Another place of the same shard, for half of the attempts; then of the same source, anywhere."""
         source, shard, _ = place
-        view, chosen = self.reader.views[source], key(self.seed or 0, 3, position, attempt)
+        subset, chosen = self.reader.subsets[source], key(self.seed or 0, 3, position, attempt)
         if attempt < _ATTEMPTS // 2:
-            return source, shard, chosen % int(view.shard_samples[shard])
-        return source, *self.reader.locate(source, chosen % view.num_samples)
+            return source, shard, chosen % int(subset.shard_samples[shard])
+        return source, *self.reader.locate(source, chosen % subset.num_samples)
 
     def _read(self, place: Place) -> Sample | None:
         """None if it is damaged: it is read once more then, and what is wrong with it is told."""
@@ -123,7 +123,7 @@ class Samples(Dataset):
         return self._see_once(place[0], seat, self.reader.read(*place))
 
     def _see_once(self, source: int, seat: _Seat, sample: Sample) -> Found:
-        manifest = self.reader.views[source].manifest
+        manifest = self.reader.subsets[source].manifest
         try:
             said = annotations(sample.fields, manifest.fields, len(manifest.classes))
         except ValueError as error:
@@ -188,10 +188,10 @@ def _buffers(image_size: int, workers: int, batch_size: int, pin_memory: bool) -
 
 
 def _local(samples: Samples, requests: Iterable[Request]) -> LocalRequests | None:
-    """The requests made local, if a view is remote."""
-    views = samples.reader.views
-    store = next((view.store for view in views if view.store), None)
-    return LocalRequests(requests, views, store, samples.seed) if store else None
+    """The requests made local, if a subset is remote."""
+    subsets = samples.reader.subsets
+    store = next((subset.store for subset in subsets if subset.store), None)
+    return LocalRequests(requests, subsets, store, samples.seed) if store else None
 
 
 @contextmanager

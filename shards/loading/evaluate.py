@@ -19,19 +19,19 @@ from shards.loading.damage import DamagedDataError, damage_table
 from shards.loading.dataset import Deliveries, Samples
 from shards.loading.reader import Reader
 from shards.loading.request import Request
-from shards.loading.subset import View
+from shards.loading.subset import Subset
 from shards.loading.transforms import Pixels, centre
 
 
 @dataclass(frozen=True)
 class EvalStream:
-    """One exact pass over the views each time it is iterated.
+    """One exact pass over the subsets each time it is iterated.
 
-    Positions count the samples of all views one after the other; padding has position -1 and valid False. A damaged
+    Positions count the samples of all subsets one after the other; padding has position -1 and valid False. A damaged
     sample raises DamagedDataError: a score over what is left would not be the score of this data set.
     """
 
-    views: tuple[View, ...]
+    subsets: tuple[Subset, ...]
     slot: Slot
     batch_size: int
     image_size: int
@@ -41,19 +41,19 @@ class EvalStream:
     @property
     def num_samples(self) -> int:
         """Samples of the whole pass, over all ranks."""
-        return sum(view.num_samples for view in self.views)
+        return sum(subset.num_samples for subset in self.subsets)
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        samples = Samples(Reader(self.views), partial(_centred, size=self.image_size), self.image_size, seed=None)
+        samples = Samples(Reader(self.subsets), partial(_centred, size=self.image_size), self.image_size, seed=None)
         requests = [self._request(start) for start in range(0, self.num_samples, self.batch_size)]
         workers, each = min(self.workers, len(requests)), -(-self.batch_size // self.slot.world_size)
         with closing(Deliveries(samples, requests, workers, each, self.pin_memory)) as deliveries:
             for delivery in deliveries:
-                if delivery.losses:
-                    raise DamagedDataError(damage_table(self.views, list(delivery.losses), {}))
+                if delivery.damaged:
+                    raise DamagedDataError(damage_table(self.subsets, list(delivery.damaged), {}))
                 yield delivery.batch
 
     def _request(self, start: int) -> Request:
@@ -61,20 +61,20 @@ class EvalStream:
         each = -(-self.batch_size // world)
         end = min(start + self.batch_size, self.num_samples)
         positions = np.arange(start + (end - start) * rank // world, start + (end - start) * (rank + 1) // world)
-        firsts = np.cumsum([0] + [view.num_samples for view in self.views])
+        firsts = np.cumsum([0] + [subset.num_samples for subset in self.subsets])
         source = np.searchsorted(firsts, positions, side="right") - 1
         shard, row = np.empty_like(positions), np.empty_like(positions)
         for index in np.unique(source):
             of = source == index
-            kept, inside = self.views[index].kept_starts, positions[of] - firsts[index]
+            kept, inside = self.subsets[index].kept_starts, positions[of] - firsts[index]
             shard[of] = np.searchsorted(kept, inside, side="right") - 1
             row[of] = inside - kept[shard[of]]
         return Request(source, shard, row, positions, fill=each - len(positions))
 
 
-def eval_stream(views: Sequence[View], config: DataConfig, slot: Slot, pin_memory: bool = False) -> EvalStream:
-    """The evaluation stream over views of a configuration."""
-    return EvalStream(tuple(views), slot, config.batch_size, config.image_size, config.workers, pin_memory)
+def eval_stream(subsets: Sequence[Subset], config: DataConfig, slot: Slot, pin_memory: bool = False) -> EvalStream:
+    """The evaluation stream over subsets of a configuration."""
+    return EvalStream(tuple(subsets), slot, config.batch_size, config.image_size, config.workers, pin_memory)
 
 
 def _centred(

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from shards.format.hashing import key
-from shards.loading.request import Loss, Request
-from shards.loading.subset import View
+from shards.loading.request import DamagedSample, Request
+from shards.loading.subset import Subset
 from shards.remote.cache import Hold
 from shards.remote.prefetch import Ahead
 from shards.remote.store import Fetch, Remote, Store
@@ -24,9 +24,9 @@ _HORIZON = 1 << 16  # samples: some 65 shards of a thousand, for half a second o
 class LocalRequests:
     """`requests`, each when its shards are here; they stay until it is `delivered`. Close it to stop its threads."""
 
-    def __init__(self, requests: Iterable[Request], views: Sequence[View], store: Store, seed: int | None):
+    def __init__(self, requests: Iterable[Request], subsets: Sequence[Subset], store: Store, seed: int | None):
         """`seed` chooses replacements; None: samples of shards that were given up stay as they are."""
-        self._views, self._store, self._seed = views, store, seed
+        self._subsets, self._store, self._seed = subsets, store, seed
         self._ahead = Ahead(requests, self._needs, store, horizon=_HORIZON)
         self._extra: deque[list[Hold]] = deque()
 
@@ -52,29 +52,29 @@ class LocalRequests:
 
     def _needs(self, request: Request) -> list[Remote]:
         pairs = sorted(set(zip(request.source.tolist(), request.shard.tolist(), strict=True)))
-        return [self._views[source].remote(shard) for source, shard in pairs if self._views[source].cache]
+        return [self._subsets[source].remote(shard) for source, shard in pairs if self._subsets[source].cache]
 
     def _replaced(self, request: Request, holds: list[Hold]) -> Request:
         """The request with samples of shards that were given up replaced; `holds` gets what the replacements need."""
-        shard, row, losses = request.shard.copy(), request.row.copy(), list(request.losses)
+        shard, row, damaged = request.shard.copy(), request.row.copy(), list(request.damaged)
         for at, (source, number) in enumerate(zip(request.source.tolist(), request.shard.tolist(), strict=True)):
-            view = self._views[source]
-            reason = self._store.quarantined.get(view.manifest.shards[number].sha256)
-            if reason is None or not view.cache:
+            subset = self._subsets[source]
+            reason = self._store.quarantined.get(subset.manifest.shards[number].sha256)
+            if reason is None or not subset.cache:
                 continue
-            losses.append(Loss(source, view.manifest.shards[number].path, f"row {int(row[at])}", reason))
-            shard[at], row[at] = self._other(view, int(request.positions[at]), holds)
-        return replace(request, shard=shard, row=row, losses=tuple(losses))
+            damaged.append(DamagedSample(source, subset.manifest.shards[number].path, f"row {int(row[at])}", reason))
+            shard[at], row[at] = self._other(subset, int(request.positions[at]), holds)
+        return replace(request, shard=shard, row=row, damaged=tuple(damaged))
 
-    def _other(self, view: View, position: int, holds: list[Hold]) -> tuple[int, int]:
+    def _other(self, subset: Subset, position: int, holds: list[Hold]) -> tuple[int, int]:
         assert self._seed is not None
         for attempt in range(_ATTEMPTS):
-            shard, row = view.locate(key(self._seed, 4, position, attempt) % view.num_samples)
-            remote = view.remote(shard)
+            shard, row = subset.locate(key(self._seed, 4, position, attempt) % subset.num_samples)
+            remote = subset.remote(shard)
             if remote.file.sha256 in self._store.quarantined:
                 continue
             hold = self._store.fetch(Fetch(remote, Errand(remote.url, aloud=True)))
             if hold:
                 holds.append(hold)
                 return shard, row
-        raise StoreError(f"{view.folder}: {_ATTEMPTS} replacements for position {position} are all in damaged shards")
+        raise StoreError(f"{subset.folder}: {_ATTEMPTS} replacements for position {position} are all in damaged shards")

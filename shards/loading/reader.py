@@ -20,7 +20,7 @@ from shards.format.fields import is_index, member_text
 from shards.format.hashing import Ints
 from shards.format.manifest import Manifest
 from shards.format.tar import TarError, parse_sample, sample_key, split_name
-from shards.loading.subset import View
+from shards.loading.subset import Subset
 from shards.remote.cache import why_missing
 
 _OPEN_FILES = 64
@@ -31,7 +31,7 @@ class DamagedSampleError(Exception):
 
 
 class Sample(NamedTuple):
-    """One sample as stored: its key in the tar, the view's class index (-1: none of its own), the encoded image with
+    """One sample as stored: its key in the tar, the subset's class index (-1: none of its own), the encoded image with
     its extension, and every other member by extension.
     """
 
@@ -48,23 +48,23 @@ class Sample(NamedTuple):
 
 
 class Reader:
-    """Samples of several views by (source, shard, row of the view within the shard)."""
+    """Samples of several subsets by (source, shard, row of the subset within the shard)."""
 
-    def __init__(self, views: Sequence[View]):
-        self.views = tuple(views)
+    def __init__(self, subsets: Sequence[Subset]):
+        self.subsets = tuple(subsets)
         self._opened()
 
     def _opened(self) -> None:
         self._indexes: dict[int, np.ndarray] = {}
         self._files: OrderedDict[str, int] = OrderedDict()
         self._shard = lru_cache(maxsize=_OPEN_FILES)(self._find_shard)
-        self._images = [tuple(view.manifest.fields.get("image", "").split(", ")) for view in self.views]
+        self._images = [tuple(subset.manifest.fields.get("image", "").split(", ")) for subset in self.subsets]
 
     def __getstate__(self) -> dict:
-        return {"views": self.views}
+        return {"subsets": self.subsets}
 
     def __setstate__(self, state: dict) -> None:
-        self.views = state["views"]
+        self.subsets = state["subsets"]
         self._opened()
 
     def __del__(self) -> None:
@@ -73,21 +73,21 @@ class Reader:
 
     def read(self, source: int, shard: int, row: int) -> Sample:
         """One sample. Raises DamagedSampleError if it cannot be read as it was written."""
-        view = self.views[source]
+        subset = self.subsets[source]
         path, rows = self._shard(source, shard)
         offset, length, crc32, _, label = self._index(source)[rows[row]].item()
-        if not -1 <= label < len(view.manifest.classes):
-            raise DamagedSampleError(f"its index row names class {label} of {len(view.manifest.classes)}")
-        span = self._span(view, shard, path, offset, length)
+        if not -1 <= label < len(subset.manifest.classes):
+            raise DamagedSampleError(f"its index row names class {label} of {len(subset.manifest.classes)}")
+        span = self._span(subset, shard, path, offset, length)
         if zlib.crc32(span) != crc32:
             raise DamagedSampleError("its bytes changed since the build (crc32 does not match)")
         member, fields, extension = self._parse(source, span, label)
         image = fields.pop(extension)
-        return Sample(member, int(view.renumber[label]) if label >= 0 else -1, image, extension, fields)
+        return Sample(member, int(subset.renumber[label]) if label >= 0 else -1, image, extension, fields)
 
     def locate(self, source: int, i: int) -> tuple[int, int]:
-        """Shard and row of the view's i-th sample."""
-        return self.views[source].locate(i)
+        """Shard and row of the subset's i-th sample."""
+        return self.subsets[source].locate(i)
 
     def name(self, source: int, shard: int, row: int) -> str:
         """The key of a sample that may be damaged: as far as its header still tells it, else its place."""
@@ -95,16 +95,16 @@ class Reader:
         index_row = int(rows[row])
         try:
             offset = int(self._index(source)[index_row]["offset"])
-            head = self._span(self.views[source], shard, path, offset, 100)
+            head = self._span(self.subsets[source], shard, path, offset, 100)
             name = re.match(rb"[\x20-\x7e]+", head)
             return sample_key(split_name(name.group().decode())[0]) if name else f"sample {index_row}"
         except (DamagedSampleError, TarError):
             return f"sample {index_row}"
 
     def _find_shard(self, source: int, shard: int) -> tuple[str, Ints]:
-        """Where a shard is, and the index rows of the view's samples in it."""
-        view = self.views[source]
-        return view.shard_path(shard), view.rows_of(shard, self._index(source))
+        """Where a shard is, and the index rows of the subset's samples in it."""
+        subset = self.subsets[source]
+        return subset.shard_path(shard), subset.rows_of(shard, self._index(source))
 
     def _parse(self, source: int, span: bytes, label: int) -> tuple[str, dict[str, bytes], str]:
         """Key in the tar, members by extension, and which of them is the image."""
@@ -112,7 +112,7 @@ class Reader:
             member, fields = parse_sample(span, verified=True)
         except TarError as error:
             raise DamagedSampleError(str(error)) from None
-        _check_label(fields, self.views[source].manifest, label)
+        _check_label(fields, self.subsets[source].manifest, label)
         images = [extension for extension in self._images[source] if extension in fields]
         if len(images) != 1:
             raise DamagedSampleError(f"expected one image, found {len(images)} among {', '.join(fields)}")
@@ -120,15 +120,15 @@ class Reader:
 
     def _index(self, source: int) -> np.ndarray:
         if source not in self._indexes:
-            view = self.views[source]
-            self._indexes[source] = view.index()
+            subset = self.subsets[source]
+            self._indexes[source] = subset.index()
         return self._indexes[source]
 
-    def _span(self, view: View, shard: int, path: str, offset: int, length: int) -> bytes:
+    def _span(self, subset: Subset, shard: int, path: str, offset: int, length: int) -> bytes:
         try:
             data = os.pread(self._file(path), length, offset)
         except FileNotFoundError:
-            reason = why_missing(view.cache, view.manifest.shards[shard]) if view.cache else None
+            reason = why_missing(subset.cache, subset.manifest.shards[shard]) if subset.cache else None
             raise DamagedSampleError(f"its shard is not there: {reason or path}") from None
         except (OSError, OverflowError) as error:
             raise DamagedSampleError(f"cannot be read: {error}") from None
@@ -159,7 +159,7 @@ def _check_label(fields: Mapping[str, bytes], manifest: Manifest, label: int) ->
         raise DamagedSampleError(f"its label {role} is {text!r}, its index row says class {label}")
 
 
-def read_sample(view: View, i: int) -> Sample:
-    """The view's i-th sample. Raises DamagedSampleError. For many of them keep one `Reader`."""
-    reader = Reader([view])
+def read_sample(subset: Subset, i: int) -> Sample:
+    """The subset's i-th sample. Raises DamagedSampleError. For many of them keep one `Reader`."""
+    reader = Reader([subset])
     return reader.read(0, *reader.locate(0, i))

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 
 from shards.format.hashing import Ints
-from shards.loading.batch import Batch, Draft
+from shards.loading.batch import Batch, BatchBuilder
 from shards.loading.transforms import Later
 
 
 @dataclass(frozen=True)
 class Request:
-    """Samples by source, shard and row of the view, with their positions; int64 [n] each. `fill`: rows to pad with.
+    """Samples by source, shard and row of the subset, with their positions; int64 [n] each. `fill`: rows to pad with.
 
-    `losses`: what was lost before loaders see the request. `buffer`: where the images go; -1: into memory of their own.
+    `damaged`: found before loaders see the request. `buffer`: where the images go; -1: into memory of their own.
     """
 
     source: Ints
@@ -22,7 +22,7 @@ class Request:
     row: Ints
     positions: Ints
     fill: int = 0
-    losses: tuple["Loss", ...] = ()
+    damaged: tuple["DamagedSample", ...] = ()
     buffer: int = -1
 
     def __len__(self) -> int:
@@ -30,8 +30,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Loss:
-    """A damaged sample that was asked for: source (index into the views), shard's file, key and reason."""
+class DamagedSample:
+    """A damaged sample that was asked for: source (index into the subsets), shard's file, key and reason."""
 
     source: int
     shard: str
@@ -44,26 +44,26 @@ class Delivery:
     """A batch and what was lost on the way; `valid` is False where nothing sound was found."""
 
     batch: Batch
-    losses: tuple[Loss, ...]
+    damaged: tuple[DamagedSample, ...]
     later: Mapping[int, Later]
     """Images that are to be decoded, by their places in the batch."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a loader process sends: a delivery in the making. `buffer`: where its images are; -1: in the draft."""
+    """What a loader process sends: a delivery in the making. `buffer`: where its images are; -1: in the builder."""
 
-    draft: Draft
-    losses: tuple[Loss, ...]
+    builder: BatchBuilder
+    damaged: tuple[DamagedSample, ...]
     buffer: int = -1
 
     def __len__(self) -> int:
-        return len(self.draft.valid)
+        return len(self.builder.valid)
 
     def delivery(self, images: torch.Tensor | None = None) -> Delivery:
         """`images`: what is in the buffer."""
-        return Delivery(self.draft.batch(images), self.losses, self.draft.later)
+        return Delivery(self.builder.batch(images), self.damaged, self.builder.later)
 
     def pin_memory(self) -> Delivery:
         """Called by the DataLoader."""
-        return Delivery(self.draft.batch().pin_memory(), self.losses, self.draft.later)
+        return Delivery(self.builder.batch().pin_memory(), self.damaged, self.builder.later)

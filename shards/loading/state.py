@@ -12,7 +12,7 @@ from typing import Any
 from shards import decode
 from shards.config import DataConfig
 from shards.format.manifest import canonical
-from shards.loading.subset import View
+from shards.loading.subset import Subset
 from shards.order import order
 from shards.order.blend import Stage, tempered
 from shards.order.order import Order
@@ -44,9 +44,9 @@ class StreamState:
         return asdict(self)
 
 
-def make_plan(views: Sequence[View], config: DataConfig) -> dict[str, Any]:
-    """The plan of a configuration over these views, as JSON-able values."""
-    first, *later = _stages(views, config)
+def make_plan(subsets: Sequence[Subset], config: DataConfig) -> dict[str, Any]:
+    """The plan of a configuration over these subsets, as JSON-able values."""
+    first, *later = _stages(subsets, config)
     return {
         "order": order.VERSION,
         "decoder": decode.VERSION if config.decode == "cpu" else f"{decode.VERSION} gpu",
@@ -56,16 +56,16 @@ def make_plan(views: Sequence[View], config: DataConfig) -> dict[str, Any]:
         "lanes": config.lanes,
         "window": config.window,
         "augment": config.augment.model_dump(mode="json"),
-        "sources": {view.name: {**view.identity(), "weight": first.weights[view.name]} for view in views},
+        "sources": {subset.name: {**subset.identity(), "weight": first.weights[subset.name]} for subset in subsets},
         "stages": [[stage.start, dict(stage.weights)] for stage in later],
     }
 
 
-def resume(views: Sequence[View], config: DataConfig, state: StreamState) -> StreamState:
+def resume(subsets: Sequence[Subset], config: DataConfig, state: StreamState) -> StreamState:
     """Where a stream of this configuration goes on from `state`. Raises ConfigError if the plan is another one and
     the configuration does not say `on_change: continue`.
     """
-    plan = make_plan(views, config)
+    plan = make_plan(subsets, config)
     changes = differences(state.plan, plan, state.position) if state.plan else []
     if not changes:
         return StreamState(state.position, plan, state.counts, (state.origin[0], dict(state.origin[1])))
@@ -82,22 +82,24 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], position: int) -
     return _compare("data", _until(old, position), _until(new, position))
 
 
-def build_order(views: Sequence[View], config: DataConfig, origin: tuple[int, Mapping[str, int]] = (0, {})) -> Order:
+def build_order(
+    subsets: Sequence[Subset], config: DataConfig, origin: tuple[int, Mapping[str, int]] = (0, {})
+) -> Order:
     """The order of a configuration. From the origin on it counts on from the origin's counts."""
     start, base = origin
-    stages = _stages(views, config)
+    stages = _stages(subsets, config)
     if start:
         current = [stage for stage in stages if stage.start <= start][-1]
         later = [stage for stage in stages if stage.start > start]
         stages = [Stage(start, current.weights, base), *later]
-    shapes = {view.name: view.shard_samples for view in views}
+    shapes = {subset.name: subset.shard_samples for subset in subsets}
     return Order(shapes, stages, config.seed, _block(config), config.lanes, config.window, _unit(config))
 
 
-def _stages(views: Sequence[View], config: DataConfig) -> list[Stage]:
+def _stages(subsets: Sequence[Subset], config: DataConfig) -> list[Stage]:
     given = {name: source.weight for name, source in config.sources.items()}
-    names = [view.name for view in views]
-    sizes = [view.num_samples for view in views]
+    names = [subset.name for subset in subsets]
+    sizes = [subset.num_samples for subset in subsets]
     if all(given[name] is None for name in names):
         if config.temperature == 1 and not config.tilt:
             weights: Sequence[float] = sizes

@@ -13,13 +13,13 @@ import torch
 
 from shards.config import DataConfig
 from shards.loading.batch import Batch, Slot
-from shards.loading.damage import Losses, budget
+from shards.loading.damage import DamageLog, budget
 from shards.loading.dataset import Deliveries, Samples
 from shards.loading.nvjpeg import decode_into
 from shards.loading.reader import Reader
-from shards.loading.request import Loss, Request
+from shards.loading.request import DamagedSample, Request
 from shards.loading.state import StreamState, build_order, resume
-from shards.loading.subset import View
+from shards.loading.subset import Subset
 from shards.loading.transforms import augment
 from shards.order.order import Order
 from shards.settings import ConfigError
@@ -32,9 +32,9 @@ class TrainStream:
 
     def __init__(
         self,
-        law: Order,
+        order: Order,
         samples: Samples,
-        losses: Losses,
+        damaged: DamageLog,
         state: StreamState,
         slot: Slot,
         batch_size: int,
@@ -45,9 +45,9 @@ class TrainStream:
         """`device`: where images are decoded that loader processes leave to it."""
         self.position = state.position
         """Global position of the next batch: of what was delivered, not of what is being prepared."""
-        self._law, self._losses, self._state, self._batch_size = law, losses, state, batch_size
+        self._order, self._damage, self._state, self._batch_size = order, damaged, state, batch_size
         self._device = device
-        requests = Requests(law, state.position, batch_size, slot)
+        requests = Requests(order, state.position, batch_size, slot)
         self._deliveries = Deliveries(samples, requests, workers, -(-batch_size // slot.world_size), pin_memory)
 
     def __iter__(self) -> "TrainStream":
@@ -55,7 +55,7 @@ class TrainStream:
 
     def __next__(self) -> Batch:
         delivery = next(self._deliveries)
-        self._losses.count(delivery)
+        self._damage.count(delivery)
         self.position += self._batch_size
         if self._device is None:
             return delivery.batch
@@ -76,17 +76,17 @@ class TrainStream:
 
     def state(self) -> StreamState:
         """All that a resume needs, on any number of ranks and, if `block` is set, with any batch size."""
-        counts = dict(zip(self._law.names, self._law.blend.counts(self.position).tolist(), strict=True))
+        counts = dict(zip(self._order.names, self._order.blend.counts(self.position).tolist(), strict=True))
         return replace(self._state, position=self.position, counts=counts)
 
     @property
-    def losses(self) -> list[Loss]:
+    def damaged(self) -> list[DamagedSample]:
         """Distinct damaged samples so far: with a `damage_log` those of all ranks and earlier lives of the run."""
-        return self._losses.all()
+        return self._damage.all()
 
 
 def train_stream(
-    views: Sequence[View],
+    subsets: Sequence[Subset],
     config: DataConfig,
     slot: Slot,
     state: StreamState | None = None,
@@ -94,8 +94,8 @@ def train_stream(
     damage_log: Path | None = None,
     device: torch.device | None = None,
 ) -> TrainStream:
-    """The training stream of a configuration from a state on. `views` as in `open_data(config).train`; `damage_log`:
-    a folder that all ranks of the run write to, so that its losses are counted together; `device`: where batches go
+    """The training stream of a configuration from a state on. `subsets` as in `open_data(config).train`; `damage_log`:
+    a folder that all ranks of the run write to, so that its damaged are counted together; `device`: where batches go
     with `decode: gpu`.
 
     Raises ConfigError, with every difference if the state is of other data.
@@ -110,9 +110,9 @@ def train_stream(
         raise ConfigError("data.decode: gpu, and this process has none; give it a GPU, or say `decode: cpu`")
     if state.position < 0:
         raise ConfigError(f"position {state.position}: expected at least 0")
-    state = resume(views, config, state)
-    law = build_order(views, config, state.origin)
-    assert law.names == tuple(view.name for view in views), "views must be sorted by name"
+    state = resume(subsets, config, state)
+    order = build_order(subsets, config, state.origin)
+    assert order.names == tuple(subset.name for subset in subsets), "subsets must be sorted by name"
     look = config.augment
     transform = partial(
         augment,
@@ -123,9 +123,9 @@ def train_stream(
         later=later,
     )
     return TrainStream(
-        law,
-        Samples(Reader(views), transform, config.image_size, config.seed),
-        Losses(views, {} if config.strict else budget(views, config.max_replaced), damage_log, slot.rank),
+        order,
+        Samples(Reader(subsets), transform, config.image_size, config.seed),
+        DamageLog(subsets, {} if config.strict else budget(subsets, config.max_replaced), damage_log, slot.rank),
         state,
         slot,
         config.batch_size,
@@ -138,13 +138,13 @@ def train_stream(
 class Requests:
     """The requests of one rank, from a position on, without end."""
 
-    def __init__(self, law: Order, position: int, batch_size: int, slot: Slot):
-        self.law, self.position, self.batch_size, self.slot = law, position, batch_size, slot
+    def __init__(self, order: Order, position: int, batch_size: int, slot: Slot):
+        self.order, self.position, self.batch_size, self.slot = order, position, batch_size, slot
 
     def __iter__(self) -> Iterator[Request]:
         start, count = self.position, max(1, _LOCATED_TOGETHER // self.batch_size)
         while True:
-            shares = self.law.batches(start, self.batch_size, count, self.slot.rank, self.slot.world_size)
+            shares = self.order.batches(start, self.batch_size, count, self.slot.rank, self.slot.world_size)
             for positions, at in shares:
                 yield Request(at.source, at.shard, at.row, positions)
             start += count * self.batch_size

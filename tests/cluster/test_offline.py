@@ -10,10 +10,11 @@ from shards.format.fields import Roles
 from shards.format.manifest import read_manifest
 from shards.ingest.index import index
 from shards.loading.damage import DamagedDataError
-from shards.loading.subset import OfClasses, open_view
+from shards.loading.open import open_subset
+from shards.loading.subset import OfClasses
 from shards.settings import ConfigError
-from tests.shards.images import built
 from tests.shards.foreign import webdataset_tars
+from tests.shards.images import built
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -34,7 +35,7 @@ def test_every_sample_of_a_split_as_rows(tmp_path):
             (2, "owl", "jpg"),
         }
 
-        dogs = to_ray(open_view(folder).where(OfClasses((1,)))).take_all()
+        dogs = to_ray(open_subset(folder).where(OfClasses((1,)))).take_all()
         assert {(row["label"], row["class"]) for row in dogs} == {(0, "dog")}
         assert len(dogs) == 10
 

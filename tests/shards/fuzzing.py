@@ -25,12 +25,12 @@ from shards.format.fields import Roles
 from shards.format.tar import BLOCK, TarError, parse_sample, scan
 from shards.ingest.build import BuildError, build
 from shards.ingest.index import index
+from shards.loading.open import open_subset
 from shards.loading.reader import DamagedSampleError, Reader
-from shards.loading.subset import open_view
 from shards.settings import ConfigError
 from shards.sources import Refused, SourceOptions, open_source
-from tests.shards.images import encoded, image_folder
 from tests.shards.foreign import energon_folder, plain_tar, webdataset_tars
+from tests.shards.images import encoded, image_folder
 from tests.shards.test_sources_foreign import int64, litdata, parquet, saved, table
 
 SECONDS = 5.0
@@ -186,22 +186,22 @@ def _scan(folder: Path) -> None:
 
 def _reader(pristine: Path) -> Callable[[Path], None]:
     """Reads every sample as training does. What is delivered must have been written: key, class and image."""
-    sound = open_view(pristine)
+    sound = open_subset(pristine)
     samples = [Reader([sound]).read(0, *sound.locate(i)) for i in range(sound.num_samples)]
     written = {(sample.key, sample.label, sample.image) for sample in samples}
 
     def read(folder: Path) -> None:
-        view, faults = open_view(folder), []
-        reader = Reader([view])
-        for i in range(min(view.num_samples, 100)):
+        subset, faults = open_subset(folder), []
+        reader = Reader([subset])
+        for i in range(min(subset.num_samples, 100)):
             try:
-                sample = reader.read(0, *view.locate(i))
+                sample = reader.read(0, *subset.locate(i))
                 if (sample.key, sample.label, sample.image) not in written:
                     raise Finding(f"{sample.key}, class {sample.label}: nobody wrote this")
                 decode(sample.image)
-                annotations(sample.fields, view.manifest.fields, len(view.classes))
+                annotations(sample.fields, subset.manifest.fields, len(subset.classes))
             except (DamagedSampleError, DecodeError) as error:
-                reader.name(0, *view.locate(i))
+                reader.name(0, *subset.locate(i))
                 faults.append(error)
         if faults:
             raise faults[0]

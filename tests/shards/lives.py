@@ -12,8 +12,8 @@ from pathlib import Path
 
 from shards.config import DataConfig
 from shards.loading.batch import Slot
+from shards.loading.open import open_data
 from shards.loading.state import StreamState
-from shards.loading.subset import open_data
 from shards.loading.train import TrainStream, train_stream
 from shards.settings import replace
 

@@ -10,7 +10,7 @@ import yaml
 
 from shards.config import DataConfig
 from shards.format.manifest import manifest_path, open_index, read_manifest
-from shards.loading.subset import open_data
+from shards.loading.open import open_data
 from shards.settings import ConfigError, load
 from tests.shards.images import built, config, image_folder
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shards.format.manifest import open_index, read_manifest
 from shards.inspect.verify import inspect
 from shards.loading.batch import Slot
-from shards.loading.subset import open_data
+from shards.loading.open import open_data
 from shards.loading.train import train_stream
 from tests.shards.images import built, config
 
@@ -56,7 +56,7 @@ def epoch(root: Path) -> tuple[dict[int, tuple[int, int]], int]:
         for batch in itertools.islice(stream, EPOCH // settings.batch_size):
             pixels = [zlib.crc32(image.contiguous().numpy().tobytes()) for image in batch.images]
             found |= dict(zip(batch.positions.tolist(), zip(batch.targets.tolist(), pixels, strict=True), strict=True))
-        return found, len(stream.losses)
+        return found, len(stream.damaged)
 
 
 def spoiled(whole: Path, damaged: Path) -> int:

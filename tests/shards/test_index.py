@@ -20,20 +20,21 @@ from shards.ingest.build import BuildError, build
 from shards.ingest.index import index
 from shards.inspect.verify import inspect, verify
 from shards.loading.batch import Slot
+from shards.loading.open import open_data
 from shards.loading.reader import Reader
-from shards.loading.subset import View, open_data
+from shards.loading.subset import Subset
 from shards.loading.train import train_stream
 from shards.settings import ConfigError
-from tests.shards.images import config, encoded, image_folder
 from tests.shards.foreign import NAMES, energon_folder, plain_tar, sample, webdataset_tars
+from tests.shards.images import config, encoded, image_folder
 
 
 def samples(folder: Path, split: str = "train") -> dict[str, tuple[str, bytes]]:
     """key -> (class name, image) of a split, as training reads them."""
-    view = View("", str(folder), read_manifest(folder, split))
-    reader = Reader([view])
-    read = (reader.read(0, *view.locate(i)) for i in range(view.num_samples))
-    return {one.key: (view.classes[one.label] if one.label >= 0 else "", one.image) for one in read}
+    subset = Subset("", str(folder), read_manifest(folder, split))
+    reader = Reader([subset])
+    read = (reader.read(0, *subset.locate(i)) for i in range(subset.num_samples))
+    return {one.key: (subset.classes[one.label] if one.label >= 0 else "", one.image) for one in read}
 
 
 def digests(folder: Path) -> dict[str, str]:

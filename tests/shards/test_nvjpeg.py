@@ -9,7 +9,7 @@ from PIL import Image
 
 from shards.loading.batch import Slot
 from shards.loading.nvjpeg import decode_into
-from shards.loading.subset import open_data
+from shards.loading.open import open_data
 from shards.loading.train import train_stream
 from shards.loading.transforms import augment
 from shards.settings import ConfigError
@@ -96,12 +96,12 @@ def test_a_stream_left_to_the_device_differs_in_nothing_but_a_little_in_pixels(t
 def test_the_decoder_is_part_of_the_plan_and_needs_a_gpu(tmp_path):
     built(tmp_path, "a")
     settings = config(tmp_path, "a")
-    views = open_data(settings).train
-    with train_stream(views, settings, Slot()) as stream:
+    subsets = open_data(settings).train
+    with train_stream(subsets, settings, Slot()) as stream:
         next(stream)
         state = stream.state()
     changed = config(tmp_path, "a", decode="gpu")
     with pytest.raises(ConfigError, match=r"data\.decoder: was 2, is now 2 gpu"):
-        train_stream(views, changed, Slot(), state, device=torch.device("cpu"))
+        train_stream(subsets, changed, Slot(), state, device=torch.device("cpu"))
     with pytest.raises(ConfigError, match="give it a GPU"):
-        train_stream(views, changed, Slot())
+        train_stream(subsets, changed, Slot())

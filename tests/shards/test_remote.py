@@ -12,7 +12,7 @@ from shards.format.manifest import read_manifest
 from shards.loading.batch import Slot
 from shards.loading.damage import DamagedDataError
 from shards.loading.evaluate import eval_stream
-from shards.loading.subset import open_data
+from shards.loading.open import open_data
 from shards.loading.train import train_stream
 from shards.settings import ConfigError
 from tests.shards.images import built, config
@@ -50,7 +50,7 @@ def remote(server: FaultyServer, folder: Path, *names: str, **values):
 def take(settings, count, slot=None) -> dict[int, tuple]:
     with train_stream(open_data(settings).train, settings, slot or Slot()) as stream:
         found = rows(itertools.islice(stream, count))
-        assert not stream.losses
+        assert not stream.damaged
         return found
 
 
@@ -81,7 +81,7 @@ def test_an_outage_costs_time_and_no_sample(local, server, tmp_path):
     threading.Timer(2.0, server.up).start()
     with train_stream(data.train, settings, Slot()) as stream:
         found = rows(itertools.islice(stream, 6))
-        assert not stream.losses
+        assert not stream.damaged
     assert found == take(config(local, "a", "b", validation=0), 6)
 
 
@@ -94,9 +94,9 @@ def test_a_shard_that_is_wrong_for_good_is_replaced_and_named(local, server, tmp
         settings = remote(server, tmp_path / cache, "a", workers=workers)
         with train_stream(open_data(settings).train, settings, Slot()) as stream:
             found = rows(itertools.islice(stream, 5))
-            assert {loss.shard for loss in stream.losses} == {"train-000003.tar"}
-            assert all("sha256" in loss.reason for loss in stream.losses)
-            lost = len(stream.losses)
+            assert {loss.shard for loss in stream.damaged} == {"train-000003.tar"}
+            assert all("sha256" in loss.reason for loss in stream.damaged)
+            lost = len(stream.damaged)
         assert sum(found[position] != whole[position] for position in whole) == lost > 0
         runs.append(found)
     assert runs[0] == runs[1], "each replay replaces by the same samples"
@@ -105,8 +105,8 @@ def test_a_shard_that_is_wrong_for_good_is_replaced_and_named(local, server, tmp
 def test_evaluation_does_without_nothing(local, server, tmp_path):
     publish(server, local)
     settings = remote(server, tmp_path, "a", workers=1)
-    views = open_data(settings).train
-    delivered = rows(eval_stream(views, settings, Slot()))
+    subsets = open_data(settings).train
+    delivered = rows(eval_stream(subsets, settings, Slot()))
     assert sorted(position for position in delivered if position >= 0) == list(range(60))
     server.always["/b/train-000001.tar"] = "wrong"
     settings = remote(server, tmp_path, "b")

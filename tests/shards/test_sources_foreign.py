@@ -19,12 +19,12 @@ from shards.ingest.build import build
 from shards.ingest.index import index
 from shards.inspect.verify import verify
 from shards.loading.reader import Reader, Sample
-from shards.loading.subset import View
+from shards.loading.subset import Subset
 from shards.settings import ConfigError
 from shards.sources import Item, SourceOptions, open_source
 from shards.sources.mapstyle import from_dataset
-from tests.shards.images import built, encoded, image_folder, picture
 from tests.shards.foreign import NAMES, plain_tar, sample, webdataset_tars
+from tests.shards.images import built, encoded, image_folder, picture
 
 FEATURES = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(NAMES)}}
 
@@ -98,9 +98,9 @@ def listed(path: Path, **options) -> list[tuple[Item, dict[str, bytes]]]:
 
 
 def samples(folder: Path) -> list[Sample]:
-    view = View("", str(folder), read_manifest(folder, "train"))
-    reader = Reader([view])
-    return sorted((reader.read(0, *view.locate(i)) for i in range(view.num_samples)), key=lambda one: one.key)
+    subset = Subset("", str(folder), read_manifest(folder, "train"))
+    reader = Reader([subset])
+    return sorted((reader.read(0, *subset.locate(i)) for i in range(subset.num_samples)), key=lambda one: one.key)
 
 
 def check_build(source, out: Path, **options) -> list[Sample]:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from shards.loading.batch import Slot
+from shards.loading.open import open_data
 from shards.loading.state import StreamState, build_order
-from shards.loading.subset import open_data
 from shards.loading.train import train_stream
 from shards.settings import ConfigError
 from tests.shards.images import built, config
@@ -112,9 +112,9 @@ def test_a_part_may_be_tested_on_if_it_is_not_trained_on(zoo):
 def test_parts_by_class_have_classes_of_their_own(zoo):
     sources = {"a": {"path": "a", "where": {"classes": ["owl", "cat"]}}, "b": {"path": "b"}}
     settings = config(zoo, sources=sources, validation=0)
-    view, _ = open_data(settings).train
-    assert view.classes == ("cat", "owl")
-    assert sorted(view.labels().tolist()) == [0] * 20 + [1] * 20
+    subset, _ = open_data(settings).train
+    assert subset.classes == ("cat", "owl")
+    assert sorted(subset.labels().tolist()) == [0] * 20 + [1] * 20
     targets = {target for _, source, target in run(settings, 8)[0] if source == 0}
     assert targets == {0, 1}
 

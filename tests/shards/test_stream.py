@@ -12,11 +12,11 @@ from shards.format.manifest import open_index
 from shards.inspect.verify import verify
 from shards.loading.batch import Batch, Slot
 from shards.loading.buffers import Buffers
-from shards.loading.damage import DamagedDataError, read_losses
+from shards.loading.damage import DamagedDataError, read_damage
 from shards.loading.evaluate import eval_stream
+from shards.loading.open import open_data
 from shards.loading.request import Request
 from shards.loading.state import StreamState
-from shards.loading.subset import open_data
 from shards.loading.train import train_stream
 from shards.settings import ConfigError
 from tests.shards.images import built, config
@@ -119,19 +119,19 @@ def test_resume_anywhere_with_another_batch_size(zoo):
 
 def test_an_epoch_is_every_training_sample_once(zoo):
     settings = config(zoo, "a")
-    (view,) = open_data(settings).train
-    seen = [value[2] for value in rows(_take(view, settings)).values()]
-    assert len(set(seen)) == len(seen) == view.num_samples
+    (subset,) = open_data(settings).train
+    seen = [value[2] for value in rows(_take(subset, settings)).values()]
+    assert len(set(seen)) == len(seen) == subset.num_samples
 
 
-def _take(view, settings):
+def _take(subset, settings):
     plain = settings.model_copy(
         update={
             "augment": settings.augment.model_copy(update={"scale": (1.0, 1.0), "flip": 0.0}),
-            "batch_size": view.num_samples,
+            "batch_size": subset.num_samples,
         }
     )
-    with train_stream([view], plain, Slot()) as stream:
+    with train_stream([subset], plain, Slot()) as stream:
         return [next(stream)]
 
 
@@ -140,14 +140,14 @@ def test_targets_belong_to_images(zoo):
     from shards.loading.transforms import centre
 
     settings = config(zoo, "a", validation=0)
-    (view,) = open_data(settings).train
+    (subset,) = open_data(settings).train
     classes = {}
     for path in (zoo / "raw" / "a").rglob("*.jpg"):
         classes[centre(path.read_bytes(), 16).image.numpy().tobytes()] = path.parent.name
-    delivered = rows(eval_stream([view], settings, Slot()))
+    delivered = rows(eval_stream([subset], settings, Slot()))
     delivered.pop(-1, None)
     assert len(delivered) == 60
-    assert all(classes[pixels] == view.classes[target] for _, target, pixels in delivered.values())
+    assert all(classes[pixels] == subset.classes[target] for _, target, pixels in delivered.values())
 
 
 def test_validation_is_never_trained_on_and_does_not_move(zoo):
@@ -159,9 +159,9 @@ def test_validation_is_never_trained_on_and_does_not_move(zoo):
 
 
 def test_fractions_of_a_view(zoo):
-    (view,) = open_data(config(zoo, "a")).train
-    low, high = view.fraction(0, 0.5), view.fraction(0.5, 1)
-    assert sorted([*low.rows, *high.rows]) == list(view.rows)
+    (subset,) = open_data(config(zoo, "a")).train
+    low, high = subset.fraction(0, 0.5), subset.fraction(0.5, 1)
+    assert sorted([*low.rows, *high.rows]) == list(subset.rows)
     assert low.num_samples > 10
     assert high.num_samples > 10
 
@@ -215,10 +215,10 @@ def test_micro_batches(zoo):
 @pytest.mark.parametrize("batch_size", [7, 90, 200])
 def test_evaluation_is_one_exact_pass(zoo, world, batch_size):
     settings = config(zoo, "a", "b", batch_size=batch_size, validation=0)
-    views = open_data(settings).train
+    subsets = open_data(settings).train
     positions, counts = [], set()
     for rank in range(world):
-        stream = eval_stream(views, settings, Slot(rank, world))
+        stream = eval_stream(subsets, settings, Slot(rank, world))
         for _ in range(2):
             batches = list(stream)
             assert len(batches) == len(stream)
@@ -249,7 +249,7 @@ def take_one(tmp, settings, slot=None, workers=0):
     """One epoch of 30 samples and what was lost."""
     settings = settings.model_copy(update={"batch_size": 15, "workers": workers, "block": 15})
     with train_stream(open_data(settings).train, settings, slot or Slot()) as stream:
-        return rows(itertools.islice(stream, 2)), stream.losses
+        return rows(itertools.islice(stream, 2)), stream.damaged
 
 
 def test_too_much_damage_stops_with_a_table(tmp_path):
@@ -267,7 +267,7 @@ def test_the_same_damage_again_is_not_more_damage(tmp_path):
     with train_stream(open_data(settings).train, settings, Slot()) as stream:
         for _ in range(12):
             next(stream)
-        assert len(stream.losses) == 1
+        assert len(stream.damaged) == 1
 
 
 def test_the_budget_is_one_for_all_ranks_and_lives(tmp_path):
@@ -284,7 +284,7 @@ def test_the_budget_is_one_for_all_ranks_and_lives(tmp_path):
                     next(stream)
             with open(log / f"damage-{rank}.jsonl", "a") as file:
                 file.write('\n{"source": "a", "sha')
-    assert len(stream.losses) == len(read_losses(log)) == 7
+    assert len(stream.damaged) == len(read_damage(log)) == 7
     assert all(len((log / f"damage-{rank}.jsonl").read_text().splitlines()) > 4 for rank in (0, 1))
     for row in (14, 15):
         damage(folder, row)

@@ -19,9 +19,10 @@ from shards.inspect.glance import opened, read
 from shards.inspect.repair import repair
 from shards.inspect.verify import inspect
 from shards.loading.batch import Slot
+from shards.loading.open import open_data, open_subset
 from shards.loading.reader import Reader
 from shards.loading.state import resume
-from shards.loading.subset import View, open_data, open_view
+from shards.loading.subset import Subset
 from shards.loading.train import train_stream
 from shards.settings import ConfigError
 from shards.sources import SourceOptions
@@ -59,11 +60,11 @@ def edited(rows: Rows) -> Rows:
     return rows | {"new0": (200, "cat"), "new1": (201, "ant"), "new2": (202, "ant")}
 
 
-def keys(view: View, rows) -> list[str]:
-    return [sample.key for _, sample in read(view, sorted(rows.tolist()))]
+def keys(subset: Subset, rows) -> list[str]:
+    return [sample.key for _, sample in read(subset, sorted(rows.tolist()))]
 
 
-def changes(view_a: View, view_b: View) -> dict[str, set[str]]:
+def changes(view_a: Subset, view_b: Subset) -> dict[str, set[str]]:
     """What changed -> keys."""
     found = compare(view_a, view_b)
     told = {"removed": set(keys(view_a, found.removed)), "added": set(keys(view_b, found.added))}
@@ -87,7 +88,7 @@ EDITS = {
 def test_every_change_is_found_and_nothing_else(slice_, tmp_path, monkeypatch):
     """A class that is new in front gives all others new numbers: that is no change."""
     monkeypatch.setattr(diff_module, "_SLICE", slice_)
-    a, b = (open_view(table(tmp_path, name, rows)) for name, rows in (("a", zoo()), ("b", edited(zoo()))))
+    a, b = (open_subset(table(tmp_path, name, rows)) for name, rows in (("a", zoo()), ("b", edited(zoo()))))
     assert a.classes != b.classes
     assert changes(a, b) == EDITS
     back = {**EDITS, "removed": EDITS["added"], "added": EDITS["removed"]}
@@ -95,8 +96,8 @@ def test_every_change_is_found_and_nothing_else(slice_, tmp_path, monkeypatch):
 
 
 def test_only_what_differs_is_read(tmp_path, monkeypatch):
-    a, b = (open_view(table(tmp_path, name, rows)) for name, rows in (("a", zoo()), ("b", edited(zoo()))))
-    same_classes = open_view(table(tmp_path, "c", zoo() | {"k07": (107, "dog")}))
+    a, b = (open_subset(table(tmp_path, name, rows)) for name, rows in (("a", zoo()), ("b", edited(zoo()))))
+    same_classes = open_subset(table(tmp_path, "c", zoo() | {"k07": (107, "dog")}))
     seen = []
     get = Reader.read
     monkeypatch.setattr(Reader, "read", lambda self, *place: seen.append(place) or get(self, *place))
@@ -200,21 +201,21 @@ def test_boxes_and_masks_that_changed_are_told_as_such(tmp_path):
     notes = tmp_path / "y" / "raw" / "cells" / "cells.json"
     notes.write_text(notes.read_text().replace("[8, 4, 6, 6]", "[8, 4, 6, 7]"))
     build(notes, b, SourceOptions(kind="coco"), processes=1, overwrite=True)
-    assert changes(open_view(a), open_view(b)) == {"boxes": {"b"}}
+    assert changes(open_subset(a), open_subset(b)) == {"boxes": {"b"}}
     a, b = street(tmp_path / "x"), street(tmp_path / "y")
     raw = tmp_path / "y" / "raw" / "street"
     (raw / "masks" / "2.png").write_bytes((raw / "masks" / "1.png").read_bytes())
     (raw / "images" / "2.jpg").write_bytes(encoded(77))
     build(raw, b, SourceOptions(classes=("sky", "road", "car")), processes=1, overwrite=True)
-    assert changes(open_view(a), open_view(b)) == {"image": {"2"}}
+    assert changes(open_subset(a), open_subset(b)) == {"image": {"2"}}
 
 
 def test_what_cannot_be_read_is_told_and_not_guessed(tmp_path, capsys):
     a, b = table(tmp_path, "a", zoo()), table(tmp_path, "b", edited(zoo()))
-    view = open_view(a)
-    row = next(row for row, sample in read(view, range(40)) if sample.key == "k09")
+    subset = open_subset(a)
+    row = next(row for row, sample in read(subset, range(40)) if sample.key == "k09")
     damage(a, row)
-    found = changes(view, open_view(b))
+    found = changes(subset, open_subset(b))
     assert len(found.pop("unreadable")) == 1
     assert found == EDITS
     assert verb(a, b, "--out", tmp_path / "diff.csv") == 1
@@ -255,7 +256,7 @@ def test_what_is_missing_is_said_before_any_work(tmp_path):
 
 
 def test_an_index_that_names_no_class_is_no_crash(tmp_path):
-    a, b = (open_view(table(tmp_path, name, zoo(9))) for name in "ab")
+    a, b = (open_subset(table(tmp_path, name, zoo(9))) for name in "ab")
     index = a.index()
     wrong = index.copy()
     wrong["label"][4] = 77

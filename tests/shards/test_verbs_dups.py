@@ -19,8 +19,8 @@ from shards.inspect.dups.near import ENOUGH
 from shards.inspect.dups.text import read_keys
 from shards.inspect.repair import repair
 from shards.inspect.verify import inspect
+from shards.loading.open import open_data
 from shards.loading.reader import Reader
-from shards.loading.subset import open_data
 from shards.settings import ConfigError
 from tests.shards.kinds import damage
 from tests.shards.scenes import COPIES, brighter, file_of, folder_of, mirror, opened, scene
@@ -234,8 +234,8 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_damaged_samples_are_named_left_out_and_tried_again(tmp_path, capsys):
     folder, expected = leaky(tmp_path)
     intact = {path: path.read_bytes() for path in folder.glob("train-*.tar")}
-    view = open_splits([str(folder)], [], ["train"])[0].view
-    row = next(i for i in range(24) if Reader([view]).read(0, *view.locate(i)).key == "a/000")
+    subset = open_splits([str(folder)], [], ["train"])[0].subset
+    row = next(i for i in range(24) if Reader([subset]).read(0, *subset.locate(i)).key == "a/000")
     for path in folder.glob("*.prints.*"):
         path.unlink()
     damage(folder, row)
@@ -283,10 +283,10 @@ def test_the_cut_for_validation_is_looked_at_as_a_recipe_makes_it(tmp_path):
     folder = data_set(tmp_path, "train", ORIGINALS | twice)
     config = DataConfig.model_validate({"root": str(tmp_path), "sources": {"set": {"path": "set"}}, "validation": 0.3})
     data, seen = open_data(config), {}
-    for view in (*data.train, *data.validation):
-        reader = Reader([view])
-        samples = [reader.read(0, *view.locate(i)) for i in range(view.num_samples)]
-        seen[view in data.train] = [(sample.key, sample.image) for sample in samples]
+    for subset in (*data.train, *data.validation):
+        reader = Reader([subset])
+        samples = [reader.read(0, *subset.locate(i)) for i in range(subset.num_samples)]
+        seen[subset in data.train] = [(sample.key, sample.image) for sample in samples]
     trained = {image for _, image in seen[True]}
     expected = {key for key, image in seen[False] if image in trained}
     found = found_in(folder)

@@ -23,8 +23,9 @@ from shards.inspect.plan.survey import Run, World, choose, survey
 from shards.inspect.plan.timeline import timelines
 from shards.loading.batch import Slot
 from shards.loading.evaluate import EvalStream
+from shards.loading.open import open_data
 from shards.loading.state import build_order
-from shards.loading.subset import View, open_data
+from shards.loading.subset import Subset
 from shards.loading.train import train_stream
 from shards.order.blend import Stage
 from shards.order.order import Order, rank_share
@@ -72,11 +73,11 @@ def in_a_store(found: Forecast) -> Forecast:
     return replace(found, sources=sources)
 
 
-def simulate(law: Order, shapes: Sequence[Shape], run: Run, nodes: int) -> dict[str, np.ndarray]:
+def simulate(order: Order, shapes: Sequence[Shape], run: Run, nodes: int) -> dict[str, np.ndarray]:
     """What each node fetches and holds, batch by batch: as `Fetches`, of all sources together."""
     uses: list[dict[tuple[int, int, int], tuple[int, int]]] = [{} for _ in range(nodes)]
     for step in range(run.steps):
-        at = law.locate(np.arange(step * run.batch_size, (step + 1) * run.batch_size))
+        at = order.locate(np.arange(step * run.batch_size, (step + 1) * run.batch_size))
         for node, seen in enumerate(uses):
             of = rank_share(at.lane, node, nodes)
             for key in set(zip(at.source[of].tolist(), at.epoch[of].tolist(), at.shard[of].tolist(), strict=True)):
@@ -110,7 +111,7 @@ def tell_and_simulate(
     sources = shapes(*counts)
     given = values["weights"] or [float(source.rows.sum()) for source in sources]
     weights = dict(zip((source.name for source in sources), given, strict=True))
-    law = Order(
+    order = Order(
         {s.name: s.rows for s in sources},
         [Stage(0, weights), *values["stages"]],
         7,
@@ -120,10 +121,10 @@ def tell_and_simulate(
         values["unit"],
     )
     run = Run(batch_size, int(sum(s.rows.sum() for s in sources) * epochs) // batch_size)
-    chances = survey(law, run, World(2 * nodes, nodes), choose(law, run)).chances
-    each = [fetches(law, source, chances) for source in sources]
+    chances = survey(order, run, World(2 * nodes, nodes), choose(order, run)).chances
+    each = [fetches(order, source, chances) for source in sources]
     told = {what: np.sum([getattr(one, what) for one in each], axis=0) for what in ("windows", "ever", "disk")}
-    return told, simulate(law, sources, run, nodes)
+    return told, simulate(order, sources, run, nodes)
 
 
 SIMULATED = {
@@ -165,13 +166,13 @@ def test_windows_shorter_than_a_batch_are_fetched_by_fewer_nodes_than_told():
 
 def test_some_batches_tell_what_all_of_them_do():
     sources = shapes(64, 32, 16)
-    law = Order({s.name: s.rows for s in sources}, [Stage(0, {"s0": 4, "s1": 2, "s2": 1})], 3, 256, 8, 64)
+    order = Order({s.name: s.rows for s in sources}, [Stage(0, {"s0": 4, "s1": 2, "s2": 1})], 3, 256, 8, 64)
     run = Run(256, 400)
-    every, some = (survey(law, run, World(8, 4), choose(law, run, samples)) for samples in (10**9, 20_000))
+    every, some = (survey(order, run, World(8, 4), choose(order, run, samples)) for samples in (10**9, 20_000))
     assert every.is_complete
     assert not some.is_complete
     for source in sources:
-        whole, part = (fetches(law, source, seen.chances) for seen in (every, some))
+        whole, part = (fetches(order, source, seen.chances) for seen in (every, some))
         assert part.windows.sum() == pytest.approx(whole.windows.sum(), rel=0.06)
     assert some.shards == pytest.approx(every.shards, rel=0.03)
     assert some.open_shards == pytest.approx(every.open_shards, rel=0.03)
@@ -181,9 +182,9 @@ def test_some_batches_tell_what_all_of_them_do():
 def test_stretches_are_the_places_that_the_order_reads(lanes, window):
     (source,) = shapes(12, rows=20)
     n = int(source.rows.sum())
-    law = Order({source.name: source.rows}, [Stage(0, {source.name: 1})], 5, 16, lanes, window)
+    order = Order({source.name: source.rows}, [Stage(0, {source.name: 1})], 5, 16, lanes, window)
     for epoch in (0, 3):
-        at = law.locate(np.arange(epoch * n, (epoch + 1) * n))
+        at = order.locate(np.arange(epoch * n, (epoch + 1) * n))
         m = np.arange(n) // lanes
         parts = cut(source, 5, epoch, lanes, window)
         width = max(window, n // 48)
@@ -214,20 +215,20 @@ def test_counts_epochs_and_first_samples_are_those_of_the_run(zoo):
     stages = [{"start": 480, "weights": {"a": 1, "c": 1}}]
     values = {"sources": sources, "stages": stages, "batch_size": 16, "block": 32, "lanes": 4, "window": 8, "seed": 5}
     found = plan(document(zoo, **values), steps=60)
-    views = open_data(config(zoo, **values, validation=0)).train
-    at = build_order(views, found.config).locate(np.arange(60 * 16))
+    subsets = open_data(config(zoo, **values, validation=0)).train
+    at = build_order(subsets, found.config).locate(np.arange(60 * 16))
     assert found.is_exact
     for i, source in enumerate(found.sources):
         in_batches = (at.source == i).reshape(60, 16).sum(axis=1)
         ends = np.flatnonzero(in_batches.cumsum() >= source.samples)
-        assert (source.name, source.samples) == (views[i].name, views[i].num_samples)
+        assert (source.name, source.samples) == (subsets[i].name, subsets[i].num_samples)
         assert source.given == in_batches.sum()
         assert source.in_batch == (in_batches.min(), in_batches.mean(), in_batches.max())
         assert source.first_epoch == (int(ends[0]) + 1 if len(ends) else None)
         drawn = [len(set(at.shard[step * 16 :][:16][at.source[step * 16 :][:16] == i])) for step in range(60)]
         assert source.batch_shards[0] == pytest.approx(np.mean([n for n in drawn if n]))
-    assert [first.source for first in found.first] == [views[i].name for i in at.source[:8]]
-    shards = [views[i].manifest.shards[n].path for i, n in zip(at.source[:8], at.shard[:8], strict=True)]
+    assert [first.source for first in found.first] == [subsets[i].name for i in at.source[:8]]
+    shards = [subsets[i].manifest.shards[n].path for i, n in zip(at.source[:8], at.shard[:8], strict=True)]
     assert [(first.shard, first.row) for first in found.first] == list(zip(shards, at.row[:8], strict=True))
     wanted = [share for source in found.sources for share in source.wanted]
     assert wanted == pytest.approx([3 / 5.2, 0.5, 2 / 5.2, 0, 0.2 / 5.2, 0.5])
@@ -238,7 +239,7 @@ def test_neighbours_on_disk_come_as_far_apart_as_told(tmp_path):
     simulated(tmp_path / "shards" / "a", [50] * 40)
     for window, lanes in ((25, 4), (100, 8), (4096, 8)):
         found = plan(document(tmp_path, lanes=lanes, window=window, batch_size=20))
-        at = build_order([s.expected.view for s in found.sources], found.config).locate(np.arange(2000))
+        at = build_order([s.expected.subset for s in found.sources], found.config).locate(np.arange(2000))
         when = np.empty((40, 50))
         when[at.shard, at.row] = np.arange(2000) / 20
         apart = np.abs(np.diff(when, axis=1))
@@ -253,11 +254,11 @@ def test_filters_and_validation_count_as_expected_shares(zoo):
         "b": {"path": "b", "where": {"classes": ["cat", "owl"]}},
     }
     found = plan(document(zoo, sources=where, validation=0.25))
-    views = open_data(config(zoo, sources=where, validation=0.25)).train
+    subsets = open_data(config(zoo, sources=where, validation=0.25)).train
     assert [source.samples for source in found.sources] == [90, 30]
     assert not found.is_exact
-    for source, view in zip(found.sources, views, strict=True):
-        assert source.samples == pytest.approx(view.num_samples, abs=3 * view.num_samples**0.5)
+    for source, subset in zip(found.sources, subsets, strict=True):
+        assert source.samples == pytest.approx(subset.num_samples, abs=3 * subset.num_samples**0.5)
 
 
 @pytest.mark.parametrize(("rows", "nodes"), [(8, 2), (40, 4), (160, 4)])
@@ -266,12 +267,12 @@ def test_an_evaluation_fetches_what_its_ranks_read(tmp_path, rows, nodes):
     validated = np.random.default_rng(0).integers(int(0.7 * rows), int(1.3 * rows), 200)
     simulated(tmp_path / "shards" / "a", (2 * validated).tolist())
     found = plan(document(tmp_path, validation=0.5, batch_size=64), ranks=nodes, nodes=nodes)
-    view = View("a", "", found.sources[0].expected.view.manifest)
-    assert (view.shard_samples == validated).all()
+    subset = Subset("a", "", found.sources[0].expected.subset.manifest)
+    assert (subset.shard_samples == validated).all()
     read: defaultdict[int, set[int]] = defaultdict(set)
     for node in range(nodes):
-        stream = EvalStream((view,), Slot(node, nodes), 64, 16)
-        for start in range(0, view.num_samples, 64):
+        stream = EvalStream((subset,), Slot(node, nodes), 64, 16)
+        for start in range(0, subset.num_samples, 64):
             read[node].update(stream._request(start).shard.tolist())
     fetched = sum(2 * validated[shard] * 10_000 for shards in read.values() for shard in shards)
     assert found.evaluation == pytest.approx(fetched, rel=0.06)
@@ -332,11 +333,11 @@ def test_a_real_run_fetches_what_was_told(tmp_path):
         for rank in range(2):
             cache = {"folder": str(tmp_path / f"cache{rank}"), "gb": found.disk / 1e9}
             settings = found.config.model_copy(update={"cache": CacheConfig.model_validate(cache)})
-            views = open_data(settings).train
-            with train_stream(views, settings, Slot(rank, 2)) as stream:
+            subsets = open_data(settings).train
+            with train_stream(subsets, settings, Slot(rank, 2)) as stream:
                 for _ in itertools.islice(stream, 200):
                     pass
-                fetched += views[0].store.stats().fetched_bytes
+                fetched += subsets[0].store.stats().fetched_bytes
     finally:
         server.down()
     assert fetched == pytest.approx(told, rel=0.15)
@@ -420,7 +421,7 @@ def test_a_rare_source_is_mended_by_the_block_proposed(tmp_path):
     told = advice(plan(path))
     assert "of the 20 samples in a block b gets 0.39" in told
     mended = plan(path, changed(told, "block"))
-    counts = build_order([s.expected.view for s in mended.sources], mended.config).blend.counts
+    counts = build_order([s.expected.subset for s in mended.sources], mended.config).blend.counts
     ends = [counts(mended.law.blend.block * n)[1] for n in range(100)]
     assert min(b - a for a, b in itertools.pairwise(ends)) >= 1
     assert "block" not in advice(mended)

@@ -17,8 +17,8 @@ from shards.inspect.preview.figure import stats_figure
 from shards.inspect.preview.stats import Side, Spread, profile
 from shards.inspect.preview.stats_json import as_json
 from shards.inspect.preview.stats_text import NONE, blocks, stats_lines
+from shards.loading.open import open_subset
 from shards.loading.reader import Reader
-from shards.loading.subset import open_view
 from shards.settings import ConfigError
 from tests.shards.kinds import BOXES, KINDS, captions, cells, damage, street, zoo
 from tests.shards.server import FaultyServer
@@ -52,7 +52,7 @@ def test_imbalance_is_told(tmp_path, capsys):
     verb(folder)
     assert "zoo: as many samples of each class" in capsys.readouterr().out
     manifest = read_manifest(folder, "train")
-    found = profile(open_view(folder), 0)
+    found = profile(open_subset(folder), 0)
     object.__setattr__(manifest.stats, "class_counts", (27, 3, 9))
     found.manifest = manifest
     assert "9.0 times as many samples of cat as of dog" in "\n".join(stats_lines([found], 100))
@@ -61,20 +61,20 @@ def test_imbalance_is_told(tmp_path, capsys):
 
 
 def test_image_sizes_are_those_of_the_images(tmp_path):
-    view = open_view(captions(tmp_path, 12))
-    found = profile(view, None)
+    subset = open_subset(captions(tmp_path, 12))
+    found = profile(subset, None)
     assert found.sizes == Counter({(20 + n, 30): 1 for n in range(12)})
     assert (found.width.low, found.width.quantile(0.5), found.width.high) == (20, 25, 31)
     assert found.aspect.high == pytest.approx(31 / 30, rel=1e-3)
-    reader = Reader([view])
-    sizes = Counter(image_size(reader.read(0, *view.locate(i)).image) for i in range(view.num_samples))
+    reader = Reader([subset])
+    sizes = Counter(image_size(reader.read(0, *subset.locate(i)).image) for i in range(subset.num_samples))
     assert found.sizes == sizes
     assert found.formats == {"jpg": 12}
 
 
 def test_boxes_are_counted_and_measured_against_the_image(tmp_path, capsys):
     folder = cells(tmp_path)
-    found = profile(open_view(folder), None)
+    found = profile(open_subset(folder), None)
     assert found.counts == {"ox": 2, "rat": 1, "yak": 0}
     assert found.boxes.counts == {2: 1, 1: 1, 0: 1}
     assert dict(zip(found.counts, found.holding, strict=True)) == {"ox": 2, "rat": 1, "yak": 0}
@@ -100,7 +100,7 @@ def test_boxes_are_counted_and_measured_against_the_image(tmp_path, capsys):
 
 def test_masks_are_shares_of_the_pixels(tmp_path, capsys):
     folder = street(tmp_path)
-    found = profile(open_view(folder), None)
+    found = profile(open_subset(folder), None)
     assert found.void / found.pixels == 0.25
     assert found.holding == [4, 4, 0]
     verb(folder)
@@ -143,8 +143,8 @@ def test_sizes_says_how_many_samples_are_read(tmp_path, capsys):
 
 
 def test_samples_come_from_everywhere_by_seed(tmp_path):
-    view = open_view(captions(tmp_path, 40))
-    first, again, other = (profile(view, 20, seed).sizes for seed in (0, 0, 1))
+    subset = open_subset(captions(tmp_path, 40))
+    first, again, other = (profile(subset, 20, seed).sizes for seed in (0, 0, 1))
     assert first == again != other
     widths = [width for width, _ in first]
     assert len(widths) == 20
@@ -171,7 +171,7 @@ def test_damage_is_named(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 of 30 samples read are damaged" in out
     assert re.search(r"(cat|dog|owl)/\d+: its bytes changed", out)
-    assert profile(open_view(folder), None).sizes == {(24, 20): 29}
+    assert profile(open_subset(folder), None).sizes == {(24, 20): 29}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -189,7 +189,7 @@ def test_what_is_told_to_programs_is_whole(kind, tmp_path, capsys):
 
 
 def test_numbers_of_programs_and_people_agree(tmp_path):
-    found = profile(open_view(cells(tmp_path)), None)
+    found = profile(open_subset(cells(tmp_path)), None)
     said = as_json(found)["read_samples"]
     assert said["boxes"]["median"] == 1
     assert said["coco_sizes"] == {"small": 3, "medium": 0, "large": 0}
@@ -204,7 +204,7 @@ def test_very_many_classes_are_cut_in_words_and_a_curve_in_the_figure(tmp_path, 
     out = capsys.readouterr().out
     assert "... and 85 more ..." in out
     assert len(out.splitlines()) < 70
-    found = profile(open_view(folder), None)
+    found = profile(open_subset(folder), None)
     figure = stats_figure([found])
     (axes,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "Samples by class"]
     assert axes.get_xlabel() == "120 classes, from the most to the least frequent"
@@ -214,7 +214,7 @@ def test_very_many_classes_are_cut_in_words_and_a_curve_in_the_figure(tmp_path, 
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_many_sources_stay_within_the_width(width, tmp_path):
     folders = [zoo(tmp_path, f"a_source_with_a_name_{n}", per_class=2) for n in range(5)]
-    profiles = [profile(open_view(folder), None) for folder in [*folders, cells(tmp_path), street(tmp_path)]]
+    profiles = [profile(open_subset(folder), None) for folder in [*folders, cells(tmp_path), street(tmp_path)]]
     lines = stats_lines(profiles, width)
     assert max(map(len, lines)) <= width
     for found in profiles:
@@ -222,7 +222,7 @@ def test_many_sources_stay_within_the_width(width, tmp_path):
 
 
 def test_all_kinds_stand_on_one_figure(tmp_path):
-    profiles = [profile(open_view(build(tmp_path)), None) for build in KINDS.values()]
+    profiles = [profile(open_subset(build(tmp_path)), None) for build in KINDS.values()]
     figure = stats_figure(profiles)
     expected = {
         "Samples by class",
@@ -258,7 +258,7 @@ def test_every_kind_has_a_figure(kind, tmp_path, capsys):
 
 def test_bars_show_a_missing_class_as_nothing(tmp_path):
     one, two = zoo(tmp_path), zoo(tmp_path, "farm", ("cow", "dog"), 4)
-    figure = stats_figure([profile(open_view(folder), 0) for folder in (one, two)])
+    figure = stats_figure([profile(open_subset(folder), 0) for folder in (one, two)])
     (axes,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "Samples by class"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "owl", "cow"]
     assert sorted(patch.get_width() for patch in axes.patches) == [4, 4, 10, 10, 10]
@@ -266,7 +266,7 @@ def test_bars_show_a_missing_class_as_nothing(tmp_path):
 
 def test_names_are_no_formulas(tmp_path):
     folder = zoo(tmp_path, "$x_{$", ("a$\\frac$", "_b", "c"), 3)
-    save(stats_figure([profile(open_view(folder), None)]), tmp_path / "names.png")
+    save(stats_figure([profile(open_subset(folder), None)]), tmp_path / "names.png")
 
 
 def test_quantiles_and_histograms_are_those_of_the_values():

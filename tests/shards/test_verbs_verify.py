@@ -13,8 +13,9 @@ from shards.inspect.repair import repair
 from shards.inspect.verify import inspect, verify
 from shards.loading.batch import Slot
 from shards.loading.damage import DamagedDataError
+from shards.loading.open import open_data
 from shards.loading.reader import Reader
-from shards.loading.subset import View, open_data
+from shards.loading.subset import Subset
 from shards.loading.train import train_stream
 from shards.settings import ConfigError
 from tests.shards.images import built, config
@@ -23,8 +24,8 @@ from tests.shards.images import built, config
 def change(folder, row: int, at: int = 1030) -> str:
     """Flips the bits of one byte of a sample; returns its key."""
     manifest = read_manifest(folder, "train")
-    view = View("", str(folder), manifest)
-    reader = Reader([view])
+    subset = Subset("", str(folder), manifest)
+    reader = Reader([subset])
     shard, inside = reader.locate(0, row)
     key = reader.read(0, shard, inside).key
     with open(folder / manifest.shards[shard].path, "r+b") as file:
@@ -36,9 +37,9 @@ def change(folder, row: int, at: int = 1030) -> str:
 
 
 def keys(folder, split: str = "train") -> list[str]:
-    view = View("", str(folder), read_manifest(folder, split))
-    reader = Reader([view])
-    return [reader.read(0, *reader.locate(0, i)).key for i in range(view.num_samples)]
+    subset = Subset("", str(folder), read_manifest(folder, split))
+    reader = Reader([subset])
+    return [reader.read(0, *reader.locate(0, i)).key for i in range(subset.num_samples)]
 
 
 def repaired(folder):

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from shards.loading.batch import Slot
-from shards.loading.damage import read_losses
+from shards.loading.damage import read_damage
 from shards.settings import ConfigError, replace
 from xfer import fit as run
 from xfer.__main__ import app
@@ -106,7 +106,7 @@ def test_damaged_samples_are_counted_over_all_lives_of_a_run_and_named_in_its_re
         recipe = Recipe.model_validate(recipe_values | {"train": recipe_values["train"] | {"steps": steps}})
         fit(recipe)
     assert run.read_metrics(recipe.folder)[-1]["replaced"] == 1
-    assert [loss["shard"] for loss in read_losses(recipe.folder)] == ["train-000000.tar"]
+    assert [loss["shard"] for loss in read_damage(recipe.folder)] == ["train-000000.tar"]
     app(["report", str(recipe.folder)], result_action="return_value", exit_on_error=False)
     assert "1 damaged sample" in (recipe.folder / "report.html").read_text()
 

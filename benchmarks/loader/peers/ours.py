@@ -10,7 +10,7 @@ from benchmarks.loader.dataset import Image
 from shards.config import DataConfig
 from shards.ingest.build import build
 from shards.loading.batch import Slot
-from shards.loading.subset import open_data
+from shards.loading.open import open_data
 from shards.loading.train import TrainStream, train_stream
 
 

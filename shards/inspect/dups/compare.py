@@ -24,7 +24,7 @@ from shards.inspect.dups.copies import Found, Link, Pair, Split, connected
 from shards.inspect.dups.near import find_near, num_sorts
 from shards.inspect.dups.perceptual_hash import PRINT, comparable, digest_pixels, distances, mirrored
 from shards.loading.reader import DamagedSampleError, Reader
-from shards.loading.subset import View
+from shards.loading.subset import Subset
 from shards.progress import progress
 
 NEAR = 0.2
@@ -179,7 +179,7 @@ def _told_apart(splits: Sequence[Split], pairs: list[Pair], processes: int | Non
     processes = processes or pool.worthwhile(len(samples))
     count = max(1, min(len(samples), processes * _TASKS_A_PROCESS))
     tasks = [samples[n * len(samples) // count : (n + 1) * len(samples) // count] for n in range(count)]
-    work = partial(_pixel_digests, [split.view for split in splits], [split.first for split in splits])
+    work = partial(_pixel_digests, [split.subset for split in splits], [split.first for split in splits])
     digests: dict[int, bytes] = {}
     slow = len(samples) > _QUICK_READ
     with progress("compare pixels", len(samples), "samples") if slow else nullcontext(lambda _: None) as advance:
@@ -190,10 +190,10 @@ def _told_apart(splits: Sequence[Split], pairs: list[Pair], processes: int | Non
 
 
 def _pixel_digests(
-    views: Sequence[View], firsts: Sequence[int], samples: Sequence[int], advance: Callable[[int], None]
+    subsets: Sequence[Subset], firsts: Sequence[int], samples: Sequence[int], advance: Callable[[int], None]
 ) -> dict[int, bytes]:
     """The digest of what each sample shows; those that cannot be read any more have none."""
-    reader, found = Reader(views), {}
+    reader, found = Reader(subsets), {}
     for sample in samples:
         place = int(np.searchsorted(firsts, sample, side="right")) - 1
         try:

@@ -15,7 +15,8 @@ import numpy as np
 from shards.format.hashing import Ints
 from shards.format.manifest import splits_in
 from shards.inspect.dups.scan import Prints, prints_of
-from shards.loading.subset import View, open_view
+from shards.loading.open import open_subset
+from shards.loading.subset import Subset
 from shards.settings import ConfigError, is_url
 
 KINDS = ("exact", "pixels", "near", "mirrored")
@@ -32,7 +33,7 @@ class Split:
 
     name: str
     split: str
-    view: View
+    subset: Subset
     prints: Prints
     trains: bool
     first: int
@@ -76,7 +77,7 @@ class Found:
 
     def class_name(self, sample: int) -> str:
         """The name of a sample's class; empty if it has none of its own."""
-        label, classes = int(self.row(sample)["label"]), self.splits[self.place(sample)].view.manifest.classes
+        label, classes = int(self.row(sample)["label"]), self.splits[self.place(sample)].subset.manifest.classes
         return classes[label] if 0 <= label < len(classes) else ""
 
     @cached_property
@@ -92,7 +93,7 @@ class Found:
 
     @cached_property
     def _indexes(self) -> list[np.ndarray]:
-        return [split.view.index() for split in self.splits]
+        return [split.subset.index() for split in self.splits]
 
 
 def open_splits(
@@ -105,22 +106,24 @@ def open_splits(
     """
     held_out = {os.path.abspath(folder) for folder in test}
     once = {os.path.abspath(folder): folder for folder in (*folders, *test)}
-    views, faults = [], []
+    subsets, faults = [], []
     for path, folder in once.items():
         try:
-            views += [(split, open_view(folder, split), path not in held_out) for split in _chosen(folder, names)]
+            subsets += [(split, open_subset(folder, split), path not in held_out) for split in _chosen(folder, names)]
         except ConfigError as error:
             faults += error.faults
-    faults += [f"{view.folder}: split {split!r} has no samples" for split, view, _ in views if not view.num_samples]
-    if faults or not views:
+    faults += [
+        f"{subset.folder}: split {split!r} has no samples" for split, subset, _ in subsets if not subset.num_samples
+    ]
+    if faults or not subsets:
         raise ConfigError(faults or "expected one folder of shards, or several")
-    told = [f"{view.name}/{split}" for split, view, _ in views]
+    told = [f"{subset.name}/{split}" for split, subset, _ in subsets]
     splits, first = [], 0
-    for name, (split, view, may_train) in zip(told, views, strict=True):
-        name = name if told.count(name) == 1 else f"{view.folder}/{split}"
+    for name, (split, subset, may_train) in zip(told, subsets, strict=True):
+        name = name if told.count(name) == 1 else f"{subset.folder}/{split}"
         trains = may_train and split.startswith(_TRAIN)
-        splits.append(Split(name, split, view, prints_of(view, processes), trains, first))
-        first += view.num_samples
+        splits.append(Split(name, split, subset, prints_of(subset, processes), trains, first))
+        first += subset.num_samples
     return splits
 
 
@@ -130,7 +133,7 @@ def _chosen(folder: str, names: Sequence[str]) -> list[str]:
         raise ConfigError(f"{folder}: every sample is read; copy or mount it, and give the local folder")
     chosen = [split for split in splits_in(folder) if split in names or (not names and "@" not in split)]
     if not chosen:
-        open_view(folder, names[0] if names else "train")  # raises with what is there instead
+        open_subset(folder, names[0] if names else "train")  # raises with what is there instead
     return sorted(chosen, key=lambda split: (not split.startswith(_TRAIN), split))
 
 

@@ -27,7 +27,7 @@ from shards.inspect.dups import perceptual_hash
 from shards.inspect.dups.perceptual_hash import PRINT, take_print
 from shards.inspect.glance import Damaged
 from shards.loading.reader import DamagedSampleError, Reader
-from shards.loading.subset import View
+from shards.loading.subset import Subset
 from shards.progress import progress
 
 _TASKS_A_PROCESS = 8
@@ -45,22 +45,22 @@ class Prints:
     taken: int
 
 
-def prints_of(view: View, processes: int | None = None) -> Prints:
+def prints_of(subset: Subset, processes: int | None = None) -> Prints:
     """The prints of a whole split of a local folder. Raises ConfigError."""
-    assert not view.filters
-    assert not view.store
-    path, num_samples = _place(Path(view.folder), view.manifest), view.manifest.num_samples
+    assert not subset.filters
+    assert not subset.store
+    path, num_samples = _place(Path(subset.folder), subset.manifest), subset.manifest.num_samples
     rows, taken = _open(path, num_samples), 0
     if rows is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         name = path.name.partition(".prints.")[0]
-        refusal = f"{view.folder}: another `xfer shards dups` is looking at {view.manifest.split!r}; wait for it"
+        refusal = f"{subset.folder}: another `xfer shards dups` is looking at {subset.manifest.split!r}; wait for it"
         with locked(path.parent / f".prints-{name}.lock", refusal):
-            taken = _take_all(view, path, path.parent / f".prints-{name}", processes)
-            _remove_old(Path(view.folder), view.manifest, path)
+            taken = _take_all(subset, path, path.parent / f".prints-{name}", processes)
+            _remove_old(Path(subset.folder), subset.manifest, path)
         rows = _open(path, num_samples)
         assert rows is not None
-    mended, faults = _try_again(view, rows)
+    mended, faults = _try_again(subset, rows)
     if mended:
         rows = _with(rows, mended, path)
     return Prints(rows, tuple(faults), taken + len(mended))
@@ -88,9 +88,9 @@ def _open(path: Path, num_samples: int) -> np.ndarray | None:
     return rows if rows.dtype == PRINT and rows.shape == (num_samples,) else None
 
 
-def _take_all(view: View, path: Path, state: Path, processes: int | None) -> int:
+def _take_all(subset: Subset, path: Path, state: Path, processes: int | None) -> int:
     """Takes what is missing in the folder `state`, then writes all as one file. Says how many it took."""
-    manifest, parts = view.manifest, state / path.stem
+    manifest, parts = subset.manifest, state / path.stem
     if not parts.exists():
         shutil.rmtree(state, ignore_errors=True)
         parts.mkdir(parents=True)
@@ -100,14 +100,14 @@ def _take_all(view: View, path: Path, state: Path, processes: int | None) -> int
     tasks = list(_cut(missing, processes * _TASKS_A_PROCESS))
     what, done = f"look at {manifest.name}/{manifest.split}", manifest.num_samples - left
     with progress(what, manifest.num_samples, "samples", done) as advance:
-        for _ in pool.run(partial(_take_shards, view, parts), tasks, processes, advance):
+        for _ in pool.run(partial(_take_shards, subset, parts), tasks, processes, advance):
             pass
     with whole_file(path) as temporary:
         rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=PRINT, shape=(manifest.num_samples,))
         for n, shard in enumerate(manifest.shards):
             part = _open(parts / f"{n}.npy", shard.samples)
             assert part is not None
-            rows[view.shard_starts[n] : view.shard_starts[n + 1]] = part
+            rows[subset.shard_starts[n] : subset.shard_starts[n + 1]] = part
         rows.flush()
     shutil.rmtree(state)
     return left
@@ -120,10 +120,10 @@ def _cut(shards: Sequence[int], count: int) -> Iterator[Sequence[int]]:
         yield shards[part * len(shards) // count : (part + 1) * len(shards) // count]
 
 
-def _take_shards(view: View, parts: Path, shards: Sequence[int], advance: Callable[[int], None]) -> None:
-    reader = Reader([view])
+def _take_shards(subset: Subset, parts: Path, shards: Sequence[int], advance: Callable[[int], None]) -> None:
+    reader = Reader([subset])
     for shard in shards:
-        rows = np.zeros(view.manifest.shards[shard].samples, PRINT)
+        rows = np.zeros(subset.manifest.shards[shard].samples, PRINT)
         for row in range(len(rows)):
             taken = _take(reader, shard, row)
             if not isinstance(taken, str):
@@ -141,11 +141,11 @@ def _take(reader: Reader, shard: int, row: int) -> np.ndarray | str:
         return str(error)
 
 
-def _try_again(view: View, rows: np.ndarray) -> tuple[dict[int, np.ndarray], list[Damaged]]:
+def _try_again(subset: Subset, rows: np.ndarray) -> tuple[dict[int, np.ndarray], list[Damaged]]:
     """Of the samples without a print: those that have one now, by row, and what is wrong with the others."""
-    reader, mended, faults = Reader([view]), {}, []
+    reader, mended, faults = Reader([subset]), {}, []
     for i in np.flatnonzero(~rows["file"].any(axis=1)).tolist():
-        shard, row = view.locate(i)
+        shard, row = subset.locate(i)
         taken = _take(reader, shard, row)
         if isinstance(taken, str):
             faults.append(Damaged(reader.name(0, shard, row), taken))

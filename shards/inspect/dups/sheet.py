@@ -80,9 +80,9 @@ def _load(found: Found, samples: Sequence[int]) -> _Shown:
     """Key and picture of each sample."""
     shown: _Shown = {}
     for split in found.splits:
-        end = split.first + split.view.num_samples
+        end = split.first + split.subset.num_samples
         own = [sample - split.first for sample in samples if split.first <= sample < end]
-        for i, sample in read(split.view, own):
+        for i, sample in read(split.subset, own):
             picture = None if isinstance(sample, Damaged) else _picture(sample.image)
             shown[split.first + i] = (printable(sample.key), picture)
     return shown

@@ -51,9 +51,9 @@ def read_keys(found: Found, samples: Iterable[int]) -> dict[int, str]:
     """The keys of samples, as far as these can still be read."""
     keys, wanted = {}, sorted(set(samples))
     for split in found.splits:
-        end = split.first + split.view.num_samples
+        end = split.first + split.subset.num_samples
         own = [sample - split.first for sample in wanted if split.first <= sample < end]
-        keys |= {split.first + i: sample.key for i, sample in read(split.view, own)}
+        keys |= {split.first + i: sample.key for i, sample in read(split.subset, own)}
     return keys
 
 
@@ -64,10 +64,10 @@ def kind_and_distance(pair: Pair) -> str:
 
 def _head(splits: Sequence[Split]) -> list[str]:
     rows = [
-        [split.name, "trained on" if split.trains else "held out", f"{split.view.num_samples:,} samples"]
+        [split.name, "trained on" if split.trains else "held out", f"{split.subset.num_samples:,} samples"]
         for split in splits
     ]
-    known = sum(split.view.num_samples - split.prints.taken for split in splits)
+    known = sum(split.subset.num_samples - split.prints.taken for split in splits)
     return table(rows, 2) + ([f"{counted(known, 'sample')} had been looked at before"] if known else [])
 
 
@@ -92,12 +92,12 @@ def _leaks(found: Found, pairs: Sequence[Pair]) -> list[str]:
     for split in held_out:
         own = [pair for pair in pairs if found.splits[found.place(pair.a)] is split]
         if own:
-            lines.append(f"  {split.name}: {len(own):,} of {split.view.num_samples:,} ({_by_kind(own)})")
+            lines.append(f"  {split.name}: {len(own):,} of {split.subset.num_samples:,} ({_by_kind(own)})")
     return lines + _pair_lines(found, pairs)
 
 
 def _contradictions(found: Found, pairs: Sequence[Pair]) -> list[str]:
-    if not any("label" in split.view.manifest.fields for split in found.splits):
+    if not any("label" in split.subset.manifest.fields for split in found.splits):
         return ["labels: not looked at, samples have no class of their own"]
     if not pairs:
         return ["labels: no contradiction, samples that are the same have the same class"]
@@ -110,7 +110,7 @@ def _contradictions(found: Found, pairs: Sequence[Pair]) -> list[str]:
 def _counts(found: Found) -> list[str]:
     numbers = counts(found)
     if len(found.splits) == 1:
-        return [f"{numbers[0, 0]:,} of {found.splits[0].view.num_samples:,} samples have a copy"]
+        return [f"{numbers[0, 0]:,} of {found.splits[0].subset.num_samples:,} samples have a copy"]
     rows = [["", "", *(f"{number}" for number in range(1, len(found.splits) + 1))]]
     for number, (split, row) in enumerate(zip(found.splits, numbers.tolist(), strict=True), 1):
         rows.append([f"{number}", split.name, *(f"{count:,}" if count else "·" for count in row)])
@@ -173,9 +173,9 @@ def _by_kind(pairs: Sequence[Pair]) -> str:
 
 def _cells(found: Found, sample: int, key: str) -> list[str]:
     split = found.splits[found.place(sample)]
-    view = split.view
-    shard = view.manifest.shards[view.locate(sample - split.first)[0]].path
-    return [view.folder, split.split, shard, key, found.class_name(sample)]
+    subset = split.subset
+    shard = subset.manifest.shards[subset.locate(sample - split.first)[0]].path
+    return [subset.folder, split.split, shard, key, found.class_name(sample)]
 
 
 def _short(key: str, longest: int) -> str:

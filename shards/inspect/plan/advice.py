@@ -64,12 +64,12 @@ def _lanes(found: Forecast) -> Iterator[str]:
 
 def _try_lanes(found: Forecast) -> tuple[_Trial, ...]:
     """What other numbers of lanes would do: multiples of the nodes."""
-    views = [source.expected.view for source in found.sources]
+    subsets = [source.expected.subset for source in found.sources]
     nodes, trials = found.world.nodes, []
     for lanes in (nodes << shift for shift in range(_TRIALS)):
         if lanes == found.law.lanes or lanes > _MOST_LANES:
             continue
-        law = build_order(views, found.config.model_copy(update={"lanes": lanes}))
+        law = build_order(subsets, found.config.model_copy(update={"lanes": lanes}))
         seen = survey(law, found.run, found.world, choose(law, found.run, SAMPLES // 4))
         needed = [one_epoch(law, source.expected.shape, seen.chances) for source in found.counted]
         once = float(sum(each.once.sum() for each in needed))

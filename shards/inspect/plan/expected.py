@@ -13,7 +13,8 @@ import numpy as np
 from shards.config import DataConfig, SourceConfig, WhereConfig
 from shards.format.manifest import read_manifest
 from shards.inspect.plan.downloads import Shape
-from shards.loading.subset import View, fetch_manifest, filters_of
+from shards.loading.open import fetch_manifest, filters_of
+from shards.loading.subset import Subset
 from shards.remote.transport import Errand, Transport
 from shards.settings import ConfigError, is_url
 
@@ -22,14 +23,14 @@ from shards.settings import ConfigError, is_url
 class Expected:
     """A source: all of its split, and the share of its samples that training is expected to get."""
 
-    whole: View
+    whole: Subset
     share: float
     validated: float
     """The share that validation is expected to get."""
 
     @cached_property
-    def view(self) -> View:
-        """A view that holds in each shard as many samples as training is expected to get from it."""
+    def subset(self) -> Subset:
+        """A subset that holds in each shard as many samples as training is expected to get from it."""
         manifest = self.whole.manifest
         if self.share == 1:
             return self.whole
@@ -42,7 +43,7 @@ class Expected:
     def shape(self) -> Shape:
         """Samples that are expected, and bytes, of each shard."""
         sizes = [file.bytes for file in self.whole.manifest.shards]
-        return Shape(self.view.name, self.view.shard_samples, np.array(sizes, np.float64))
+        return Shape(self.subset.name, self.subset.shard_samples, np.array(sizes, np.float64))
 
     @property
     def is_remote(self) -> bool:
@@ -82,24 +83,24 @@ def _open_all(
                 manifest = fetch_manifest(folder, source.split, lambda url: transport.read(Errand(url, aloud=True)))
             else:
                 manifest = read_manifest(folder, source.split)
-            found.append(_expect(View(name, folder, manifest), source.where, validation))
+            found.append(_expect(Subset(name, folder, manifest), source.where, validation))
         except ConfigError as error:
             faults += [f"data.{section}.{name}: {fault}" for fault in error.faults]
     return found
 
 
-def _expect(whole: View, where: WhereConfig | None, validation: float) -> Expected:
+def _expect(whole: Subset, where: WhereConfig | None, validation: float) -> Expected:
     passing = _passing(whole, where) if where else 1.0
     expected = Expected(whole, passing * (1 - validation), passing * validation)
     if not whole.num_samples:
         raise ConfigError(f"{whole.folder}: split {whole.manifest.split!r} has no samples")
-    if not expected.view.num_samples:
+    if not expected.subset.num_samples:
         told = f"of {whole.num_samples:,} samples about {whole.num_samples * expected.share:.1g}"
         raise ConfigError(f"{told} pass `where` and are not validated on: nothing to train on")
     return expected
 
 
-def _passing(whole: View, where: WhereConfig) -> float:
+def _passing(whole: Subset, where: WhereConfig) -> float:
     """The share of the samples that is expected to pass."""
     filters_of(whole, where)  # refuses what is wrong with it
     share = where.hash[1] - where.hash[0] if where.hash else 1.0

@@ -49,12 +49,12 @@ class SourceForecast:
     @property
     def name(self) -> str:
         """Name in the recipe."""
-        return self.expected.view.name
+        return self.expected.subset.name
 
     @property
     def samples(self) -> int:
         """Samples of an epoch."""
-        return self.expected.view.num_samples
+        return self.expected.subset.num_samples
 
     @property
     def size(self) -> int:
@@ -182,14 +182,14 @@ def forecast_file(path: str | Path, overrides: Sequence[str], wish: Wish, faults
         raise ConfigError([*found, *error.faults], path) from None
     if found:
         raise ConfigError(found, path)
-    one_pass = -(-sum(source.view.num_samples for source in sources) // config.batch_size)
+    one_pass = -(-sum(source.subset.num_samples for source in sources) // config.batch_size)
     run = Run(config.batch_size, wish.steps or section.steps or one_pass)
     return replace(forecast(sources, config, run, World(ranks, nodes)), evaluate_every=section.evaluate_every)
 
 
 def forecast(sources: Sequence[Expected], config: DataConfig, run: Run, world: World) -> Forecast:
     """The forecast of a run from position 0; shows progress."""
-    law = build_order([source.view for source in sources], config)
+    law = build_order([source.subset for source in sources], config)
     plan = choose(law, run)
     with progress("plan", plan.num_steps, "batches") as advance:
         seen = survey(law, run, world, plan, advance)
@@ -200,7 +200,7 @@ def forecast(sources: Sequence[Expected], config: DataConfig, run: Run, world: W
 
 
 def _describe(law: Order, run: Run, seen: Survey, source: Expected) -> SourceForecast:
-    i, samples = law.names.index(source.view.name), source.view.num_samples
+    i, samples = law.names.index(source.subset.name), source.subset.num_samples
     rows = source.shape.rows
     given = int(seen.chances.counts[-1, i])
     mean = given / run.steps
@@ -239,7 +239,7 @@ def _first(law: Order, sources: Sequence[Expected], count: int) -> tuple[First, 
     at = law.locate(np.arange(count))
     places = zip(at.source.tolist(), at.shard.tolist(), at.row.tolist(), strict=True)
     return tuple(
-        First(position, law.names[source], sources[source].view.manifest.shards[shard].path, row)
+        First(position, law.names[source], sources[source].subset.manifest.shards[shard].path, row)
         for position, (source, shard, row) in enumerate(places)
     )
 

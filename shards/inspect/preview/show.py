@@ -34,7 +34,7 @@ from shards.inspect.preview.paint import (
     wrapped,
 )
 from shards.loading.reader import Sample
-from shards.loading.subset import OfClasses, View
+from shards.loading.subset import OfClasses, Subset
 from shards.progress import progress
 from shards.settings import ConfigError
 from shards.text import printable
@@ -49,7 +49,7 @@ _QUICK = 100
 _JPEG_SIDE = 65_500
 
 MOST = 512
-"""Samples of a view on one sheet."""
+"""Samples of a subset on one sheet."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +80,24 @@ class Look:
     names: bool = True
 
 
-def is_drawn_on(view: View) -> bool:
+def is_drawn_on(subset: Subset) -> bool:
     """Whether samples have boxes or masks, so that pictures should be large."""
-    return bool(view.manifest.fields.keys() & {"boxes", "mask"})
+    return bool(subset.manifest.fields.keys() & {"boxes", "mask"})
 
 
-def sheet_look(views: Sequence[View], count: int | None, seed: int, only: str | None) -> Look:
-    """The look for a contact sheet; no `count`: of each view as many as are seen well on one page."""
-    large = any(map(is_drawn_on, views))
+def sheet_look(subsets: Sequence[Subset], count: int | None, seed: int, only: str | None) -> Look:
+    """The look for a contact sheet; no `count`: of each subset as many as are seen well on one page."""
+    large = any(map(is_drawn_on, subsets))
     few, many = (8, 24) if large else (24, 64)
-    return Look(count or (few if len(views) > 1 else many), seed, only, _LARGE_SIDE if large else _SIDE)
+    return Look(count or (few if len(subsets) > 1 else many), seed, only, _LARGE_SIDE if large else _SIDE)
 
 
-def having(views: Sequence[View], only: str | None) -> list[View]:
-    """The views that have a class `only`. Raises ConfigError if none has it."""
-    found = [view for view in views if only is None or only in view.classes]
+def having(subsets: Sequence[Subset], only: str | None) -> list[Subset]:
+    """The subsets that have a class `only`. Raises ConfigError if none has it."""
+    found = [subset for subset in subsets if only is None or only in subset.classes]
     if found:
         return found
-    known = list(dict.fromkeys(name for view in views for name in view.classes))
+    known = list(dict.fromkeys(name for subset in subsets for name in subset.classes))
     if not known:
         raise ConfigError(f"--only: {only!r}, but these samples have no classes")
     close = difflib.get_close_matches(str(only), known, 1)
@@ -106,19 +106,19 @@ def having(views: Sequence[View], only: str | None) -> list[View]:
     raise ConfigError(f"--only: no class {only!r}; {hint}there are {', '.join(known[:_NAMED])}{more}")
 
 
-def tiles(view: View, look: Look) -> list[Tile]:
+def tiles(subset: Subset, look: Look) -> list[Tile]:
     """Samples evenly from all classes, sorted by class."""
-    if look.only is not None and is_drawn_on(view):
-        return _search(view, look)
+    if look.only is not None and is_drawn_on(subset):
+        return _search(subset, look)
     if look.only is not None:
-        view = view.where(OfClasses((view.classes.index(look.only),)))
-    among = candidates(view, 4 * look.count, look.seed)
-    chosen = among[choose(view.labels()[among], look.count, look.seed)]
-    slow = view.store is not None or len(chosen) > _QUICK
-    with progress(f"show {view.name}", len(chosen), "samples") if slow else nullcontext(_quietly) as advance:
+        subset = subset.where(OfClasses((subset.classes.index(look.only),)))
+    among = candidates(subset, 4 * look.count, look.seed)
+    chosen = among[choose(subset.labels()[among], look.count, look.seed)]
+    slow = subset.store is not None or len(chosen) > _QUICK
+    with progress(f"show {subset.name}", len(chosen), "samples") if slow else nullcontext(_quietly) as advance:
         found = {}
-        for i, sample in read(view, np.sort(chosen).tolist()):
-            found[i] = _tile(view, sample, look)
+        for i, sample in read(subset, np.sort(chosen).tolist()):
+            found[i] = _tile(subset, sample, look)
             advance(1)
     return [found[i] for i in chosen.tolist()]
 
@@ -135,11 +135,11 @@ def choose(labels: np.ndarray, count: int, seed: int) -> list[int]:
     return grouped[np.sort(picked)].tolist()
 
 
-def contact_sheet(shown: Sequence[tuple[View, Sequence[Tile]]], side: int) -> Image.Image:
-    """The tiles of each view in rows under its name and a legend of its colours, as one picture."""
+def contact_sheet(shown: Sequence[tuple[Subset, Sequence[Tile]]], side: int) -> Image.Image:
+    """The tiles of each subset in rows under its name and a legend of its colours, as one picture."""
     columns = max(1, min(_COLUMNS * _SIDE // side, max(len(tiles) for _, tiles in shown)))
     width = max(columns * (side + _GAP) + _GAP, 360)
-    parts = [part for view, tiles in shown for part in _section(view, tiles, side, columns, width)]
+    parts = [part for subset, tiles in shown for part in _section(subset, tiles, side, columns, width)]
     sheet = Image.new("RGB", (width, sum(part.height for part in parts)), "white")
     y = 0
     for part in parts:
@@ -156,50 +156,50 @@ def save(sheet: Image.Image, path: Path) -> None:
         sheet.save(temporary, quality=90)
 
 
-def colours(view: View, tiles: Sequence[Tile]) -> list[tuple[Colour, str]]:
+def colours(subset: Subset, tiles: Sequence[Tile]) -> list[tuple[Colour, str]]:
     """What the colours on boxes and masks stand for."""
-    if not is_drawn_on(view):
+    if not is_drawn_on(subset):
         return []
     labels = sorted(frozenset[int]().union(*(tile.classes for tile in tiles)))
-    entries = [(colour(i), printable(view.classes[i])) for i in labels[:_LEGEND] if i >= 0]
+    entries = [(colour(i), printable(subset.classes[i])) for i in labels[:_LEGEND] if i >= 0]
     entries += [((0, 0, 0), f"... and {len(labels) - _LEGEND} more")] if len(labels) > _LEGEND else []
     return entries + ([(VOID_COLOUR, "no class")] if -1 in labels else [])
 
 
-def head(view: View, tiles: Sequence[Tile]) -> str:
+def head(subset: Subset, tiles: Sequence[Tile]) -> str:
     """What is shown of what."""
-    return f"{printable(view.name)}/{view.manifest.split}: {len(tiles)} of {view.manifest.num_samples:,} samples"
+    return f"{printable(subset.name)}/{subset.manifest.split}: {len(tiles)} of {subset.manifest.num_samples:,} samples"
 
 
 def _quietly(count: int = 1, note: str = "") -> None:
     """No progress is shown for what takes a moment."""
 
 
-def _search(view: View, look: Look) -> list[Tile]:
+def _search(subset: Subset, look: Look) -> list[Tile]:
     assert look.only is not None
-    label, found = view.classes.index(look.only), []
+    label, found = subset.classes.index(look.only), []
     with progress(f"look for {look.only}", None, "samples") as advance:
-        for _, sample in read(view, scattered(view, look.seed)):
+        for _, sample in read(subset, scattered(subset, look.seed)):
             advance(1, f"{len(found)} found")
-            if not isinstance(sample, Damaged) and _holds(view, sample, label):
-                found.append(_tile(view, sample, look))
+            if not isinstance(sample, Damaged) and _holds(subset, sample, label):
+                found.append(_tile(subset, sample, look))
                 if len(found) == look.count:
                     break
     return found
 
 
-def _holds(view: View, sample: Sample, label: int) -> bool:
+def _holds(subset: Subset, sample: Sample, label: int) -> bool:
     try:
-        said = annotations(sample.fields, view.manifest.fields, len(view.classes))
+        said = annotations(sample.fields, subset.manifest.fields, len(subset.classes))
     except ValueError:
         return False
-    return bool(said.class_counts(sample.label, len(view.classes))[label])
+    return bool(said.class_counts(sample.label, len(subset.classes))[label])
 
 
-def _tile(view: View, sample: Sample | Damaged, look: Look) -> Tile:
+def _tile(subset: Subset, sample: Sample | Damaged, look: Look) -> Tile:
     if isinstance(sample, Damaged):
         return _damaged(sample.key, sample.reason)
-    roles, num_classes = view.manifest.fields, len(view.classes)
+    roles, num_classes = subset.manifest.fields, len(subset.classes)
     try:
         size = image_size(sample.image)
         image = Image.fromarray(np.ascontiguousarray(pixels(open_image(sample.image)).array))
@@ -210,8 +210,8 @@ def _tile(view: View, sample: Sample | Damaged, look: Look) -> Tile:
     if said.mask is not None:
         picture = with_mask(picture, said.mask)
     if said.boxes is not None:
-        draw_boxes(picture, said.boxes, scale, view.classes if look.names else None)
-    title = view.classes[sample.label] if sample.label >= 0 else _title(view, said)
+        draw_boxes(picture, said.boxes, scale, subset.classes if look.names else None)
+    title = subset.classes[sample.label] if sample.label >= 0 else _title(subset, said)
     return Tile(printable(sample.key), printable(title), _side(said), size, picture, _drawn(said, num_classes))
 
 
@@ -219,15 +219,15 @@ def _damaged(key: str, reason: str) -> Tile:
     return Tile(printable(key), "damaged", (printable(reason),), (0, 0), None)
 
 
-def _title(view: View, said: Annotations) -> str:
+def _title(subset: Subset, said: Annotations) -> str:
     """How many boxes of which class, or how much of the mask, the most first."""
     if said.boxes is not None:
-        counts = Counter(view.classes[label] for label in said.boxes[:, 4].astype(int).tolist())
+        counts = Counter(subset.classes[label] for label in said.boxes[:, 4].astype(int).tolist())
         return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "no box"
     if said.mask is not None:
-        shares = np.bincount(said.mask.ravel(), minlength=256)[: len(view.classes)] / said.mask.size
+        shares = np.bincount(said.mask.ravel(), minlength=256)[: len(subset.classes)] / said.mask.size
         most = np.argsort(-shares, kind="stable")[:4].tolist()
-        return ", ".join(f"{view.classes[i]} {shares[i]:.0%}" for i in most if shares[i] >= 0.005) or "no class"
+        return ", ".join(f"{subset.classes[i]} {shares[i]:.0%}" for i in most if shares[i] >= 0.005) or "no class"
     return ""
 
 
@@ -245,11 +245,11 @@ def _side(said: Annotations) -> tuple[str, ...]:
     return tuple(printable(text if len(texts) == 1 else f"{name}: {text}") for name, text in texts)
 
 
-def _section(view: View, tiles: Sequence[Tile], side: int, columns: int, width: int) -> Iterator[Image.Image]:
+def _section(subset: Subset, tiles: Sequence[Tile], side: int, columns: int, width: int) -> Iterator[Image.Image]:
     top = Image.new("RGB", (width, _HEAD), "white")
-    ImageDraw.Draw(top).text((_GAP, 8), shortened(head(view, tiles), font(15), width - 2 * _GAP), "black", font(15))
+    ImageDraw.Draw(top).text((_GAP, 8), shortened(head(subset, tiles), font(15), width - 2 * _GAP), "black", font(15))
     yield top
-    if entries := colours(view, tiles):
+    if entries := colours(subset, tiles):
         yield legend(entries, width)
     for first in range(0, len(tiles), columns):
         yield _row(tiles[first : first + columns], side, width)

@@ -20,7 +20,7 @@ from shards.format.hashing import permutation
 from shards.format.manifest import Manifest
 from shards.inspect.glance import Damaged, candidates, read
 from shards.loading.reader import Sample
-from shards.loading.subset import View
+from shards.loading.subset import Subset
 from shards.progress import progress
 
 SMALL, LARGE = 32, 96
@@ -162,15 +162,15 @@ class Profile:
         return _sum(pair for spread in self.box_sizes for pair in spread.counts.items())
 
 
-def profile(view: View, count: int | None, seed: int = 0) -> Profile:
+def profile(subset: Subset, count: int | None, seed: int = 0) -> Profile:
     """What a whole split holds; `count` samples are read, all of them if it is None."""
-    manifest = view.manifest
-    found = Profile(view.name, view.folder, manifest)
+    manifest = subset.manifest
+    found = Profile(subset.name, subset.folder, manifest)
     found.holding = [0] * len(manifest.classes)
     found.box_sizes = [Spread() for _ in manifest.classes]
-    chosen = _chosen(view, count, seed)
-    with progress(f"read {view.name}", len(chosen), "samples") as advance:
-        for _, sample in read(view, (int(i) for i in chosen)):
+    chosen = _chosen(subset, count, seed)
+    with progress(f"read {subset.name}", len(chosen), "samples") as advance:
+        for _, sample in read(subset, (int(i) for i in chosen)):
             _add(found, sample)
             advance(1)
     return found
@@ -184,13 +184,13 @@ def bins(low: float, high: float, count: int, is_log: bool = False) -> list[floa
     return [low, *between(low, high, count + 1)[1:-1].tolist(), high]
 
 
-def _chosen(view: View, count: int | None, seed: int) -> Sequence[int] | np.ndarray:
+def _chosen(subset: Subset, count: int | None, seed: int) -> Sequence[int] | np.ndarray:
     """Samples to read, ascending: evenly from everywhere."""
-    if count is None or count >= view.num_samples:
-        return range(view.num_samples)
+    if count is None or count >= subset.num_samples:
+        return range(subset.num_samples)
     if not count:
         return []
-    among = candidates(view, count, seed)
+    among = candidates(subset, count, seed)
     return np.sort(among[permutation(len(among), seed, _KEY)[:count]])
 
 

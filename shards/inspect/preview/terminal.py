@@ -17,7 +17,7 @@ from rich.text import Text
 
 from shards.inspect.preview.paint import Colour
 from shards.inspect.preview.show import Look, Tile, colours, head, is_drawn_on
-from shards.loading.subset import View
+from shards.loading.subset import Subset
 
 _CELLS, _LARGE_CELLS, _MOST_CELLS = 24, 44, 64
 _GAP = 2
@@ -31,22 +31,22 @@ def shows_pictures(console: Console) -> bool:
     return console.color_system in ("256", "truecolor", "windows") and not console.no_color
 
 
-def terminal_look(console: Console, views: Sequence[View], count: int | None, seed: int, only: str | None) -> Look:
-    """The look for a console; no `count`: some rows of pictures, or lines of words, of each view."""
+def terminal_look(console: Console, subsets: Sequence[Subset], count: int | None, seed: int, only: str | None) -> Look:
+    """The look for a console; no `count`: some rows of pictures, or lines of words, of each subset."""
     if not shows_pictures(console):
         return Look(count or _WORDS, seed, only)
-    across, cells = _columns(console, any(map(is_drawn_on, views)))
-    return Look(count or (_ROWS if len(views) == 1 else 2) * across, seed, only, cells, names=False)
+    across, cells = _columns(console, any(map(is_drawn_on, subsets)))
+    return Look(count or (_ROWS if len(subsets) == 1 else 2) * across, seed, only, cells, names=False)
 
 
-def print_tiles(console: Console, view: View, tiles: Sequence[Tile], side: int) -> None:
+def print_tiles(console: Console, subset: Subset, tiles: Sequence[Tile], side: int) -> None:
     """Prints the tiles in rows, as pictures or in words, under what they are of."""
-    console.print(Text(head(view, tiles), "bold"), soft_wrap=True)
+    console.print(Text(head(subset, tiles), "bold"), soft_wrap=True)
     if not shows_pictures(console):
         for line in _words(tiles):
             console.print(Text(line), soft_wrap=True)
         return
-    if entries := colours(view, tiles):
+    if entries := colours(subset, tiles):
         for line in _legend(entries, console.width):
             console.print(line, soft_wrap=True)
     console.print()

@@ -1,0 +1,147 @@
+"""A `data` section becomes subsets: every source is opened, cut into training and validation, and checked for leaks.
+
+Reads manifests and indexes only, never a tar. All faults of all sources come in one ConfigError.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.config import DataConfig, SourceConfig, WhereConfig
+from shards.format.manifest import Manifest, manifest_name, open_index, parse_manifest, read_manifest
+from shards.loading.subset import Filter, InShare, OfClasses, Subset
+from shards.remote.store import Remote, Store
+from shards.remote.transport import StoreError, join, shown
+from shards.settings import ConfigError, is_url
+
+
+@dataclass(frozen=True)
+class Data:
+    """The subsets of a configuration, each group sorted by name. `validation` has one for each of `train`, or none."""
+
+    train: tuple[Subset, ...]
+    validation: tuple[Subset, ...]
+    test: tuple[Subset, ...]
+
+
+def open_data(config: DataConfig) -> Data:
+    """Opens every source of the configuration. Raises ConfigError with the faults of all of them."""
+    faults: list[str] = []
+    locations = [config.location(source) for source in (*config.sources.values(), *config.test.values())]
+    cache = config.cache
+    store = Store(cache.folder, round(cache.gb * 1e9), cache.timeout_s) if any(map(is_url, locations)) else None
+    sources = _open_all(config, "sources", config.sources, store, faults)
+    test = _open_all(config, "test", config.test, store, faults)
+    train, validation = [], []
+    for subset in sources:
+        parts = subset, None
+        if config.validation:
+            parts = tuple(
+                subset.where(InShare("validation", *s)) for s in ((config.validation, 1), (0, config.validation))
+            )
+        for part, purpose in zip(parts, ("train", "validate"), strict=True):
+            if part is not None and not part.num_samples:
+                faults.append(
+                    f"data.validation: {config.validation} of sources.{subset.name} ({subset.num_samples} samples) "
+                    f"leaves none to {purpose} on; give another fraction, or more samples"
+                )
+        train.append(parts[0])
+        validation += [parts[1]] if parts[1] is not None else []
+    faults += _leaks(sources, test)
+    if faults:
+        raise ConfigError(faults)
+    return Data(tuple(train), tuple(validation), tuple(test))
+
+
+def open_subset(folder: str | Path, split: str = "train", name: str | None = None) -> Subset:
+    """A whole split of a local folder; `name`: that of the data set if none is given. Raises ConfigError."""
+    manifest = read_manifest(folder, split)
+    open_index(folder, manifest)
+    missing = [shard.path for shard in manifest.shards if not os.path.isfile(os.path.join(folder, shard.path))]
+    if missing:
+        raise ConfigError(f"{folder}: {len(missing)} shards are missing ({', '.join(missing[:3])}); build it again")
+    return Subset(name or manifest.name, str(folder), manifest)
+
+
+def _open_all(
+    config: DataConfig, section: str, group: Mapping[str, SourceConfig], store: Store | None, faults: list[str]
+) -> list[Subset]:
+    subsets = []
+    for name, source in sorted(group.items()):
+        try:
+            folder = config.location(source)
+            remote = store if is_url(folder) else None
+            subset = (
+                _open_remote(name, folder, source.split, remote) if remote else open_subset(folder, source.split, name)
+            )
+            if not subset.manifest.num_samples:
+                raise ConfigError(f"{folder}: split {source.split!r} has no samples")
+            subsets.append(_filtered(subset, source.where))
+        except ConfigError as error:
+            faults += [f"data.{section}.{name}: {fault}" for fault in error.faults]
+    return subsets
+
+
+def fetch_manifest(folder: str, split: str, read: Callable[[str], bytes]) -> Manifest:
+    """The manifest of a split in a store; `read`: the bytes of a URL. Raises ConfigError."""
+    where = join(folder, manifest_name(split))
+    with _faults_of_stores(split):
+        return parse_manifest(read(where), shown(where))
+
+
+def filters_of(subset: Subset, where: WhereConfig) -> list[Filter]:
+    """The filters that `where` means for a subset. Raises ConfigError."""
+    filters: list[Filter] = [InShare("where", *where.hash)] if where.hash else []
+    if where.classes:
+        names = subset.manifest.classes
+        unknown = [name for name in where.classes if name not in names]
+        if unknown:
+            raise ConfigError(f"where.classes: {', '.join(unknown)} not in {subset.folder}; it has {', '.join(names)}")
+        if subset.manifest.task != "classification":
+            raise ConfigError(
+                f"where.classes: samples of {subset.folder} have no class of their own ({subset.manifest.task})"
+            )
+        filters.append(OfClasses(tuple(sorted(names.index(name) for name in where.classes))))
+    return filters
+
+
+def _open_remote(name: str, folder: str, split: str, store: Store) -> Subset:
+    manifest = fetch_manifest(folder, split, store.read_bytes)
+    with _faults_of_stores(split):
+        index_path = store.keep(Remote(join(folder, manifest.index.path), manifest.index))
+    open_index(folder, manifest, index_path)
+    return Subset(name, folder, manifest, index_path=index_path, store=store)
+
+
+@contextmanager
+def _faults_of_stores(split: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error.filename}: no such file; expected a folder of shards with split {split!r}") from None
+    except PermissionError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    except StoreError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _filtered(subset: Subset, where: WhereConfig | None) -> Subset:
+    if where is None:
+        return subset
+    subset = subset.where(*filters_of(subset, where))
+    if not subset.num_samples:
+        raise ConfigError(f"where: none of {subset.folder}'s {subset.manifest.num_samples} samples passes")
+    return subset
+
+
+def _leaks(sources: Sequence[Subset], test: Sequence[Subset]) -> list[str]:
+    """The same samples under another path or filter are leakage too."""
+    return [
+        f"data.test.{subset.name}: samples of {subset.folder} are also in sources.{other.name} ({other.folder}): the "
+        "model would be tested on what it was trained on"
+        for subset in test
+        for other in sources
+        if subset.overlaps(other)
+    ]
