@@ -1,0 +1,31 @@
+"""`xfer fit`."""
+
+from pathlib import Path
+
+
+def fit(recipe: Path, *overrides: str) -> None:
+    """Train a recipe in one process, without Ray. The same command again goes on from the newest checkpoint.
+
+        xfer fit recipe.yaml data.root=data/pacs train.steps=300
+
+    Parameters
+    ----------
+    recipe
+        YAML with the sections data, model, train, quantize.
+    overrides
+        `dotted.path=value`, any number of them.
+    """
+    from shards.loading.batch import Slot
+    from shards.settings import load
+    from xfer import fit as run
+    from xfer.config import Recipe
+    from xfer.follow import follow
+
+    config = load(recipe, Recipe, overrides)
+    with run.run_lock(config.folder):
+        _, checkpoint = run.prepare(config)
+        done = checkpoint.state.step if checkpoint else 0
+        run.begin(config)
+        with follow(config.name, config.train.steps, done) as show:
+            run.fit(config, Slot(), run.plain_engine, show)
+    print(f"trained: {config.folder}\nnext: xfer evaluate {config.folder}")
