@@ -17,18 +17,17 @@ from pathlib import Path
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
 from shards.loading.open import Data, open_data
-from shards.loading.state import StreamState, resume
+from shards.loading.state import StreamState
 from shards.loading.train import train_stream
-from shards.settings import ConfigError, dump, load
-from xfer.checkpoint import Checkpoint, TrainState, latest_checkpoint, write_checkpoint
+from shards.settings import ConfigError, dump
+from xfer.checkpoint import TrainState, latest_checkpoint, write_checkpoint
 from xfer.config import Recipe
 from xfer.engine import Engine, PlainEngine, build_optimizer, default_device
 from xfer.evaluate import evaluate, score_row
 from xfer.labels import LabelSpace, Objective
-from xfer.model import FusionModel, build_model, check_weights_exist
+from xfer.model import FusionModel, build_model
 from xfer.train import Row, learning_rate, train
 
-FIXED = ("optimizer", "seed")  # of `train`: cannot change within a run; all its other values may
 EngineFactory = Callable[[FusionModel, Recipe, Slot], Engine]
 
 
@@ -50,47 +49,6 @@ def plain_engine(model: FusionModel, recipe: Recipe, slot: Slot) -> Engine:
 def label_space(data: Data) -> LabelSpace:
     """The union of the training sources' classes."""
     return LabelSpace.union({subset.name: subset.classes for subset in data.train})
-
-
-def prepare(recipe: Recipe) -> tuple[Data, Checkpoint | None]:
-    """Everything that can be wrong with a recipe is found here, before a worker starts: data, weights, the run folder.
-
-    Raises ConfigError with every fault.
-    """
-    faults = check_weights_exist(recipe)
-    data = None
-    try:
-        data = open_data(recipe.data)
-    except ConfigError as error:
-        faults += error.faults
-    if faults:
-        raise ConfigError(faults)
-    assert data is not None
-    checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
-    if checkpoint:
-        faults = _differences(recipe, checkpoint, data)
-    elif any(branch.weights for branch in recipe.model.branches.values()):
-        build_model(recipe.model, 2, 0)  # do the files fit? Known here it costs a second, in the workers a minute
-    if faults:
-        hint = f"choose another name=... or remove {recipe.folder}"
-        raise ConfigError([*faults, hint], f"{recipe.folder} holds another run")
-    return data, checkpoint
-
-
-def _differences(recipe: Recipe, checkpoint: Checkpoint, data: Data) -> list[str]:
-    faults = []
-    saved = recipe.folder / "recipe.yaml"
-    if saved.is_file():
-        before = load(saved, Recipe)
-        pairs = {f"model.{key}": (getattr(before.model, key), value) for key, value in recipe.model}
-        pairs |= {f"train.{key}": (getattr(before.train, key), getattr(recipe.train, key)) for key in FIXED}
-        pairs["data.image_size"] = (before.data.image_size, recipe.data.image_size)
-        faults += [f"{path}: was {old}, is now {new}" for path, (old, new) in pairs.items() if old != new]
-    try:
-        resume(data.train, recipe.data, StreamState(**checkpoint.state.stream))
-    except ConfigError as error:
-        faults += error.faults
-    return faults
 
 
 @contextmanager

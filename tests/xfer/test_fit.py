@@ -19,13 +19,14 @@ from xfer import fit as run
 from xfer.__main__ import app
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
+from xfer.prepare import prepare
 
 GOLDEN = Path(__file__).parent / "golden.json"
 
 
 def fit(recipe: Recipe) -> list[float]:
     """Trains and returns the loss of every step."""
-    run.prepare(recipe)
+    prepare(recipe)
     run.begin(recipe)
     run.fit(recipe, Slot(), run.plain_engine, lambda row: None)
     return losses(recipe.folder)
@@ -71,7 +72,7 @@ def test_resume_equals_the_uninterrupted_run(recipe, optimizer):
 def test_another_model_or_other_data_in_the_same_folder_is_refused(recipe):
     fit(recipe)
     with pytest.raises(ConfigError) as caught:
-        run.prepare(replace(recipe, {"model.fusion.width": 8, "data.seed": 5}))
+        prepare(replace(recipe, {"model.fusion.width": 8, "data.seed": 5}))
     assert "holds another run" in str(caught.value)
     assert "model.fusion" in str(caught.value)
     assert "seed" in str(caught.value)
@@ -88,7 +89,7 @@ def test_missing_weights_and_missing_sources_are_named_together(recipe):
         {"model.branches.fine.weights": "/no/such.pth", "data.sources.paint.path": "pain", "data.root": "/nowhere"},
     )
     with pytest.raises(ConfigError) as caught:
-        run.prepare(broken)
+        prepare(broken)
     text = str(caught.value)
     assert "/no/such.pth" in text
     assert "pain" in text

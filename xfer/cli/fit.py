@@ -20,10 +20,11 @@ def fit(recipe: Path, *overrides: str) -> None:
     from xfer import fit as run
     from xfer.config import Recipe
     from xfer.follow import follow
+    from xfer.prepare import prepare
 
     config = load(recipe, Recipe, overrides)
     with run.run_lock(config.folder):
-        _, checkpoint = run.prepare(config)
+        _, checkpoint = prepare(config)
         done = checkpoint.state.step if checkpoint else 0
         run.begin(config)
         with follow(config.name, config.train.steps, done) as show:
