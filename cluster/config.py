@@ -19,6 +19,12 @@ class ClusterConfig(Strict):
     max_failures: int = Field(default=2, ge=0)  # restarts from the last checkpoint before the run is given up
     timeout_s: float = Field(default=1800, gt=0)  # longest wait of one rank for the others
 
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray sets aside for one worker, by Ray's names: `{"CPU": 1.0}`, and "GPU" if the job asks for any."""
+        gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
+        return {"CPU": self.cpus_per_worker, **gpus}
+
 
 class Job(Strict):
     """A recipe, inline or as the path of its own YAML, and its machines."""

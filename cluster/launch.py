@@ -63,14 +63,11 @@ def _fit(job: Job) -> str | None:
     from cluster.worker import work
 
     config = job.cluster
-    resources: dict[str, float] = {"CPU": config.cpus_per_worker}
-    if config.gpus_per_worker:
-        resources["GPU"] = config.gpus_per_worker
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job.model_dump(mode="json")},
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=config.resources
         ),
         torch_config=TorchConfig(timeout_s=int(config.timeout_s)),
         run_config=RunConfig(
