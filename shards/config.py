@@ -5,9 +5,9 @@ Faults that need no look at the disk (half-given weights, unknown stages) are re
 """
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shards.settings import Location, Strict, is_url
 
@@ -24,6 +24,21 @@ def _share(share: tuple[float, float]) -> tuple[float, float]:
     if not 0 <= share[0] < share[1] <= 1:
         raise ValueError(f"expected two fractions, 0 <= low < high <= 1, not {list(share)}")
     return share
+
+
+LEAVE_ONE_OUT = "leave_one_source_out"
+
+
+def _held_out(given: Any) -> Any:
+    """One message for all three forms, where pydantic would give one for each."""
+    if isinstance(given, (int, float)) and not isinstance(given, bool) and 0 <= given < 1:
+        return given
+    if given == LEAVE_ONE_OUT or (isinstance(given, (list, tuple)) and given and all(type(n) is str for n in given)):
+        return given
+    raise ValueError(f"must be a fraction from 0 to below 1, a list of source names, or {LEAVE_ONE_OUT}, got {given!r}")
+
+
+HeldOut = Annotated[float | Literal["leave_one_source_out"] | tuple[str, ...], BeforeValidator(_held_out)]
 
 
 class WhereConfig(Strict):
@@ -102,8 +117,10 @@ class DataConfig(Strict):
     """What is trained on."""
     test: dict[Name, SourceConfig] = Field(default_factory=dict)
     """What is only ever evaluated."""
-    validation: float = Field(default=0.1, ge=0, lt=1)
-    """Fraction of every source, chosen by the hash of each sample's key, that is validated on and never trained on."""
+    validation: HeldOut = 0.1
+    """What is validated on and never trained on. A fraction: that part of every source, chosen by the hash of each
+    sample's key. Names: these sources, whole. leave_one_source_out: every source in turn, in a run of its own without
+    it, then a run on all of them; what is chosen by it holds better on sources that nobody has seen."""
     image_size: int = Field(default=112, ge=8, le=4096)
     """Images reach the model as image_size x image_size pixels."""
     batch_size: int = Field(default=64, ge=1)
@@ -149,6 +166,29 @@ class DataConfig(Strict):
         return (
             f"{self.root.rstrip('/')}/{path}" if is_url(self.root) else os.path.abspath(os.path.join(self.root, path))
         )
+
+    @property
+    def held_fraction(self) -> float:
+        """The fraction of every source that is validated on; 0 if whole sources are."""
+        return self.validation if isinstance(self.validation, float) else 0.0
+
+    @property
+    def held_sources(self) -> tuple[str, ...]:
+        """Sources that are validated on whole, and not trained on."""
+        return self.validation if isinstance(self.validation, tuple) else ()
+
+    @model_validator(mode="after")
+    def _held_out_sources_exist(self) -> "DataConfig":
+        unknown = sorted(set(self.held_sources) - set(self.sources))
+        if unknown:
+            raise ValueError(
+                f"validation: no source is called {', '.join(unknown)}; there are {', '.join(sorted(self.sources))}"
+            )
+        if set(self.held_sources) == set(self.sources):
+            raise ValueError("validation: every source is held out, none is left to train on")
+        if self.validation == LEAVE_ONE_OUT and len(self.sources) < 2:
+            raise ValueError(f"validation: {LEAVE_ONE_OUT} needs two sources or more, there is one; give a fraction")
+        return self
 
     @model_validator(mode="after")
     def _all_weights_or_none(self) -> "DataConfig":

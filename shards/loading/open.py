@@ -19,7 +19,9 @@ from shards.settings import ConfigError, is_url
 
 @dataclass(frozen=True)
 class Data:
-    """The subsets of a configuration, each group sorted by name. `validation` has one for each of `train`, or none."""
+    """The subsets of a configuration, each group sorted by name. `validation` has one for each of `train`, or none, or
+    the sources that are held out whole.
+    """
 
     train: tuple[Subset, ...]
     validation: tuple[Subset, ...]
@@ -36,15 +38,16 @@ def open_data(config: DataConfig) -> Data:
     test = _open_all(config, "test", config.test, store, faults)
     train, validation = [], []
     for subset in sources:
-        parts = subset, None
-        if config.validation:
-            parts = tuple(
-                subset.where(InShare("validation", *s)) for s in ((config.validation, 1), (0, config.validation))
-            )
+        if subset.name in config.held_sources:
+            validation.append(subset)
+            continue
+        share, parts = config.held_fraction, (subset, None)
+        if share:
+            parts = tuple(subset.where(InShare("validation", *s)) for s in ((share, 1), (0, share)))
         for part, purpose in zip(parts, ("train", "validate"), strict=True):
             if part is not None and not part.num_samples:
                 faults.append(
-                    f"data.validation: {config.validation} of sources.{subset.name} ({subset.num_samples} samples) "
+                    f"data.validation: {share} of sources.{subset.name} ({subset.num_samples} samples) "
                     f"leaves none to {purpose} on; give another fraction, or more samples"
                 )
         train.append(parts[0])

@@ -107,7 +107,9 @@ def _stages(subsets: Sequence[Subset], config: DataConfig) -> list[Stage]:
             weights = tempered(sizes, config.temperature, config.tilt, [config.sources[n].score for n in names])
         given = dict(zip(names, weights, strict=True))
     first = {name: given[name] or 0 for name in names}
-    return [Stage(0, first), *(Stage(stage.start, stage.weights) for stage in config.stages)]
+    # A stage may name a source that is held out: it gives no samples.
+    later = [Stage(s.start, {name: w for name, w in s.weights.items() if name in first}) for s in config.stages]
+    return [Stage(0, first), *later]
 
 
 def _unit(config: DataConfig) -> int:

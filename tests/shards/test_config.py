@@ -41,7 +41,7 @@ def test_the_default_root_is_absolute():
         ({"sources": {"a": {"path": "a"}}, "unit": "batch", "block": 7}, "expected a multiple of batch_size, 64"),
         ({"sources": {"a": {"path": "a"}}, "test": {"t": {"path": "t", "weight": 1}}}, "it has no weight"),
         ({"sources": {"a": {"path": "a"}}, "augment": {"scale": [0.9, 0.2]}}, "0 < low <= high <= 1"),
-        ({"sources": {"a": {"path": "a"}}, "validation": 1}, "less than 1"),
+        ({"sources": {"a": {"path": "a"}}, "validation": 1}, "below 1"),
     ],
 )
 def test_faults_of_the_section(tmp_path, content, message):

@@ -122,7 +122,7 @@ def _gb(num_bytes: float) -> str:
 
 def _evaluation(found: Forecast) -> Iterator[str]:
     every = found.evaluate_every
-    if not found.config.validation or not every or found.config.cache.gb * 1e9 >= found.whole_disk:
+    if not found.config.held_fraction or not every or found.config.cache.gb * 1e9 >= found.whole_disk:
         return
     times = math.ceil(found.run.steps / every)
     whole, training = times * found.evaluation, float(found.fetched("windows").sum())

@@ -60,7 +60,8 @@ def open_expected(config: DataConfig) -> tuple[list[Expected], list[Expected]]:
     """What is trained on and what is tested on, each sorted by name. Raises ConfigError with the faults of all."""
     faults: list[str] = []
     transport = Transport(config.cache.timeout_s)
-    sources = _open_all(config, "sources", config.sources, config.validation, transport, faults)
+    trained = {name: source for name, source in config.sources.items() if name not in config.held_sources}
+    sources = _open_all(config, "sources", trained, config.held_fraction, transport, faults)
     test = _open_all(config, "test", config.test, 0.0, transport, faults)
     if faults:
         raise ConfigError(faults)

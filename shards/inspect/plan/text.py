@@ -97,7 +97,7 @@ def _egress(found: Forecast) -> list[str]:
         _row("this run", anew, nodes, "if each epoch is fetched anew"),
         _row("", kept, nodes, "if the disk keeps every shard"),
     ]
-    if found.config.validation:
+    if found.config.held_fraction:
         rows.append(_row("one evaluation", found.evaluation, nodes, "if nothing is on the disk yet"))
     step = anew / found.run.steps / nodes
     speed = f"a step reads {size(found.step_bytes)} of samples; 10 steps/s fetch {size(10 * step)}/s at each node"
