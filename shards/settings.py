@@ -4,18 +4,25 @@ A document is a pydantic model (`Strict`: unknown keys refused, values frozen). 
 study its job, a job its recipe), the YAML gives it inline or as the relative path of its own file. Overrides name a
 value by its dotted path; `data.seed=1` reaches the recipe inside a job or a study without naming the documents around
 it.
+
+Types are strict: `true` is no number, `1` is not true, `'3'` is text, and a name that YAML takes for something else
+(`no`, `007`) is refused with the advice to quote it, never guessed back. Two words are read as YAML 1.2 reads them:
+`1e-3` is a number, and a date is the text that it is.
 """
 
 import difflib
+import json
+import numbers
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+
+from shards.faults import in_words, not_text, shown
 
 _DEEPEST = 100
 
@@ -33,10 +40,20 @@ class ConfigError(Exception):
         super().__init__(head + (self.faults[0] if count == 1 else f"{count} faults\n  " + "\n  ".join(self.faults)))
 
 
-class Strict(BaseModel):
-    """A section of configuration: unknown keys are refused, values cannot change after reading."""
+class SchemaError(ConfigError):
+    """A document that is not as its schema says. `sections`: those of its sections that are sound by themselves, by
+    name, for checks that go on all the same.
+    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    def __init__(self, faults: Sequence[str], origin: str | Path | None, sections: Mapping[str, "Strict"]):
+        super().__init__(faults, origin)
+        self.sections = dict(sections)
+
+
+class Strict(BaseModel):
+    """A section of configuration: unknown keys are refused, values cannot change after reading, numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 Kind = TypeVar("Kind", bound=Strict)
@@ -55,8 +72,17 @@ Location = Annotated[str, AfterValidator(_absolute)]
 """A URL, or a local path made absolute against the current folder: workers on a cluster run in another one."""
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """yaml.SafeLoader that refuses a key given twice instead of keeping the last."""
+_EXPONENT = re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+_DATE = "tag:yaml.org,2002:timestamp"
+
+
+class _Loader(yaml.SafeLoader):
+    """yaml.SafeLoader that refuses a key given twice instead of keeping the last, and reads `1e-3` as a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as PyYAML has it
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _DATE]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -67,6 +93,19 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise ConfigError(f"line {line}: key {key!r} is given twice (first in line {seen[key]})")
             seen[key] = line
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        value = float(node.value)
+        return int(value) if value.is_integer() and "." not in node.value and "-" not in node.value[1:] else value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would read otherwise."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver("!exponent", _EXPONENT, list("-+.0123456789"))
+_Loader.add_constructor("!exponent", _Loader.construct_number)
 
 
 def _depth(text: str) -> int:
@@ -89,10 +128,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = path.read_text()
         if _depth(text) > _DEEPEST:
             raise ConfigError(f"more than {_DEEPEST} brackets inside each other")
-        content = yaml.load(text, _UniqueKeyLoader)
+        content = yaml.load(text, _Loader)
     except ConfigError as error:
         raise ConfigError(error.faults, path) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, a date like 2026-13-32
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:  # ValueError: no text
         raise ConfigError(f"not a YAML file: {' '.join(str(error).split())}", path) from None
     if not isinstance(content, dict):
         raise ConfigError(f"expected a mapping of keys to values, found {type(content).__name__}", path)
@@ -112,22 +151,20 @@ def load(path: str | Path, kind: type[Kind], overrides: Sequence[str] = ()) -> K
             faults.append(f"{override!r}: an override is written dotted.path=value")
             continue
         try:
-            changes[name] = yaml.load(value, _UniqueKeyLoader) if value else None
-        except (yaml.YAMLError, ConfigError):
+            changes[name] = yaml.load(value, _Loader) if value else None
+        except (yaml.YAMLError, ValueError, ConfigError):
             faults.append(f"{name}: {value!r} is not a YAML value")
-    if faults:
-        raise ConfigError(faults)
-    return _build(kind, content, changes, path)
+    return _build(kind, content, changes, path, faults)
 
 
 def replace(config: Kind, changes: Mapping[str, Any]) -> Kind:
     """A copy of `config` with the values at dotted paths replaced, validated again. Raises ConfigError."""
-    return _build(type(config), config.model_dump(mode="json"), changes, None)
+    return _build(type(config), config.model_dump(mode="json"), changes, None, [])
 
 
 def dump(config: Strict) -> str:
     """The document as YAML text that `load` reads back to an equal value."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
 def get(config: Strict, path: str) -> Any:
@@ -178,8 +215,29 @@ def _with_files(content: dict[str, Any], kind: type[Strict], folder: Path) -> di
     return content
 
 
-def _build(kind: type[Kind], content: dict[str, Any], changes: Mapping[str, Any], origin: str | Path | None) -> Kind:
-    faults = []
+def _build(
+    kind: type[Kind],
+    content: dict[str, Any],
+    changes: Mapping[str, Any],
+    origin: str | Path | None,
+    faults: Sequence[str],
+) -> Kind:
+    """`faults`: those found already; they do not hide what else is wrong."""
+    faults = [*faults, *_change(kind, content, changes)]
+    content = _plain(content, "", faults)
+    try:
+        config = kind.model_validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        faults += in_words(kind, error.errors())
+    else:
+        faults += _switches(content, config.model_dump(mode="json"), "")
+        if not faults:
+            return config
+    raise SchemaError(faults, origin, _sound(kind, content))
+
+
+def _change(kind: type[Strict], content: dict[str, Any], changes: Mapping[str, Any]) -> Iterator[str]:
+    """Puts the changes in their places; yields what is wrong with the places."""
     for path, value in changes.items():
         *parents, last = full_path(kind, path).split(".")
         section = content
@@ -188,47 +246,55 @@ def _build(kind: type[Kind], content: dict[str, Any], changes: Mapping[str, Any]
                 section[parent] = {}
             section = section[parent]
             if not isinstance(section, dict):
-                faults.append(f"{path}: {parent!r} is a plain value, it has no {last!r}")
+                yield f"{path}: {parent!r} is a plain value, it has no {last!r}"
                 break
         else:
             section[last] = value
-    if faults:
-        raise ConfigError(faults, origin)
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError([_fault(kind, fault) for fault in error.errors()], origin) from None
 
 
-def _fault(kind: type[Strict], fault: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in fault["loc"]) or "the file"
-    given = fault["input"]
-    shown = f", not {given!r}" if not isinstance(given, (dict, list, Strict)) else ""
-    match fault["type"]:
-        case "extra_forbidden":
-            known = _keys_at(kind, fault["loc"][:-1])
-            close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known)) or 'nothing'}"
-            return f"{where}: unknown key; {hint}"
-        case "missing":
-            return f"{where}: required, but not given"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{where}: expected a section of keys and values{shown}"
-        case _:
-            message = fault["msg"].removeprefix("Value error, ")
-            return f"{where}: {message[0].lower()}{message[1:]}{shown if fault['type'] != 'value_error' else ''}"
+def _plain(value: Any, where: str, faults: list[str]) -> Any:
+    """What JSON can hold of a value, its names checked to be text: strict types are pydantic's for JSON."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        wrong = [name for name in value if not isinstance(name, str)]
+        faults += [not_text(f"{where or 'the file'}: a name in it", name) for name in wrong]
+        inside = f"{where}." if where else ""
+        return {name: _plain(one, inside + name, faults) for name, one in value.items() if isinstance(name, str)}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(one, f"{where}.{number}", faults) for number, one in enumerate(value)]
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
-def _keys_at(kind: Any, location: Sequence[int | str]) -> list[str]:
-    """The keys that are accepted at a location inside the annotation `kind`; empty where anything goes."""
-    if _is_strict(kind):
-        if not location:
-            return list(kind.model_fields)
-        info = kind.model_fields.get(str(location[0]))
-        return _keys_at(info.annotation, location[1:]) if info else []
-    rest = location[1:] if get_origin(kind) in (dict, list, tuple) else location
-    return [key for inner in get_args(kind) for key in _keys_at(inner, rest)]
+def _switches(given: Any, read: Any, where: str) -> list[str]:
+    """A fault for each `true` and `false` that was taken for the number 1 or 0, as choices of numbers do."""
+    if isinstance(given, dict) and isinstance(read, dict):
+        inside = f"{where}." if where else ""
+        return [fault for name in given for fault in _switches(given[name], read.get(name), inside + name)]
+    if isinstance(given, list) and isinstance(read, list) and len(given) == len(read):
+        return [fault for i in range(len(given)) for fault in _switches(given[i], read[i], f"{where}.{i}")]
+    if isinstance(given, bool) and not isinstance(read, bool) and isinstance(read, (int, float)):
+        return [f"{where}: must be a number, got {shown(given)}"]
+    return []
 
 
-def _is_strict(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, Strict)
+def _sound(kind: type[Strict], content: Mapping[str, Any]) -> dict[str, Strict]:
+    """The sections of a document, and of those in it, that validate by themselves."""
+    sections: dict[str, Strict] = {}
+    documents = dict(_documents(kind))
+    for name, info in kind.model_fields.items():
+        given = content.get(name)
+        if name in documents and isinstance(given, dict):
+            sections |= _sound(documents[name], given)
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, Strict) and given is not None:
+            try:
+                sections[name] = info.annotation.model_validate_json(json.dumps(given), strict=True)
+            except ValidationError:
+                continue
+    return sections

@@ -47,11 +47,14 @@ class ModelConfig(Strict):
         if weights is None:
             return self
         if set(weights) != set(self.branches):
-            raise ValueError(f"fusion.weights name {sorted(weights)}, the branches are {sorted(self.branches)}")
+            known, named = ", ".join(sorted(self.branches)), ", ".join(sorted(weights))
+            raise ValueError(f"fusion.weights: must name the branches {known}, got {named}")
         if sum(weights.values()) <= 0:
-            raise ValueError("fusion.weights: at least one weight must be above 0")
+            raise ValueError("fusion.weights: must have a weight above 0")
         if self.fusion.kind == "concat":
-            raise ValueError("fusion.weights: concat has no weight vector; use wsum or gate")
+            raise ValueError(
+                "fusion.weights: must not be given for concat, which has no weight vector; use wsum or gate"
+            )
         return self
 
 
@@ -73,7 +76,7 @@ class TrainConfig(Strict):
     save_every: int = Field(default=100, ge=1)
     log_every: int = Field(default=10, ge=1)
     keep: int = Field(default=2, ge=1)  # checkpoints kept
-    seed: int = 0  # of the initial weights; data.seed is the order's
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)  # of the initial weights; data.seed is the order's
 
 
 class QuantizeConfig(Strict):

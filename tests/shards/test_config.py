@@ -29,7 +29,7 @@ def test_the_default_root_is_absolute():
     [
         ({"sources": {}}, "sources"),
         ({"sources": {"a": {"path": "a", "wieght": 1}}}, "did you mean 'weight'"),
-        ({"sources": {"a": {"path": "a", "weight": 0}}}, "greater than 0"),
+        ({"sources": {"a": {"path": "a", "weight": 0}}}, "sources.a.weight: must be more than 0, got 0"),
         ({"sources": {"a.b": {"path": "a"}}}, "a.b"),
         ({"sources": {"a": {"path": "a", "weight": 1}, "b": {"path": "b"}}}, "b have no weight and others have"),
         ({"sources": {"a": {"path": "a", "where": {"hash": [0.5, 0.1]}}}}, "0 <= low < high <= 1"),
