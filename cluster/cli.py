@@ -20,9 +20,9 @@ def train(job: Path, *overrides: str) -> None:
     """
     from cluster.config import Job
     from cluster.launch import run
-    from shards.settings import load
+    from xfer.prepare import load_document
 
-    result = run(load(job, Job, overrides))
+    result = run(load_document(job, Job, overrides))
     if result.error:
         print(f"xfer: training failed; the same command resumes it\n{result.error}", file=sys.stderr)
         sys.exit(1)

@@ -17,13 +17,13 @@ def tune(study: Path, *overrides: str) -> None:
     overrides
         `dotted.path=value`, any number of them.
     """
-    from shards.settings import load
     from tuning import study as search
     from tuning.config import Study
     from tuning.pareto import describe, front
     from tuning.report import write_report
+    from xfer.prepare import load_document
 
-    config = load(study, Study, overrides)
+    config = load_document(study, Study, overrides)
     rows, best = search.run(config)
     folder = search.folder_of(config)
     failed = sum(row.error is not None for row in rows)

@@ -3,47 +3,82 @@ Ray.
 """
 
 import sys
+import traceback
 
 import cyclopts
 
 from shards.settings import ConfigError
 
+DEBUG = "--debug"
 app = cyclopts.App(
     name="xfer",
     help_format="plaintext",
     help="Train one vision model from many datasets; get back a small quantized model for your own task.",
-    help_epilogue="Start with `xfer demo`: all of it, in minutes, on this machine, with no network.",
+    help_epilogue=(
+        "Start with `xfer demo`: all of it, in minutes, on this machine, with no network.\n\n"
+        "`xfer VERB --help` shows what a verb takes, with examples. A message too short? The same command with "
+        f"{DEBUG} prints the traceback too."
+    ),
+    suppress_keyboard_interrupt=False,  # Ctrl-C is answered here
+)
+DATA, MODEL, SEARCH = (
+    cyclopts.Group(name, sort_key=place) for place, name in enumerate(("Data", "One model", "Many models"))
 )
 VERBS = {
-    "shards": "shards.cli:app",
-    "fit": "xfer.cli:fit",
-    "train": "cluster.cli:train",
-    "evaluate": "xfer.cli:evaluate",
-    "predict": "xfer.cli:predict",
-    "quantize": "xfer.cli:quantize",
-    "tune": "tuning.cli:tune",
-    "report": "tuning.cli:report",
-    "demo": "tuning.cli:demo",
+    "shards": ("shards.cli:app", DATA),
+    "fit": ("xfer.cli:fit", MODEL),
+    "train": ("cluster.cli:train", MODEL),
+    "evaluate": ("xfer.cli:evaluate", MODEL),
+    "quantize": ("xfer.cli:quantize", MODEL),
+    "predict": ("xfer.cli:predict", MODEL),
+    "tune": ("tuning.cli:tune", SEARCH),
+    "report": ("tuning.cli:report", SEARCH),
+    "demo": ("tuning.cli:demo", SEARCH),
 }
-for verb, target in VERBS.items():
-    app.command(target, name=verb)
+for place, (verb, (target, group)) in enumerate(VERBS.items()):
+    app.command(target, name=verb, group=group, sort_key=place)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Exit status: 0 done; 1 the work failed; 2 the input was wrong; 130 stopped by Ctrl-C."""
+    words, debug = _without_debug(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(arguments, exit_on_error=False)
+        if not words or words[0] in app.help_flags:
+            app.resolved_commands()  # the list says of each verb what its own help says first
+        app(words, exit_on_error=False)
     except cyclopts.CycloptsError:
-        sys.exit(2)  # printed already
+        _end(2, "", debug)  # printed already
     except ConfigError as error:
-        print(f"xfer: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, str(error), debug)
     except KeyboardInterrupt:
-        print("\nxfer: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    except (OSError, RuntimeError, ValueError) as error:
-        print(f"xfer: {type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
+        print(file=sys.stderr)  # the line that shows ^C ends
+        _end(130, "stopped; the same command goes on from here", debug)
+    except OSError as error:
+        _end(1, _of_the_system(error), debug)
+    except (RuntimeError, ValueError) as error:
+        _end(1, f"{type(error).__name__}: {error}", debug)
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}".removesuffix(": ")
+        _end(1, f"{told}\nthis is a fault of xfer, not of yours; the same command with {DEBUG} shows where", debug)
+
+
+def _end(status: int, message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    if message:
+        print(f"xfer: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _without_debug(words: list[str]) -> tuple[list[str], bool]:
+    """The words without `--debug`, wherever it stands before a `--`, and whether it was there."""
+    end = words.index("--") if "--" in words else len(words)
+    return [word for word in words[:end] if word != DEBUG] + words[end:], DEBUG in words[:end]
+
+
+def _of_the_system(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}" if error.strerror else f"{where}{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

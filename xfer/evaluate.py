@@ -11,7 +11,7 @@ from shards.loading.evaluate import eval_stream
 from shards.loading.subset import Subset
 from shards.progress import progress
 from xfer.engine import default_device
-from xfer.labels import LabelSpace
+from xfer.labels import LabelSpace, unify
 from xfer.metrics import Accuracy, Score
 
 
@@ -36,7 +36,7 @@ def evaluate(
     with torch.no_grad():
         for batch in batches:
             batch = batch.to(device)
-            targets = table[batch.sources, batch.targets.clamp_min(0)]
+            targets = unify(table, batch.sources, batch.targets)
             accuracy.add(model(batch.images), targets, batch.sources, batch.valid)
             after_batch(int(batch.valid.sum()))
     return accuracy.scores(total(accuracy.sums))

@@ -9,7 +9,7 @@ runs/<name>/recipe.yaml        what was run
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -46,9 +46,9 @@ def plain_engine(model: FusionModel, recipe: Recipe, slot: Slot) -> Engine:
     return PlainEngine(model, optimizer, shares(recipe, slot.world_size)[1], t.precision, t.clip_norm, device)
 
 
-def label_space(data: Data) -> LabelSpace:
-    """The union of the training sources' classes."""
-    return LabelSpace.union({subset.name: subset.classes for subset in data.train})
+def label_space(data: Data, trained: Sequence[str] = ()) -> LabelSpace:
+    """The union of the training sources' classes; the classes of a model that is `trained`, in its order."""
+    return LabelSpace.union({subset.name: subset.classes for subset in data.train}, trained)
 
 
 @contextmanager
@@ -102,8 +102,8 @@ def read_metrics(folder: Path) -> list[Row]:
 def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable[[Row], None]) -> TrainState:
     """Trains one rank of a recipe, from the newest whole checkpoint on. Rank 0 writes metrics and checkpoints."""
     data = open_data(recipe.data)
-    labels = label_space(data)
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
+    labels = label_space(data, checkpoint.state.classes if checkpoint else ())
     model = build_model(recipe.model, len(labels.classes), recipe.train.seed, load_weights=checkpoint is None)
     if checkpoint:
         model.load_state_dict(checkpoint.model())

@@ -20,9 +20,9 @@ class LabelSpace:
     sources: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def union(cls, sources: Mapping[str, Sequence[str]]) -> "LabelSpace":
-        """The space of all class names of `sources`."""
-        names = sorted({name for classes in sources.values() for name in classes})
+    def union(cls, sources: Mapping[str, Sequence[str]], trained: Sequence[str] = ()) -> "LabelSpace":
+        """The space of all class names of `sources`; of a model that is `trained`, its own names in its own order."""
+        names = trained or sorted({name for classes in sources.values() for name in classes})
         return cls(tuple(names), {source: tuple(classes) for source, classes in sources.items()})
 
     def table(self, sources: Sequence[str], extra: Mapping[str, Sequence[str]] | None = None) -> Tensor:
@@ -61,6 +61,14 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, masks: Tensor, smoothi
     return loss
 
 
+def unify(table: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
+    """Unified targets, int64 [B], of source-local ones: -1 where a sample has no class, or one the space lacks.
+
+    table [S, C] int64 as `LabelSpace.table` makes it; sources, targets [B] int64, a target of -1 for no class.
+    """
+    return torch.where(targets >= 0, table[sources, targets.clamp_min(0)], -1)
+
+
 class Objective:
     """The training loss: maps source-local targets to the unified space and adds up the masked cross-entropy of a
     batch.
@@ -74,6 +82,7 @@ class Objective:
         """logits [B, K]; targets, sources [B] int64, source-local; valid [B] bool. Returns the sum over valid
         samples.
         """
-        unified = self.table[sources, targets]
-        loss = masked_cross_entropy(logits, unified, self.masks[sources], self.smoothing)
-        return (loss * valid).sum()
+        unified = unify(self.table, sources, targets)
+        valid = valid & (unified >= 0)
+        loss = masked_cross_entropy(logits, unified.clamp_min(0), self.masks[sources], self.smoothing)
+        return torch.where(valid, loss, 0).sum()

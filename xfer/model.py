@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from shards.settings import ConfigError
 from xfer.backbone import Branch
-from xfer.config import ModelConfig, Recipe
+from xfer.config import ModelConfig
 from xfer.fusion import FUSIONS, WeightedSum
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which published ResNet weights expect
@@ -113,10 +113,10 @@ def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: 
     return model
 
 
-def check_weights_exist(recipe: Recipe) -> list[str]:
+def check_weights_exist(config: ModelConfig) -> list[str]:
     """Faults of weights files that are not there: cheap, for use before any worker starts."""
     return [
         f"model.branches.{name}.weights: no such file: {branch.weights}"
-        for name, branch in recipe.model.branches.items()
+        for name, branch in config.branches.items()
         if branch.weights and not Path(branch.weights).is_file()
     ]

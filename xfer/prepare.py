@@ -1,26 +1,57 @@
-"""Everything that can be wrong with a recipe, found before a worker starts: data, weights, the run folder."""
+"""Everything that can be wrong with a recipe, found before a worker starts: data, weights, the run folder.
 
+What is only odd (sources that are never told apart, names that look alike) is said, once, on stderr.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from shards.config import DataConfig
 from shards.loading.open import Data, open_data
 from shards.loading.state import StreamState, resume
-from shards.settings import ConfigError, load
+from shards.settings import ConfigError, SchemaError, Strict, load
 from xfer.checkpoint import Checkpoint, latest_checkpoint
-from xfer.config import Recipe
+from xfer.classes import label_faults, label_notes
+from xfer.config import ModelConfig, Recipe
 from xfer.model import build_model, check_weights_exist
 
 FIXED = ("optimizer", "seed")  # of `train`: cannot change within a run; all its other values may
+Document = TypeVar("Document", bound=Strict)
+
+
+def load_document(path: str | Path, kind: type[Document], overrides: Sequence[str] = ()) -> Document:
+    """A recipe, job or study. A fault of its schema does not hide those of its data and weights: raises ConfigError
+    with all that the sections let see.
+    """
+    try:
+        return load(path, kind, overrides)
+    except SchemaError as error:
+        data, model = error.sections.get("data"), error.sections.get("model")
+        faults = _faults_of(lambda: open_labelled(data)) if isinstance(data, DataConfig) else []
+        faults += check_weights_exist(model) if isinstance(model, ModelConfig) else []
+        raise ConfigError([*error.faults, *faults], error.origin) from None
+
+
+def open_labelled(config: DataConfig) -> Data:
+    """Opens the data for a classifier. Raises ConfigError with every fault, sources without classes among them."""
+    data = open_data(config)
+    faults = label_faults(data)
+    if faults:
+        raise ConfigError(faults)
+    return data
 
 
 def prepare(recipe: Recipe) -> tuple[Data, Checkpoint | None]:
     """The data of a recipe and the checkpoint that its run goes on from. Raises ConfigError with every fault."""
-    faults = check_weights_exist(recipe)
-    data = None
+    faults = check_weights_exist(recipe.model)
     try:
-        data = open_data(recipe.data)
+        data = open_labelled(recipe.data)
     except ConfigError as error:
-        faults += error.faults
+        raise ConfigError([*faults, *error.faults]) from None
     if faults:
         raise ConfigError(faults)
-    assert data is not None
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
     if checkpoint:
         faults = _differences(recipe, checkpoint, data)
@@ -29,6 +60,8 @@ def prepare(recipe: Recipe) -> tuple[Data, Checkpoint | None]:
     if faults:
         hint = f"choose another name=... or remove {recipe.folder}"
         raise ConfigError([*faults, hint], f"{recipe.folder} holds another run")
+    for note in label_notes({subset.name: subset.classes for subset in data.train}):
+        print(f"note: {note}", file=sys.stderr)
     return data, checkpoint
 
 
@@ -41,8 +74,27 @@ def _differences(recipe: Recipe, checkpoint: Checkpoint, data: Data) -> list[str
         pairs |= {f"train.{key}": (getattr(before.train, key), getattr(recipe.train, key)) for key in FIXED}
         pairs["data.image_size"] = (before.data.image_size, recipe.data.image_size)
         faults += [f"{path}: was {old}, is now {new}" for path, (old, new) in pairs.items() if old != new]
-    try:
-        resume(data.train, recipe.data, StreamState(**checkpoint.state.stream))
-    except ConfigError as error:
-        faults += error.faults
+    faults += _new_classes(checkpoint.state.classes, {subset.name: subset.classes for subset in data.train})
+    faults += _faults_of(lambda: resume(data.train, recipe.data, StreamState(**checkpoint.state.stream)))
     return faults
+
+
+def _new_classes(trained: Sequence[str], sources: Mapping[str, Sequence[str]]) -> list[str]:
+    """A trained head has a place for each class it was trained with, and none for another name."""
+    faults = []
+    for source, classes in sources.items():
+        new = sorted(set(classes) - set(trained))
+        if new:
+            faults.append(
+                f"data.sources.{source}: has the classes {', '.join(new)}, which this run was not begun with "
+                f"(it has {', '.join(trained)}); renamed or added classes need a run of their own"
+            )
+    return faults
+
+
+def _faults_of(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except ConfigError as error:
+        return list(error.faults)
+    return []

@@ -139,13 +139,74 @@ def test_fusion_weights_have_to_name_the_branches(recipe_values, tmp_path, capsy
     assert "cuarse" in capsys.readouterr().err
 
 
-def test_help_needs_neither_torch_nor_ray():
+def test_help_needs_neither_torch_nor_ray_and_says_what_each_verb_does():
     import subprocess
     import sys
 
-    code = "import sys; from xfer.__main__ import app; app.help_print([]); print({'torch', 'ray'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.rstrip().endswith("set()")
+    from xfer.__main__ import VERBS
+
+    code = (
+        "import sys, contextlib; from xfer.__main__ import main\n"
+        "with contextlib.suppress(SystemExit): main(sys.argv[1:])\n"
+        "print({'torch', 'ray', 'numpy', 'matplotlib'} & set(sys.modules))"
+    )
+    for arguments in ([], ["--help"], ["fit", "--help"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert done.stdout.rstrip().endswith("set()")
+        if arguments != ["fit", "--help"]:
+            lines = {line.strip("│ ").split("  ")[0]: line.strip("│ ") for line in done.stdout.splitlines()}
+            assert all(len(lines[verb]) > len(verb) + 20 for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", ["fit", "train", "evaluate", "predict", "quantize", "tune", "report", "demo"])
+def test_the_help_of_every_verb_teaches(verb, capsys):
+    assert status(verb, "--help") == 0
+    text = capsys.readouterr().out
+    assert verb == "demo" or f"xfer {verb} " in text.split("Parameters")[0].split("Usage:")[1].split("\n", 1)[1]
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "fit", "no.yaml"], ["fit", "no.yaml", "--debug"]])
+def test_debug_prints_the_traceback_too(arguments, capsys):
+    assert status(*arguments) == 2
+    text = capsys.readouterr().err
+    assert "Traceback" in text
+    assert "no.yaml: no such file" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (IndexError("list index out of range"), 1, "fault of xfer"),
+        (OSError(28, "No space left on device", "/full/x"), 1, "xfer: /full/x: No space left on device"),
+        (ValueError("no"), 1, "ValueError: no"),
+        (KeyboardInterrupt(), 130, "the same command goes on"),
+    ],
+)
+def test_whatever_happens_ends_in_one_message_and_no_traceback(monkeypatch, capsys, error, code, message):
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("shards.settings.read_yaml", broken)
+    assert status("fit", "some.yaml") == code
+    text = capsys.readouterr().err
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_a_typo_in_a_job_or_a_study_is_refused_with_the_faults_of_the_data(recipe_values, tmp_path, capsys):
+    recipe_values["data"]["sources"]["paint"]["path"] = "pain"
+    job = {"recipe": recipe_values, "cluster": {"worker": 2, "zero_stage": True}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    assert status("train", str(tmp_path / "job.yaml")) == 2
+    text = capsys.readouterr().err
+    for part in ("did you mean 'workers'?", "pain: no such folder"):
+        assert part in text
+    study = {"job": "job.yaml", "space": {"quantize.bits": {"choise": [4, 8]}}, "search": {"trails": 3}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    assert status("tune", str(tmp_path / "study.yaml")) == 2
+    text = capsys.readouterr().err
+    for part in ("did you mean 'workers'?", "'choice'", "'trials'", "pain: no such folder"):
+        assert part in text
 
 
 def test_default_folders_are_absolute_too(recipe_values):

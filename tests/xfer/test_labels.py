@@ -2,7 +2,7 @@
 
 import torch
 
-from xfer.labels import LabelSpace, Objective, masked_cross_entropy
+from xfer.labels import LabelSpace, Objective, masked_cross_entropy, unify
 
 SPACE = LabelSpace.union({"a": ["dog", "cat"], "b": ["cat", "bird"]})
 
@@ -40,3 +40,15 @@ def test_objective_counts_valid_samples_only():
     whole = objective(logits, local, sources, torch.tensor([True, True, True]))
     parts = sum(objective(logits, local, sources, torch.arange(3) == i) for i in range(3))
     torch.testing.assert_close(whole, parts)
+
+
+def test_a_sample_without_a_class_never_stands_for_one():
+    table = SPACE.table(["a", "b"])
+    sources, targets = torch.tensor([0, 0, 1]), torch.tensor([-1, 1, -1])
+    assert unify(table, sources, targets).tolist() == [-1, 1, -1]
+    objective = Objective(SPACE, ["a", "b"], torch.device("cpu"))
+    logits = torch.randn(3, 3, requires_grad=True)
+    objective(logits, targets, sources, torch.ones(3, dtype=torch.bool)).backward()
+    assert logits.grad is not None
+    assert (logits.grad[[0, 2]] == 0).all()
+    assert (logits.grad[1] != 0).any()

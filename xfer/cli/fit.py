@@ -4,9 +4,13 @@ from pathlib import Path
 
 
 def fit(recipe: Path, *overrides: str) -> None:
-    """Train a recipe in one process, without Ray. The same command again goes on from the newest checkpoint.
+    """Train a recipe in one process, without Ray.
 
+        xfer fit recipe.yaml
         xfer fit recipe.yaml data.root=data/pacs train.steps=300
+
+    Writes the run folder: recipe.yaml, metrics.jsonl, checkpoints/. The same command again goes on from the newest
+    checkpoint. Any value of the recipe is changed by its dotted path; `docs/xfer.md` lists them all.
 
     Parameters
     ----------
@@ -16,13 +20,12 @@ def fit(recipe: Path, *overrides: str) -> None:
         `dotted.path=value`, any number of them.
     """
     from shards.loading.batch import Slot
-    from shards.settings import load
     from xfer import fit as run
     from xfer.config import Recipe
     from xfer.follow import follow
-    from xfer.prepare import prepare
+    from xfer.prepare import load_document, prepare
 
-    config = load(recipe, Recipe, overrides)
+    config = load_document(recipe, Recipe, overrides)
     with run.run_lock(config.folder):
         _, checkpoint = prepare(config)
         done = checkpoint.state.step if checkpoint else 0

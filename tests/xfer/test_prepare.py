@@ -1,0 +1,124 @@
+"""What is refused before training: sources a classifier cannot learn from, and another run's folder."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shards.generate import generate
+from shards.ingest.build import build
+from shards.loading.batch import Slot
+from shards.loading.open import open_data
+from shards.settings import ConfigError, replace
+from tests.shards.kinds import cells, street
+from xfer import fit as run
+from xfer.classes import label_notes
+from xfer.config import Recipe
+from xfer.prepare import load_document, prepare
+
+
+@pytest.fixture(scope="module")
+def other_kinds(tmp_path_factory) -> Path:
+    """Shards with boxes, with masks, of one class, and with names that nothing else has."""
+    folder = tmp_path_factory.mktemp("kinds")
+    cells(folder)
+    street(folder)
+    generate(
+        folder / "drawn", {"paint": ["circle", "heart", "arrow"], "neon": ["arrow", "heart"]}, per_class=8, side=32
+    )
+    for style in ("paint", "neon"):
+        build(folder / "drawn" / style, folder / style, processes=1)
+    return folder
+
+
+@pytest.fixture
+def recipe(recipe_values) -> Recipe:
+    return Recipe.model_validate(recipe_values)
+
+
+def faults(recipe: Recipe) -> str:
+    with pytest.raises(ConfigError) as caught:
+        prepare(recipe)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("section", ["sources", "test"])
+@pytest.mark.parametrize(("kind", "reason"), [("cells", "detection"), ("street", "segmentation")])
+def test_sources_without_classes_are_refused_by_name_and_reason(recipe, other_kinds, section, kind, reason):
+    text = faults(replace(recipe, {f"data.{section}.odd": {"path": str(other_kinds / kind)}}))
+    assert f"data.{section}.odd" in text
+    assert reason in text
+    assert "paint" not in text
+
+
+def test_a_source_with_one_class_teaches_nothing_and_is_refused(recipe):
+    text = faults(replace(recipe, {"data.sources.paint.where": {"classes": ["star"]}}))
+    assert "data.sources.paint: has only one class, star" in text
+
+
+def test_two_names_of_which_one_occurs_are_refused_too(recipe, tmp_path):
+    generate(tmp_path / "drawn", {"paint": ["circle", "star"]}, per_class=8, side=32)
+    rows = [f"{path},circle" for path in sorted((tmp_path / "drawn" / "paint").rglob("*.jpg"))]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label", *rows]))
+    from shards.sources import SourceOptions
+
+    build(tmp_path / "t.csv", tmp_path / "t", SourceOptions(classes=("circle", "star")), processes=1)
+    only = replace(recipe, {"data.sources": {"t": {"path": str(tmp_path / "t")}}, "data.test": {}})
+    assert "all samples are of the class circle" in faults(only)
+
+
+def test_a_test_source_that_shares_no_class_is_refused_with_both_lists(recipe, other_kinds):
+    text = faults(replace(recipe, {"data.test.odd": {"path": str(other_kinds / "neon")}}))
+    assert "data.test.odd: shares no class" in text
+    assert "arrow, heart" in text
+    assert "circle, cross, square, star" in text
+
+
+def test_sources_that_share_no_class_are_said_at_the_start(recipe, other_kinds, capsys):
+    prepare(replace(recipe, {"data.sources.odd": {"path": str(other_kinds / "neon")}}))
+    note = capsys.readouterr().err
+    assert "share no class" in note
+    assert "odd (arrow, heart)" in note
+    prepare(recipe)
+    assert not capsys.readouterr().err
+
+
+def test_sources_joined_by_a_third_share_classes():
+    assert not label_notes({"a": ["x", "y"], "b": ["z", "w"], "c": ["y", "z"]})
+
+
+def test_names_that_look_alike_are_said():
+    (note,) = label_notes({"a": ["Dog", "cat"], "b": ["dog", "cat"]})
+    assert "'Dog', 'dog'" in note
+
+
+def test_new_classes_are_refused_also_with_on_change_continue(recipe, other_kinds):
+    run.begin(recipe)
+    run.fit(recipe, Slot(), run.plain_engine, lambda row: None)
+    more = {"data.on_change": "continue", "data.sources.paint.path": str(other_kinds / "paint"), "data.test": {}}
+    text = faults(replace(recipe, more))
+    assert "data.sources.paint: has the classes arrow, heart" in text
+    assert "circle, cross, square, star" in text
+    fewer = {"data.on_change": "continue", "data.sources.paint.where": {"classes": ["circle", "square"]}}
+    prepare(replace(recipe, fewer))
+
+
+def test_the_class_list_of_the_checkpoint_decides_the_order(recipe):
+    data = open_data(recipe.data)
+    assert run.label_space(data, ["star", "square", "cross", "circle"]).table(["outline"]).tolist()[0] == [3, 2, 0]
+
+
+@pytest.mark.parametrize("data_too", [True, False])
+def test_a_bad_key_does_not_hide_what_is_wrong_with_data_and_weights(recipe_values, tmp_path, data_too):
+    recipe_values["train"]["stepz"] = 3
+    recipe_values["model"]["branches"]["fine"]["weights"] = "/no/such.pth"
+    recipe_values["data"]["sources"]["paint"]["path"] = "pain"
+    if not data_too:
+        recipe_values["data"]["sedd"] = 1
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_values))
+    with pytest.raises(ConfigError) as caught:
+        load_document(tmp_path / "r.yaml", Recipe)
+    text = str(caught.value)
+    assert "did you mean 'steps'?" in text
+    assert "/no/such.pth" in text
+    assert ("pain: no such folder" in text) is data_too

@@ -1,0 +1,87 @@
+"""Whether the class names of the data make a classifier: what cannot be trained is refused, what is odd is said."""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+from shards.loading.open import Data
+from shards.loading.subset import Subset
+
+_SHOWN = 12
+
+
+def label_faults(data: Data) -> list[str]:
+    """Why a classifier cannot be trained or tested on the data: a line for each source."""
+    faults = [fault for subset in data.train for fault in _faults(subset, "sources")]
+    faults += [fault for subset in data.test for fault in _faults(subset, "test")]
+    if faults:
+        return faults
+    faults += [
+        f"data.sources.{subset.name}: has only one class, {subset.classes[0]}; the loss of its samples is a softmax "
+        "over its own classes, so it would be 0 whatever the model says; give it another class, or leave it out"
+        for subset in data.train
+        if len(subset.classes) == 1
+    ]
+    occur = sorted({name for subset in data.train for name in _occurring(subset)})
+    if not faults and len(occur) < 2:
+        faults.append(f"data.sources: all samples are of the class {occur[0]}; there is nothing to tell apart")
+    trained = sorted({name for subset in data.train for name in subset.classes})
+    return faults + [
+        f"data.test.{subset.name}: {no_shared_class(subset.classes, trained)}"
+        for subset in data.test
+        if not set(subset.classes) & set(trained)
+    ]
+
+
+def no_shared_class(tested: Sequence[str], trained: Sequence[str]) -> str:
+    """That there is nothing to score, with both lists: names that only look alike are seen at once."""
+    return (
+        f"shares no class with the model: it has {_some(tested)}, the model {_some(trained)}; classes are joined by "
+        "exactly equal names"
+    )
+
+
+def _faults(subset: Subset, section: str) -> list[str]:
+    manifest, where = subset.manifest, f"data.{section}.{subset.name}"
+    if manifest.task != "classification":
+        has = ", ".join(role for role in manifest.fields if role not in ("label", "side")) or "texts"
+        return [
+            f"{where}: {subset.folder} is for {manifest.task} (its samples have {has}, no class of their own), and "
+            "only classifiers are trained so far; leave it out, or build it again from its classes"
+        ]
+    without = manifest.num_samples - sum(manifest.stats.class_counts)
+    if without > 0 and len(subset.classes) == len(manifest.classes):
+        return [f"{where}: {without:,} of the {manifest.num_samples:,} samples of {subset.folder} have no class"]
+    return []
+
+
+def _occurring(subset: Subset) -> list[str]:
+    counts = dict(zip(subset.manifest.classes, subset.manifest.stats.class_counts, strict=False))
+    return [name for name in subset.classes if counts.get(name, 1)]
+
+
+def label_notes(sources: Mapping[str, Sequence[str]]) -> list[str]:
+    """What is odd about the class names of several sources, though it may be meant so."""
+    groups: list[tuple[list[str], set[str]]] = []  # sources that share classes, directly or through others
+    for source, classes in sources.items():
+        joined = [group for group in groups if group[1] & set(classes)]
+        groups = [group for group in groups if group not in joined]
+        names = [*(name for group in joined for name in group[0]), source]
+        groups.append((names, set(classes).union(*(group[1] for group in joined))))
+    notes = []
+    if len(groups) > 1:
+        listed = "; ".join(f"{', '.join(names)} ({_some(sorted(classes))})" for names, classes in groups)
+        notes.append(
+            f"these sources share no class: {listed}. No sample says how the classes of one differ from those of "
+            "another, so the model is not trained to tell them apart"
+        )
+    alike: dict[str, set[str]] = {}
+    for name in {name for classes in sources.values() for name in classes}:
+        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), set()).add(name)
+    for names in sorted(sorted(group) for group in alike.values() if len(group) > 1):
+        notes.append(f"the classes {', '.join(map(repr, names))} are different ones: names have to be exactly equal")
+    return notes
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
