@@ -1,10 +1,14 @@
-"""Numbers become figures: each function takes plain rows and gives SVG text to put into a page."""
+"""Numbers become figures: each function takes plain rows and gives SVG text to put into a page.
+
+matplotlib's rcParams are afterwards what they were before: whoever calls may draw figures of their own.
+"""
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -12,18 +16,30 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#475569")
-matplotlib.rcParams.update(
-    {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "font.size": 10,
-        "svg.hashsalt": "xfer",  # the same numbers give the same file
-    }
-)
+STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 10,
+    "text.parse_math": False,  # names of classes may hold dollar signs
+    "svg.hashsalt": "xfer",  # the same numbers give the same file
+}
+Values = ParamSpec("Values")
 
 
+def _styled(draw: Callable[Values, str]) -> Callable[Values, str]:
+    """Draws and writes in our style, without leaving it behind."""
+
+    @wraps(draw)
+    def drawn(*values: Values.args, **options: Values.kwargs) -> str:
+        with matplotlib.rc_context(STYLE):
+            return draw(*values, **options)
+
+    return drawn
+
+
+@_styled
 def loss_curve(rows: Sequence[Mapping[str, Any]]) -> str:
     """Training loss by step, with its running mean over about a twentieth of the run."""
     losses = [loss for row in rows if "losses" in row for loss in row["losses"]]
@@ -36,6 +52,7 @@ def loss_curve(rows: Sequence[Mapping[str, Any]]) -> str:
     return _svg(figure)
 
 
+@_styled
 def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> str:
     """Validation accuracy of each source by step."""
     rows = [row for row in rows if "accuracy" in row]
@@ -53,6 +70,7 @@ def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> str:
     return _svg(figure)
 
 
+@_styled
 def accuracy_bars(groups: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> str:
     """Accuracy by source as bars with intervals. groups: label -> source -> (accuracy, low, high), fractions."""
     figure, axes = _axes("", "accuracy (%)")
@@ -71,6 +89,7 @@ def accuracy_bars(groups: Mapping[str, Mapping[str, tuple[float, float, float]]]
     return _svg(figure)
 
 
+@_styled
 def weight_bars(weights: Mapping[str, float]) -> str:
     """The fusion weight of each branch."""
     figure, axes = _axes("fusion weight", "", height=0.9 + 0.4 * len(weights))
@@ -83,6 +102,7 @@ def weight_bars(weights: Mapping[str, float]) -> str:
     return _svg(figure)
 
 
+@_styled
 def front_scatter(
     points: Sequence[tuple[float, float]],
     front: Sequence[tuple[float, float]],

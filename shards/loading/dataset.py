@@ -143,7 +143,9 @@ class Deliveries:
     ):
         """`batch_size`: of the largest request."""
         self._local = _local(samples, requests)
-        self._buffers = samples.buffers = _buffers(samples.size, workers, batch_size, pin_memory)
+        start = _start_method()
+        buffered = workers and start == "fork"
+        self._buffers = samples.buffers = _buffers(samples.size, workers, batch_size, pin_memory) if buffered else None
         requests = self._local or requests
         loader = DataLoader(
             samples,
@@ -152,6 +154,7 @@ class Deliveries:
             num_workers=workers,
             collate_fn=_as_is,  # pyright: ignore[reportArgumentType]
             pin_memory=pin_memory,
+            multiprocessing_context=start if workers else None,
             prefetch_factor=_AHEAD if workers else None,
             # A DataLoader draws a seed when it starts; with its own generator it leaves the global one alone.
             generator=torch.Generator(),
@@ -180,9 +183,16 @@ class Deliveries:
             self._local.close()
 
 
+def _start_method() -> str:
+    """How processes start here: as the program chose, or else the platform's way. To ask or to start one without a
+    context would choose for the whole program, which could then choose no more.
+    """
+    return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+
+
 def _buffers(image_size: int, workers: int, batch_size: int, pin_memory: bool) -> Buffers | None:
     """For all that is on its way, and for what the loop holds. Pages to be pinned are copied on arrival anyway."""
-    if not workers or pin_memory or multiprocessing.get_start_method() != "fork":
+    if pin_memory:
         return None
     return Buffers(workers * _AHEAD + _HELD, batch_size, image_size)
 
