@@ -16,9 +16,9 @@ from cluster.config import Job
 from cluster.session import beside_main, connect
 from shards.settings import dump
 from xfer.checkpoint import latest_checkpoint
-from xfer.fit import begin, read_metrics, run_lock
 from xfer.follow import follow
 from xfer.prepare import prepare
+from xfer.run import begin, read_metrics, run_lock
 from xfer.train import Row
 
 POLL_S = 0.5

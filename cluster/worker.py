@@ -9,8 +9,8 @@ from cluster.config import Job
 from shards.loading.batch import Slot
 from xfer.config import Recipe
 from xfer.engine import DeepSpeedEngine, Engine, build_optimizer
-from xfer.fit import fit, shares
 from xfer.model import FusionModel
+from xfer.run import fit, shares
 from xfer.train import Row
 
 

@@ -15,7 +15,7 @@ from tuning.config import Study
 from tuning.pareto import choose, describe, front, hypervolume, read_rows
 from xfer import figures
 from xfer.bundle import open_model
-from xfer.fit import read_metrics
+from xfer.run import read_metrics
 
 PAGE = jinja2.Template(
     """<!doctype html>

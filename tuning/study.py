@@ -23,9 +23,9 @@ from tuning.space import check_space, needs_training, tune_space
 from tuning.trial import Shared, float_row, realize, share
 from xfer.bundle import open_model
 from xfer.checkpoint import latest_checkpoint
-from xfer.fit import run_lock
 from xfer.prepare import prepare
 from xfer.quantize import ship
+from xfer.run import run_lock
 
 OBJECTIVES = {"accuracy": "max", "bytes": "min"}
 

@@ -18,7 +18,7 @@ from cluster.config import Job
 from shards.config import DataConfig
 from shards.loading.batch import Batch, Slot
 from shards.loading.evaluate import eval_stream
-from shards.loading.open import Data, open_data
+from shards.loading.open import Splits, open_data
 from shards.loading.subset import Subset
 from shards.settings import replace
 from tuning.config import Distribution
@@ -26,7 +26,6 @@ from tuning.space import values
 from xfer.bundle import open_model
 from xfer.config import Recipe
 from xfer.evaluate import evaluate
-from xfer.fit import begin, fit, label_space, plain_engine
 from xfer.fusion import WeightedSum
 from xfer.labels import LabelSpace, masked_cross_entropy
 from xfer.metrics import mean_accuracy
@@ -34,6 +33,7 @@ from xfer.model import FusionModel
 from xfer.quant.cost import predicted_bytes
 from xfer.quant.weights import Quantized
 from xfer.quantize import calibration_images, quantize_model
+from xfer.run import begin, fit, label_space, plain_engine
 
 REFIT_IMAGES = 2048
 PULL = 1e-3  # of the refitted head towards the trained one
@@ -86,7 +86,7 @@ def _some(subsets: Sequence[Subset], config: DataConfig, count: int) -> list[Bat
     return batches
 
 
-def _features(model: FusionModel, data: Data, recipe: Recipe, labels: LabelSpace) -> tuple[Tensor, Tensor, Tensor]:
+def _features(model: FusionModel, data: Splits, recipe: Recipe, labels: LabelSpace) -> tuple[Tensor, Tensor, Tensor]:
     names = [subset.name for subset in data.train]
     table, masks = labels.table(names), labels.masks(names)
     features, targets, known = [], [], []

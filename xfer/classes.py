@@ -3,13 +3,13 @@
 import unicodedata
 from collections.abc import Mapping, Sequence
 
-from shards.loading.open import Data
+from shards.loading.open import Splits
 from shards.loading.subset import Subset
 
 _SHOWN = 12
 
 
-def label_faults(data: Data) -> list[str]:
+def label_faults(data: Splits) -> list[str]:
     """Why a classifier cannot be trained or tested on the data: a line for each source."""
     faults = [fault for subset in data.train for fault in _faults(subset, "sources")]
     faults += [fault for subset in data.test for fault in _faults(subset, "test")]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shards.config import DataConfig
-from shards.loading.open import Data, open_data
+from shards.loading.open import Splits, open_data
 from shards.loading.state import StreamState, resume
 from shards.settings import ConfigError, SchemaError, Strict, load
 from xfer.checkpoint import Checkpoint, latest_checkpoint
@@ -34,7 +34,7 @@ def load_document(path: str | Path, kind: type[Document], overrides: Sequence[st
         raise ConfigError([*error.faults, *faults], error.origin) from None
 
 
-def open_labelled(config: DataConfig) -> Data:
+def open_labelled(config: DataConfig) -> Splits:
     """Opens the data for a classifier. Raises ConfigError with every fault, sources without classes among them."""
     data = open_data(config)
     faults = label_faults(data)
@@ -43,7 +43,7 @@ def open_labelled(config: DataConfig) -> Data:
     return data
 
 
-def prepare(recipe: Recipe) -> tuple[Data, Checkpoint | None]:
+def prepare(recipe: Recipe) -> tuple[Splits, Checkpoint | None]:
     """The data of a recipe and the checkpoint that its run goes on from. Raises ConfigError with every fault."""
     faults = check_weights_exist(recipe.model)
     try:
@@ -65,7 +65,7 @@ def prepare(recipe: Recipe) -> tuple[Data, Checkpoint | None]:
     return data, checkpoint
 
 
-def _differences(recipe: Recipe, checkpoint: Checkpoint, data: Data) -> list[str]:
+def _differences(recipe: Recipe, checkpoint: Checkpoint, data: Splits) -> list[str]:
     faults = []
     saved = recipe.folder / "recipe.yaml"
     if saved.is_file():

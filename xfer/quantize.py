@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shards.config import AugmentConfig, DataConfig
 from shards.loading.batch import Slot
-from shards.loading.open import Data
+from shards.loading.open import Splits
 from shards.loading.train import train_stream
 from xfer.bundle import Trained, open_model, write_bundle
 from xfer.config import QuantizeConfig, Recipe
@@ -26,7 +26,7 @@ from xfer.quant.weights import Quantized, quantize
 CALIBRATION_BATCH = 64
 
 
-def calibration_images(data: Data, config: DataConfig, count: int) -> list[Tensor]:
+def calibration_images(data: Splits, config: DataConfig, count: int) -> list[Tensor]:
     """The first `count` training images of the blend, not augmented: uint8 [B, 3, S, S] batches."""
     plain = config.model_copy(
         update={
@@ -50,7 +50,7 @@ def quantize_model(model: FusionModel, config: QuantizeConfig, calibration: Iter
     return quantized
 
 
-def make_bundle(trained: Trained, recipe: Recipe, data: Data, folder: Path) -> Trained:
+def make_bundle(trained: Trained, recipe: Recipe, data: Splits, folder: Path) -> Trained:
     """Quantizes a run and writes the bundle. Returns the bundle, read back from disk."""
     calibration = calibration_images(data, recipe.data, recipe.quantize.calibration)
     return ship(trained, recipe, quantize_model(trained.model, recipe.quantize, calibration), folder)

@@ -18,7 +18,7 @@ from shards.settings import ConfigError, is_url
 
 
 @dataclass(frozen=True)
-class Data:
+class Splits:
     """The subsets of a configuration, each group sorted by name. `validation` has one for each of `train`, or none, or
     the sources that are held out whole.
     """
@@ -28,7 +28,7 @@ class Data:
     test: tuple[Subset, ...]
 
 
-def open_data(config: DataConfig) -> Data:
+def open_data(config: DataConfig) -> Splits:
     """Opens every source of the configuration. Raises ConfigError with the faults of all of them."""
     faults: list[str] = []
     locations = [config.location(source) for source in (*config.sources.values(), *config.test.values())]
@@ -55,7 +55,7 @@ def open_data(config: DataConfig) -> Data:
     faults += _leaks(sources, test)
     if faults:
         raise ConfigError(faults)
-    return Data(tuple(train), tuple(validation), tuple(test))
+    return Splits(tuple(train), tuple(validation), tuple(test))
 
 
 def open_subset(folder: str | Path, split: str = "train", name: str | None = None) -> Subset:

@@ -15,7 +15,7 @@ from cluster.config import Job
 from cluster.launch import run
 from shards.loading.batch import Slot
 from shards.settings import ConfigError, replace
-from xfer import fit as one_process
+from xfer import run as one_process
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 

@@ -15,7 +15,7 @@ from tuning import study as search
 from tuning.config import Study
 from tuning.pareto import read_rows
 from tuning.report import write_report
-from xfer import fit as one_process
+from xfer import run as one_process
 from xfer.__main__ import main
 from xfer.bundle import open_model
 from xfer.config import Recipe

@@ -15,7 +15,7 @@ import yaml
 from shards.loading.batch import Slot
 from shards.loading.damage import read_damage
 from shards.settings import ConfigError, replace
-from xfer import fit as run
+from xfer import run
 from xfer.__main__ import app
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe

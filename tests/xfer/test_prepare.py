@@ -11,7 +11,7 @@ from shards.loading.batch import Slot
 from shards.loading.open import open_data
 from shards.settings import ConfigError, replace
 from tests.shards.kinds import cells, street
-from xfer import fit as run
+from xfer import run
 from xfer.classes import label_notes
 from xfer.config import Recipe
 from xfer.prepare import load_document, prepare

@@ -20,7 +20,7 @@ def fit(recipe: Path, *overrides: str) -> None:
         `dotted.path=value`, any number of them.
     """
     from shards.loading.batch import Slot
-    from xfer import fit as run
+    from xfer import run
     from xfer.config import Recipe
     from xfer.follow import follow
     from xfer.prepare import load_document, prepare

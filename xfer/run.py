@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
-from shards.loading.open import Data, open_data
+from shards.loading.open import Splits, open_data
 from shards.loading.state import StreamState
 from shards.loading.train import train_stream
 from shards.settings import ConfigError, dump
@@ -46,7 +46,7 @@ def plain_engine(model: FusionModel, recipe: Recipe, slot: Slot) -> Engine:
     return PlainEngine(model, optimizer, shares(recipe, slot.world_size)[1], t.precision, t.clip_norm, device)
 
 
-def label_space(data: Data, trained: Sequence[str] = ()) -> LabelSpace:
+def label_space(data: Splits, trained: Sequence[str] = ()) -> LabelSpace:
     """The union of the training sources' classes; the classes of a model that is `trained`, in its order."""
     return LabelSpace.union({subset.name: subset.classes for subset in data.train}, trained)
 
