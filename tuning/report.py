@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from shards.format.manifest import whole_file
 from shards.loading.damage import read_damage
 from shards.settings import ConfigError, load
 from shards.text import counted
@@ -75,9 +76,8 @@ def write_report(folder: Path) -> Path:
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
     """Writes the page whole or not at all."""
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(PAGE.render(title=title, lead=lead, sections=sections))
-    draft.replace(path)
+    with whole_file(path) as draft:
+        draft.write_text(PAGE.render(title=title, lead=lead, sections=sections))
     return path
 
 

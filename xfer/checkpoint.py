@@ -18,6 +18,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from shards.format.manifest import naming
+
 FORMAT = 1
 PREFIX = "step-"
 
@@ -56,12 +58,13 @@ def write_checkpoint(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        save_file(dict(model), draft / "model.safetensors")
-        save_file(dict(optimizer), draft / "optimizer.safetensors")
-        (draft / "state.json").write_text(json.dumps(asdict(state)))
-        write_manifest(draft, {"format": FORMAT})
-        shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt at this step
-        os.replace(draft, final)
+        with naming(final):
+            save_file(dict(model), draft / "model.safetensors")
+            save_file(dict(optimizer), draft / "optimizer.safetensors")
+            (draft / "state.json").write_text(json.dumps(asdict(state)))
+            write_manifest(draft, {"format": FORMAT})
+            shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt at this step
+            os.replace(draft, final)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise

@@ -11,11 +11,12 @@ _SHOWN = 12
 
 def label_faults(data: Splits) -> list[str]:
     """Why a classifier cannot be trained or tested on the data: a line for each source."""
-    faults = [fault for subset in data.train for fault in _faults(subset, "sources")]
-    faults += [fault for subset in data.test for fault in _faults(subset, "test")]
+    held = [subset for subset in data.validation if subset.name not in {other.name for other in data.train}]
+    faults = [fault for subset in (*data.train, *held) for fault in _faults(subset, f"data.sources.{subset.name}")]
+    faults += [fault for subset in data.test for fault in _faults(subset, f"data.test.{subset.name}")]
     if faults:
         return faults
-    faults += [
+    faults = [
         f"data.sources.{subset.name}: has only one class, {subset.classes[0]}; the loss of its samples is a softmax "
         "over its own classes, so it would be 0 whatever the model says; give it another class, or leave it out"
         for subset in data.train
@@ -25,23 +26,25 @@ def label_faults(data: Splits) -> list[str]:
     if not faults and len(occur) < 2:
         faults.append(f"data.sources: all samples are of the class {occur[0]}; there is nothing to tell apart")
     trained = sorted({name for subset in data.train for name in subset.classes})
-    return faults + [
-        f"data.test.{subset.name}: {no_shared_class(subset.classes, trained)}"
-        for subset in data.test
-        if not set(subset.classes) & set(trained)
+    faults += [fault for subset in held for fault in scoring_faults(subset, trained, f"data.sources.{subset.name}")]
+    return faults + [f for subset in data.test for f in scoring_faults(subset, trained, f"data.test.{subset.name}")]
+
+
+def scoring_faults(subset: Subset, trained: Sequence[str], where: str) -> list[str]:
+    """Why a model that knows the classes `trained` cannot be scored on a subset, with both lists: names that only look
+    alike are seen at once. `where`: what the user calls the subset.
+    """
+    faults = _faults(subset, where)
+    if faults or set(_occurring(subset)) & set(trained):
+        return faults
+    return [
+        f"{where}: shares no class with the model: it has {_some(_occurring(subset))}, the model {_some(trained)}; "
+        "classes are joined by exactly equal names"
     ]
 
 
-def no_shared_class(tested: Sequence[str], trained: Sequence[str]) -> str:
-    """That there is nothing to score, with both lists: names that only look alike are seen at once."""
-    return (
-        f"shares no class with the model: it has {_some(tested)}, the model {_some(trained)}; classes are joined by "
-        "exactly equal names"
-    )
-
-
-def _faults(subset: Subset, section: str) -> list[str]:
-    manifest, where = subset.manifest, f"data.{section}.{subset.name}"
+def _faults(subset: Subset, where: str) -> list[str]:
+    manifest = subset.manifest
     if manifest.task != "classification":
         has = ", ".join(role for role in manifest.fields if role not in ("label", "side")) or "texts"
         return [

@@ -1,15 +1,19 @@
 """One exact pass over finite splits: every sample counted once on any number of ranks, scores by source."""
 
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from shards.config import DataConfig
+from shards.format.manifest import manifest_path, splits_in
 from shards.loading.batch import Batch, Slot
 from shards.loading.evaluate import eval_stream
 from shards.loading.subset import Subset
 from shards.progress import progress
+from shards.settings import ConfigError, is_url
 from xfer.engine import default_device
 from xfer.labels import LabelSpace, unify
 from xfer.metrics import Accuracy, Score
@@ -51,6 +55,36 @@ def evaluate_subsets(
     sources = {subset.name: subset.classes for subset in subsets}
     with progress(what, sum(subset.num_samples for subset in subsets), "images") as advance:
         return evaluate(model.to(device), batches, sources, classes, device, after_batch=advance)
+
+
+def named_data(folders: Sequence[str], image_size: int) -> DataConfig:
+    """Built data sets, each a folder or FOLDER/SPLIT, as sources to evaluate on whole. A folder of one split needs no
+    SPLIT. Raises ConfigError.
+    """
+    sources: dict[str, dict[str, str]] = {}
+    faults: list[str] = []
+    for given in folders:
+        folder, split = given, "train"
+        if not is_url(given):
+            folder = os.path.abspath(os.path.expanduser(given))
+            splits = [name for name in splits_in(folder) if "@" not in name]
+            if not splits and manifest_path(os.path.dirname(folder), os.path.basename(folder)).is_file():
+                folder, split = os.path.split(folder)
+            elif len(splits) > 1:
+                such = f"give one, such as {given.rstrip('/')}/{splits[0]}"
+                faults.append(f"--data {given}: has the splits {', '.join(splits)}; {such}")
+            else:
+                split = (splits or ["train"])[0]
+        sources[_new_name(folder, sources)] = {"path": folder, "split": split}
+    if faults:
+        raise ConfigError(faults)
+    return DataConfig.model_validate({"sources": sources, "validation": 0, "image_size": image_size})
+
+
+def _new_name(folder: str, taken: Iterable[str]) -> str:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", os.path.basename(folder.rstrip("/"))).strip("-") or "data"
+    names = (name if number == 1 else f"{name}-{number}" for number in range(1, 10**6))
+    return next(one for one in names if one not in taken)
 
 
 def unknown_classes(sources: Mapping[str, Sequence[str]], classes: Sequence[str]) -> dict[str, list[str]]:

@@ -1,33 +1,54 @@
 """Class probabilities for image files, with the same decoding and cropping as in evaluation."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from shards.decode import DecodeError
+from shards.format.fields import IMAGES
 from shards.loading.transforms import centre
 from shards.settings import ConfigError
+from shards.sources import files
 from xfer.bundle import Trained
 from xfer.engine import default_device
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
+def image_files(paths: Sequence[Path], left_out: Counter[str] | None = None) -> list[Path]:
+    """`paths` with folders replaced by the images in them, sorted: what `xfer shards build` would take, by the same
+    rules, so nothing hidden. `left_out` counts, by ending, the files in them that are no images read here.
 
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """`paths` with folders replaced by the images in them, sorted. Raises ConfigError naming every path that is not
-    there.
+    Raises ConfigError naming every path that is not there and every folder without an image.
     """
-    missing = [f"{path}: no such file or folder" for path in paths if not path.exists()]
+    faults: list[str] = []
     found: list[Path] = []
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if path.is_dir() and not inside:
-            missing.append(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
-        found += inside
-    if missing or not found:
-        raise ConfigError(missing or "no images given")
+        if not path.is_dir():
+            found.append(path)
+            faults += [] if path.exists() else [f"{path}: no such file or folder"]
+            continue
+        inside = [Path(entry.path) for entry in files.walk(path)]
+        images = sorted(file for file in inside if files.is_image(file.name))
+        others = Counter(file.suffix.lower() for file in inside if not files.is_image(file.name))
+        if not images:
+            faults.append(f"{path}: no images in this folder ({', '.join(IMAGES)}){_has(others)}")
+        found += images
+        if left_out is not None:
+            left_out.update(others)
+    if faults or not found:
+        raise ConfigError(faults or "no images given")
     return found
+
+
+def by_ending(counts: Mapping[str, int]) -> str:
+    """`3 .gif, 1 .tiff, 2 without an ending`, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    return ", ".join(f"{count:,} {ending or 'without an ending'}" for ending, count in ordered)
+
+
+def _has(others: Mapping[str, int]) -> str:
+    return f"; it has {by_ending(others)}" if others else ""
 
 
 def predictions(trained: Trained, paths: Iterable[Path], top: int) -> Iterator[tuple[Path, dict[str, float] | str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from shards.config import AugmentConfig, DataConfig
+from shards.format.manifest import naming
 from shards.loading.batch import Slot
 from shards.loading.open import Splits
 from shards.loading.train import train_stream
@@ -62,7 +63,8 @@ def ship(trained: Trained, recipe: Recipe, quantized: Quantized, folder: Path) -
     extra = {"float_bytes": trained.weights_bytes, "sources": sorted(recipe.data.sources)}
     assert isinstance(quantized.model, FusionModel)
     card = _card(trained, recipe, quantized.model, bits)
-    write_bundle(folder, recipe, trained.classes, quantized, extra, card)
+    with naming(folder):
+        write_bundle(folder, recipe, trained.classes, quantized, extra, card)
     return open_model(folder)
 
 

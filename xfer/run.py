@@ -8,12 +8,12 @@ runs/<name>/recipe.yaml        what was run
 
 import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from shards.format.manifest import naming, whole_file
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
 from shards.loading.open import Splits, open_data
@@ -87,9 +87,8 @@ def _cut_metrics(folder: Path, step: int) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)
+    with whole_file(path) as draft:
+        draft.write_text(text)
 
 
 def read_metrics(folder: Path) -> list[Row]:
@@ -135,7 +134,8 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     def log(row: Row) -> None:
         if slot.rank == 0:
             row |= {"replaced": len(lost)} if (lost := stream.damaged) else {}
-            with (recipe.folder / "metrics.jsonl").open("a") as file:
+            path = recipe.folder / "metrics.jsonl"
+            with naming(path), path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         report(row)
 

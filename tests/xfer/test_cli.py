@@ -1,6 +1,9 @@
 """The verbs of one process as a user runs them: a run, its evaluation, its bundle, its predictions; and bad input."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import yaml
@@ -84,6 +87,116 @@ def test_predict_names_the_file_that_is_no_image_and_goes_on(trained, images, tm
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert "error" in lines[0]
     assert set(lines[1]["classes"]) <= {"circle", "square", "star", "cross"}
+
+
+def test_predict_searches_folders_as_build_does_and_counts_what_it_leaves_out(trained, images, tmp_path, capsys):
+    good = next((images / "paint" / "circle").glob("*.jpg")).read_bytes()
+    places = ("a.jpg", "b.JPEG", "album.jpg/c.jpg", "._a.jpg", ".hidden.jpg", ".ipynb_checkpoints/a.jpg")
+    for name in (*places, "d.gif", "e.TIFF", "f.heic", "g.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(good)
+    assert status("predict", str(trained), str(tmp_path), "--json") == 0
+    said = capsys.readouterr()
+    named = sorted(json.loads(line)["image"] for line in said.out.splitlines())
+    assert named == [str(tmp_path / name) for name in ("a.jpg", "album.jpg/c.jpg", "b.JPEG")]
+    assert "2 .gif, 1 .heic, 1 .tiff" in said.err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.jp2").write_bytes(good)
+    assert status("predict", str(trained), str(tmp_path / "other")) == 2
+    assert "it has 1 .jp2" in capsys.readouterr().err
+    assert status("predict", str(trained), str(tmp_path), "--top", "0") == 2
+
+
+def test_scores_on_other_data_are_kept_beside_those_on_the_own(trained, shards_root, capsys):
+    path = trained / "evaluation.json"
+    assert status("evaluate", str(trained)) == 0
+    own = json.loads(path.read_text())
+    other = f"data.test={{outline2: {{path: {shards_root}/outline, where: {{hash: [0, 0.5]}}}}}}"
+    only = [other, "data.sources={paint: {path: paint}}"]
+    for _ in range(2):
+        assert status("evaluate", str(trained), *only, "--split", "test") == 0
+    after = json.loads(path.read_text())
+    assert (after["test"], after["validation"]) == (own["test"], own["validation"])
+    (one,) = after["others"]
+    assert one["split"] == "test"
+    assert one["changes"] == only
+    assert one["sources"]["outline2"]["version"] == own["validation"]["outline"]["version"]
+    # The same data at another place are the own data still.
+    assert status("evaluate", str(trained), f"data.root={shards_root}/../{shards_root.name}") == 0
+    assert len(json.loads(path.read_text())["others"]) == 1
+
+
+def test_a_copied_bundle_is_evaluated_on_named_data(trained, shards_root, tmp_path, capsys):
+    assert status("quantize", str(trained), "--out", str(tmp_path / "copied")) == 0
+    assert status("evaluate", str(tmp_path / "copied")) == 2
+    assert "--data FOLDER" in capsys.readouterr().err
+    folders = ["--data", f"{shards_root}/neon", "--data", f"{shards_root}/paint/train"]
+    assert status("evaluate", str(tmp_path / "copied"), *folders) == 0
+    text = capsys.readouterr().out
+    assert "120" in next(line for line in text.splitlines() if "neon" in line)
+    assert "mean of sources" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copied"]
+    assert status("evaluate", str(trained), *folders[:2]) == 0
+    assert json.loads((trained / "evaluation.json").read_text())["others"][-1]["split"] == "data"
+    assert status("evaluate", str(trained), "--data", str(tmp_path)) == 2
+    assert status("evaluate", str(trained), *folders[:2], "--split", "test") == 2
+
+
+def test_data_that_shares_no_class_or_has_none_is_not_evaluated_on(trained, tmp_path, capsys):
+    from tests.shards.kinds import cells, zoo
+
+    before = (trained / "evaluation.json").read_bytes() if (trained / "evaluation.json").exists() else b""
+    assert status("evaluate", str(trained), "--data", str(zoo(tmp_path)), "--data", str(cells(tmp_path))) == 2
+    text = capsys.readouterr().err
+    for part in ("cat, dog, owl", "circle, cross, square, star", "detection"):
+        assert part in text
+    assert status("evaluate", str(trained), f"data.test={{t: {{path: {tmp_path}/zoo}}}}", "--split", "test") == 2
+    assert "shares no class" in capsys.readouterr().err
+    assert ((trained / "evaluation.json").read_bytes() if before else b"") == before
+
+
+def test_changes_without_effect_on_an_evaluation_are_refused(trained, capsys):
+    assert status("evaluate", str(trained), "train.steps=3") == 2
+    assert "train.steps=3" in capsys.readouterr().err
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """As a full disk: whatever would make a file larger fails, in the middle of it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("verb", "size", "path"),
+    [
+        ("fit", 100_000, "full/checkpoints/step-00000002"),
+        ("fit", 100, "full/recipe.yaml"),
+        ("quantize", 100_000, "full-bundle"),
+        ("evaluate", 100, "evaluation.json"),
+        ("report", 100, "report.html"),
+    ],
+)
+def test_a_full_disk_is_one_message_that_names_the_path(trained, recipe_values, tmp_path, capsys, verb, size, path):
+    recipe_values |= {"name": "full"}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_values))
+    arguments = {"fit": [str(tmp_path / "r.yaml")], "quantize": [str(trained), "--out", str(tmp_path / "full-bundle")]}
+    before = {file: file.read_bytes() for file in trained.iterdir() if file.is_file()}
+    with no_file_larger_than(size):
+        assert status(verb, *arguments.get(verb, [str(trained)])) == 1
+    text = capsys.readouterr().err
+    assert text.splitlines()[-1].startswith("xfer: ")
+    assert path in text.splitlines()[-1]
+    assert "Traceback" not in text
+    assert {file: file.read_bytes() for file in trained.iterdir() if file.is_file()} == before
+    left = [file.name for file in tmp_path.rglob("*") if file.name.startswith(".") and file.name != ".lock"]
+    assert not left
+    assert not list(tmp_path.rglob("step-*"))
+    assert not (tmp_path / "full-bundle").exists()
 
 
 def test_a_damaged_bundle_is_refused(trained, capsys):

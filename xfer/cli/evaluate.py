@@ -1,87 +1,148 @@
-"""`xfer evaluate`, and where its numbers are kept."""
+"""`xfer evaluate`."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from shards.settings import ConfigError
 
 if TYPE_CHECKING:
+    from shards.config import DataConfig
+    from shards.loading.subset import Subset
     from xfer.bundle import Trained
     from xfer.config import Recipe
+
+HELD_OUT = "sources", "test", "validation", "image_size"
+"""Keys of `data` that decide what a score is counted on; where it lies and how fast it is read does not."""
 
 
 def evaluate(
     model: Path,
     *overrides: str,
     split: Annotated[Literal["all", "validation", "test"], Parameter(help="Which held-out data.")] = "all",
+    data: Annotated[tuple[str, ...], Parameter(negative="")] = (),
 ) -> None:
-    """Accuracy of a run or a bundle on its validation and test sources, with 95 % intervals.
+    """Accuracy of a run or a bundle on held-out data, with 95 % intervals.
 
         xfer evaluate runs/pacs
         xfer evaluate runs/pacs/bundle --split test
+        xfer evaluate runs/pacs data.test.phone.path=data/phone2
+        xfer evaluate copied/bundle --data shards/phone --data shards/photo/test
 
-    A bundle keeps no data paths: they come from the run folder it lies in.
+    On the validation and test sources of the recipe, which a bundle takes from the run folder it lies in, or on any
+    built data sets with --data. Classes are compared by name. The scores are kept in evaluation.json beside the model;
+    those on other data than the recipe's own go into a list of their own there.
 
     Parameters
     ----------
     model
         A run folder or a bundle folder.
     overrides
-        `dotted.path=value` changes to the run's recipe, such as data.root=...
+        `dotted.path=value` changes to the `data` section of the run's recipe.
+    data
+        A folder of shards, or FOLDER/SPLIT; give the option once for each. Needs no run folder.
     """
-    from shards.loading.open import open_data
     from xfer.bundle import open_model
+    from xfer.records import record, record_path
 
-    trained, recipe = open_model(model), recipe_of(model, overrides)
-    data = open_data(recipe.data)
-    wanted = {"validation": data.validation, "test": data.test}
-    if split != "all":
-        wanted = {split: wanted[split]}
-    if not any(wanted.values()):
-        raise ConfigError(f"{model}: its recipe has no {split if split != 'all' else 'held-out'} data to evaluate on")
+    trained = open_model(model)
+    if data:
+        if overrides or split != "all":
+            raise ConfigError("--data: names what is evaluated on; leave out --split and changes to the recipe")
+        config, parts, own = *_named(data, trained.image_size), False
+        changes: Sequence[str] = [f"--data {one}" for one in data]
+    else:
+        config, parts, own = _of_recipe(model, overrides, split)
+        changes = overrides
+    _check(parts, trained.classes, model, split)
     print(f"model: {model}, weights {trained.weights_bytes / 1e6:.2f} MB ({trained.weights_file})")
-    result = {part: _scores(trained, subsets, recipe, part) for part, subsets in wanted.items() if subsets}
-    _record(model, result)
+    path = record_path(model)
+    for part, subsets in parts.items():
+        rows = _scores(trained, subsets, config, part)
+        if path:
+            record(path, part, rows, changes, own)
+    if path:
+        print(f"\nkept in {path}")
 
 
-def _scores(trained: "Trained", subsets: tuple, recipe: "Recipe", part: str) -> dict:
+def _of_recipe(model: Path, overrides: Sequence[str], split: str) -> "tuple[DataConfig, dict[str, tuple], bool]":
+    """What the recipe holds out, by part, and whether that is still its own data."""
+    from shards.loading.open import open_data
+    from xfer.records import record_path
+
+    if record_path(model) is None:
+        raise ConfigError(f"{model}: no run folder around it says on which data; name built ones with --data FOLDER")
+    foreign = [one for one in overrides if not one.startswith(("data.", "data="))]
+    if foreign:
+        raise ConfigError([f"{one}: changes nothing about an evaluation; it reads the section data" for one in foreign])
+    recipe, saved = recipe_of(model, overrides), recipe_of(model, ())
+    opened = open_data(recipe.data)
+    parts = {"validation": opened.validation, "test": opened.test}
+    kept = {part: subsets for part, subsets in parts.items() if subsets and split in ("all", part)}
+    return recipe.data, kept, all(getattr(recipe.data, key) == getattr(saved.data, key) for key in HELD_OUT)
+
+
+def _named(folders: Sequence[str], image_size: int) -> "tuple[DataConfig, dict[str, tuple]]":
+    from shards.loading.open import open_data
+    from xfer.evaluate import named_data
+
+    config = named_data(folders, image_size)
+    return config, {"data": open_data(config).train}
+
+
+def _check(parts: "dict[str, tuple[Subset, ...]]", classes: Sequence[str], model: Path, split: str) -> None:
+    from xfer.classes import scoring_faults
+
+    if not parts:
+        raise ConfigError(f"{model}: its recipe has no {split if split != 'all' else 'held-out'} data to evaluate on")
+    faults = [
+        fault
+        for part, subsets in parts.items()
+        for subset in subsets
+        for fault in scoring_faults(subset, classes, f"{part} {subset.name}")
+    ]
+    if faults:
+        raise ConfigError(faults)
+
+
+def _scores(trained: "Trained", subsets: "tuple[Subset, ...]", config: "DataConfig", part: str) -> dict[str, Any]:
+    """Scores one part, prints its table, and returns its rows."""
     from xfer.evaluate import evaluate_subsets, unknown_classes
     from xfer.metrics import mean_accuracy
 
-    scores = evaluate_subsets(trained.model, subsets, recipe.data, trained.classes, f"evaluate {part}")
+    scores = evaluate_subsets(trained.model, subsets, config, trained.classes, f"evaluate {part}")
     print(f"\n{part:<24}{'images':>8}{'accuracy':>10}   95 % interval")
     for name, score in scores.items():
         low, high = score.interval
-        print(f"  {name:<22}{score.count:>8}{100 * score.accuracy:>8.1f} %   {100 * low:.1f} - {100 * high:.1f}")
+        shown = f"{100 * score.accuracy:>8.1f} %   {100 * low:.1f} - {100 * high:.1f}" if score.count else f"{'-':>8}"
+        print(f"  {name:<22}{score.count:>8}{shown}")
     if len(scores) > 1:
         print(f"  {'mean of sources':<22}{'':>8}{100 * mean_accuracy(scores):>8.1f} %")
     for name, classes in unknown_classes({subset.name: subset.classes for subset in subsets}, trained.classes).items():
-        print(f"  {name}: not counted, the model has no such class: {', '.join(classes)}")
+        left = next(subset.num_samples for subset in subsets if subset.name == name) - scores[name].count
+        print(f"  {name}: {left} images not counted, the model has no such class: {', '.join(classes)}")
     return {
-        name: {"correct": s.correct, "count": s.count, "accuracy": s.accuracy, "interval": s.interval,
-               "per_class": dict(s.per_class)}
-        for name, s in scores.items()
-    }  # fmt: skip
+        subset.name: {
+            "correct": score.correct,
+            "count": score.count,
+            "accuracy": score.accuracy,
+            "interval": score.interval,
+            "per_class": dict(score.per_class),
+            "version": subset.manifest.version,
+        }
+        for subset in subsets
+        if (score := scores[subset.name]).count
+    }
 
 
-def _record(model: Path, result: dict) -> None:
-    """evaluation.json beside the model; it also counts how often the test data was opened."""
-    beside = model.parent if (model / "manifest.json").exists() else model
-    path = beside / ("evaluation.json" if beside == model else f"evaluation-{model.name}.json")
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    reads = before.get("test_reads", 0) + ("test" in result)
-    path.write_text(json.dumps({**before, **result, "test_reads": reads}, indent=1))
-
-
-def recipe_of(model: Path, overrides: tuple[str, ...]) -> "Recipe":
+def recipe_of(model: Path, overrides: Sequence[str]) -> "Recipe":
     """The recipe a run was made from: in the run folder itself, or beside the bundle."""
     from shards.settings import load
     from xfer.config import Recipe
 
-    for folder in (model, model.parent):
+    for folder in (model, model.absolute().parent):
         path = folder / "recipe.yaml"
         if path.is_file() and not (folder / "weights.safetensors").exists():
             return load(path, Recipe, overrides)

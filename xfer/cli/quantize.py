@@ -23,16 +23,16 @@ def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
     out
         Where the bundle goes; RUN/bundle if not given.
     """
-    from shards.loading.open import open_data
     from xfer.bundle import open_model
     from xfer.evaluate import evaluate_subsets
     from xfer.metrics import mean_accuracy
+    from xfer.prepare import open_labelled
     from xfer.quantize import make_bundle
 
     trained, recipe = open_model(run), recipe_of(run, overrides)
     if trained.bits is not None:
         raise ConfigError(f"{run}: this is a bundle already; quantize the run it came from")
-    data = open_data(recipe.data)
+    data = open_labelled(recipe.data)
     bundle = make_bundle(trained, recipe, data, out or run / "bundle")
     subsets = data.validation or data.test
     print(f"\n{'':<10}{'bytes':>14}{'accuracy':>10}   on {', '.join(v.name for v in subsets)} (held-out part)")
