@@ -30,11 +30,7 @@ TOKEN_FILE = Path("~/.ray/auth_token")
 @contextmanager
 def connect(address: str | None = None, timeout_s: float = 1800) -> Iterator[None]:
     """A Ray session for the time of the block: a running cluster, or one on this machine that ends with the block."""
-    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = f"{timeout_s:g}"  # Ray's own default is to wait for ever
-    for name, value in {**DEFAULTS, **({} if address else LOCAL)}.items():
-        os.environ.setdefault(name, value)
-    if os.environ["RAY_AUTH_MODE"] == "token":
-        _make_token()
+    set_environment(address, timeout_s)
     import ray
 
     if ray.is_initialized():  # a test or a notebook has a session already: it stays theirs
@@ -48,6 +44,15 @@ def connect(address: str | None = None, timeout_s: float = 1800) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+
+
+def set_environment(address: str | None = None, timeout_s: float = 1800) -> None:
+    """What Ray reads when it is imported: before that."""
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = f"{timeout_s:g}"  # Ray's own default is to wait for ever
+    for name, value in {**DEFAULTS, **({} if address else LOCAL)}.items():
+        os.environ.setdefault(name, value)
+    if os.environ["RAY_AUTH_MODE"] == "token":
+        _make_token()
 
 
 def beside_main(call: Callable[[], Any]) -> None:
@@ -72,6 +77,14 @@ def beside_main(call: Callable[[], Any]) -> None:
         except TimeoutError:
             if done.done():
                 raise
+
+
+def hide_gpus() -> None:
+    """This process sees no GPU: in a worker that asked for none, before CUDA starts there.
+
+    Ray would leave all of them visible (RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO above), and all would share the first.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _make_token() -> None:

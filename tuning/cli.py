@@ -1,9 +1,10 @@
 """`xfer tune`, `xfer report`, `xfer demo`."""
 
+import sys
 from pathlib import Path
 
 
-def tune(study: Path, *overrides: str) -> None:
+def tune(study: Path, *overrides: str, retry_failed: bool = False) -> None:
     """Search fusion weights and bit-widths around a job with Ray Tune. Stopped, the same command goes on.
 
         xfer tune examples/pacs/study.yaml data.root=data/pacs search.trials=40
@@ -16,22 +17,39 @@ def tune(study: Path, *overrides: str) -> None:
         YAML with a job (inline or by path), a `space` of distributions by dotted path, and `search`.
     overrides
         `dotted.path=value`, any number of them.
+    retry_failed
+        Try the trials that failed in an earlier command again, with the same values.
     """
     from tuning import study as search
     from tuning.config import Study
-    from tuning.pareto import describe, front
-    from tuning.report import write_report
+    from tuning.pareto import describe, front, remarks
+    from tuning.record import num_trials
+    from tuning.space import size
     from xfer.prepare import load_document
 
     config = load_document(study, Study, overrides)
-    rows, best = search.run(config)
-    folder = search.folder_of(config)
-    failed = sum(row.error is not None for row in rows)
-    print(f"\n{len(rows)} trials{f', {failed} failed' if failed else ''}; beaten by none in accuracy and bytes:")
+    found = search.run(config, retry_failed)
+    rows, best = found.rows, found.best
+    failed = [row for row in rows if row.error is not None]
+    print(f"\n{num_trials(rows)} trials{f', {len(failed)} failed' if failed else ''}", end="")
+    combinations = size(config.space)
+    if combinations is not None and sum(row.in_space for row in rows) >= combinations:
+        print(f"; all {combinations} combinations tried", end="")
+    if best is None:
+        print(f"\nreport: {found.report}")
+        print("xfer: every trial failed; --retry-failed tries them again. The first:", file=sys.stderr)
+        print(f"  {failed[0].error}" if failed else "  nothing ran", file=sys.stderr)
+        sys.exit(1)
+    print("; beaten by none in accuracy and bytes, with 95 % intervals:")
     for row in front(rows):
+        low, high = row.interval
         chosen = "   <- best.yaml" if row.trial == best.trial else ""
-        print(f"  {row.bytes:>12,} bytes  {100 * row.accuracy:5.1f} %  {describe(row.values)}{chosen}")
-    print(f"report: {write_report(folder)}\nnext: xfer train {folder / 'best.yaml'}")
+        interval = f"({100 * low:.1f} - {100 * high:.1f})"
+        print(f"  {row.bytes:>12,} bytes  {100 * row.accuracy:5.1f} % {interval:>15}  {describe(row)}{chosen}")
+    for remark in remarks(rows, best, config.search.tolerance):
+        print(f"note: {remark}")
+    folder = search.folder_of(config)
+    print(f"report: {found.report}\nnext: xfer train {folder / 'best.yaml'}")
 
 
 def report(folder: Path) -> None:

@@ -77,7 +77,8 @@ def demo(out: Path) -> None:
     if result.error:
         raise RuntimeError(f"training failed: {result.error}")
     _say(3, f"search: fusion weights and bit-widths, {study.search.trials} trials with Ray Tune")
-    search.run(study)
+    if search.run(study).best is None:
+        raise RuntimeError("every trial failed; the report has the causes")
 
     _say(4, "the chosen model: read the packed file back, evaluate, predict")
     trained = open_model(recipe.folder)

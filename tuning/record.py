@@ -1,44 +1,103 @@
-"""Every ended trial becomes a row of trials.jsonl at once, so a search that is stopped loses only the trials under
-way.
+"""Rows: what each trial came to, one line of trials.jsonl each, in the file as soon as the trial ends.
+
+A failed trial is a row too. Tried again, it gets another row with the next attempt; its earlier ones stay as history.
+A line is written by one call, and a torn last line is cut off before the next one: a search may be killed at any time.
 """
 
 import json
-from dataclasses import asdict
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray.tune import Callback
-
-from shards.progress import Advance
-from tuning.pareto import Row, read_rows
+from xfer.metrics import wilson
 
 
-class Recorder(Callback):
-    """Appends a row to trials.jsonl as soon as a trial ends, well or not."""
+@dataclass(frozen=True)
+class Row:
+    """One attempt at one trial. `error` is None if it went well; otherwise accuracy and bytes say nothing.
 
-    def __init__(self, folder: Path, advance: Advance):
-        self.folder, self.advance = folder, advance
-        self.best = max((row.accuracy for row in read_rows(folder)), default=0.0)
+    correct, counts: images of each source that were scored. baseline: what the row is compared with the search for,
+    such as "plain 8 bits"; None for a trial. in_space: whether the search could draw it, so that it may be chosen.
+    """
 
-    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        result = trial.last_result
-        row = Row(
-            trial.trial_id,
-            result["values"],
-            result["accuracy"],
-            int(result["bytes"]),
-            result["by_source"],
-            round(result["seconds"], 2),
-        )
-        self.best = max(self.best, row.accuracy)
-        self._write(row, f"best {100 * self.best:.1f} %")
+    trial: str
+    values: dict[str, Any] = field(default_factory=dict)
+    accuracy: float = 0.0
+    bytes: int = 0
+    by_source: dict[str, float] = field(default_factory=dict)
+    correct: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    host: str = ""
+    attempt: int = 1
+    baseline: str | None = None
+    in_space: bool = True
+    error: str | None = None
+    traceback: str = ""
 
-    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        error = trial.get_error()
-        cause = getattr(error, "cause", None) or error
-        self._write(Row(trial.trial_id, error=f"{type(cause).__name__}: {cause}"[:2000]), "one failed")
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy, a mean over sources.
 
-    def _write(self, row: Row, note: str) -> None:
-        with (self.folder / "trials.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(row)) + "\n")
-        self.advance(1, note)
+        Wilson's intervals of the sources, joined by square and add (Zou & Donner, Statistics in Medicine 2008).
+        """
+        if not self.counts:
+            return (0.0, 1.0)
+        low = high = 0.0
+        for source, count in self.counts.items():
+            own = self.correct[source] / count if count else 0.5
+            ends = wilson(self.correct[source], count)
+            low, high = low + (own - ends[0]) ** 2, high + (ends[1] - own) ** 2
+        n = len(self.counts)
+        return max(0.0, self.accuracy - math.sqrt(low) / n), min(1.0, self.accuracy + math.sqrt(high) / n)
+
+    @property
+    def step(self) -> float:
+        """What one more right image is worth in accuracy, in the source where it is worth most."""
+        counts = [count for count in self.counts.values() if count]
+        return 1 / (min(counts) * len(counts)) if counts else 0.0
+
+
+def read_history(folder: Path) -> list[Row]:
+    """All rows of a study's trials.jsonl as they came; a torn last line is left out."""
+    path = folder / "trials.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [Row(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The last attempt at each trial, in the order of the first attempts."""
+    return latest(read_history(folder))
+
+
+def latest(history: Sequence[Row]) -> list[Row]:
+    """The last attempt at each trial, in the order of the first attempts."""
+    return list({row.trial: row for row in history}.values())
+
+
+def num_trials(rows: Sequence[Row]) -> int:
+    """Baselines are not counted."""
+    return sum(row.baseline is None for row in rows)
+
+
+class Recorder:
+    """Appends rows to trials.jsonl; one process at a time, which holds the study's lock."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "trials.jsonl"
+        if self.path.is_file():
+            whole = self.path.read_bytes().rpartition(b"\n")
+            os.truncate(self.path, len(whole[0]) + len(whole[1]))
+
+    def write(self, row: Row) -> None:
+        """In one call and down to the disk. NaN is no JSON, and a row that holds one is a mistake of ours."""
+        line = json.dumps(asdict(row), allow_nan=False) + "\n"
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(handle, line.encode())
+            os.fsync(handle)
+        finally:
+            os.close(handle)

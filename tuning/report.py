@@ -13,7 +13,8 @@ from shards.loading.damage import read_damage
 from shards.settings import ConfigError, load
 from shards.text import counted
 from tuning.config import Study
-from tuning.pareto import choose, describe, front, hypervolume, read_rows
+from tuning.pareto import choose, describe, front, hypervolume, remarks
+from tuning.record import Row, num_trials, read_rows
 from xfer import figures
 from xfer.bundle import open_model
 from xfer.run import read_metrics
@@ -126,35 +127,47 @@ def evaluation_sections(files: Mapping[str, Path]) -> list[Section]:
 
 
 def study_sections(folder: Path) -> list[Section]:
-    """The search: accuracy against size, and the front's rows."""
+    """The search: accuracy against size, the front's rows, the baselines, and what failed."""
     rows = read_rows(folder)
-    best_of = front(rows)
-    if not best_of:
-        raise ConfigError(f"{folder}: no trial has succeeded yet")
     study = load(folder / "study.yaml", Study)
+    failed = [row for row in rows if row.error]
     best = choose(rows, study.search.tolerance)
+    told = f"{num_trials(rows)} trials, {len(failed)} failed, over {', '.join(study.space)}."
+    sections = [Section("Search", f"{told} No trial has succeeded, so there is nothing to choose from.")]
+    if best is not None:
+        sections = [_search_section(folder, rows, best, study, told)]
+    if failed:
+        head = ["trial", "values", "attempts", "host", "error"]
+        body = [[r.trial, describe(r), r.attempt, r.host, r.error] for r in failed]
+        sections.append(Section("Failed trials", table=[head, *body]))
+    return sections
+
+
+def _search_section(folder: Path, rows: Sequence[Row], best: Row, study: Study, told: str) -> Section:
+    good, best_of = [row for row in rows if row.error is None], front(rows)
     reference = json.loads((folder / "float.json").read_text()) if (folder / "float.json").is_file() else None
     plot = figures.front_scatter(
-        [(row.bytes, row.accuracy) for row in rows if row.error is None],
+        [(row.bytes, row.accuracy) for row in good],
         [(row.bytes, row.accuracy) for row in best_of],
         (best.bytes, best.accuracy),
         (reference["bytes"], reference["accuracy"]) if reference else None,
     )
-    failed = [row for row in rows if row.error]
-    largest = max(row.bytes for row in rows if row.error is None)
-    text = (
-        f"{len(rows)} trials, {len(failed)} failed, over {', '.join(study.space)}. Chosen: the smallest within "
-        f"{100 * study.search.tolerance:g} points of the best. Hypervolume {hypervolume(rows, largest):.3f}."
-    )
-    table = [
-        ["bytes", "accuracy", "values"],
-        *([f"{r.bytes:,}", _percent(r.accuracy), describe(r.values)] for r in best_of),
-    ]
+    sizes = [row.bytes for row in good]
+    if min(sizes) == max(sizes):
+        spread = "All have one size, so accuracy alone decides."
+    else:
+        spread = f"Hypervolume {hypervolume(rows, max(sizes)):.3f}."
+    tolerance = 100 * study.search.tolerance
+    text = f"{told} Chosen: the smallest within {tolerance:g} points of the best. {spread}"
+    text = " ".join([text, *(f"Note: {remark}." for remark in remarks(rows, best, study.search.tolerance))])
+    shown = [*best_of, *(row for row in [best, *good] if (row.baseline or row is best) and row not in best_of)]
+    table: list[list[Any]] = [["bytes", "accuracy", "95 % interval", "values"]]
+    for row in shown:
+        low, high = row.interval
+        interval = f"{100 * low:.1f} - {100 * high:.1f}" if row.counts else "unknown"
+        table.append([f"{row.bytes:,}", _percent(row.accuracy), interval, describe(row)])
     caption = "Accuracy on held-out images of the training sources: the test source is not looked at."
-    sections = [Section("Search", text, [(plot, caption)], table=table, marked=best_of.index(best))]
-    if failed:
-        sections.append(Section("Failed trials", table=[["trial", "error"], *([r.trial, r.error] for r in failed)]))
-    return sections
+    return Section("Search", text, [(plot, caption)], table=table, marked=shown.index(best))
 
 
 def tiles(images: Mapping[str, Sequence[tuple[bytes, str]]], side: int = 128) -> list[tuple[str, str, bool]]:

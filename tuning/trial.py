@@ -1,11 +1,11 @@
 """One trial, one process: fusion weights set and the head refitted, weights rounded, scored on held-out images.
 
-Everything the trials share is computed once and put in Ray's object store: pooled branch features for the head,
+Everything the trials share is computed once and handed to each worker once: pooled branch features for the head,
 calibration images, and the images that are scored. A trial then costs two forward passes over calibration and one
 over the scored images.
 """
 
-import time
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,6 @@ from shards.loading.evaluate import eval_stream
 from shards.loading.open import Splits, open_data
 from shards.loading.subset import Subset
 from shards.settings import replace
-from tuning.config import Distribution
-from tuning.space import values
 from xfer.bundle import open_model
 from xfer.config import Recipe
 from xfer.evaluate import evaluate
@@ -33,7 +31,7 @@ from xfer.model import FusionModel
 from xfer.quant.cost import predicted_bytes
 from xfer.quant.weights import Quantized
 from xfer.quantize import calibration_images, quantize_model
-from xfer.run import begin, fit, label_space, plain_engine
+from xfer.run import begin, fit, label_space, plain_engine, read_metrics
 
 REFIT_IMAGES = 2048
 PULL = 1e-3  # of the refitted head towards the trained one
@@ -121,27 +119,30 @@ def refit_head(model: FusionModel, shared: Shared, steps: int = 30) -> None:
     optimizer.step(loss)
 
 
-def trial(sampled: Mapping[str, Any], study: dict[str, Any], shared: Shared | None, folder: Path) -> dict[str, Any]:
-    """Accuracy and bytes of one sampled configuration. Without `shared` the trial first trains its own run in `folder`.
+def trial(
+    values: Mapping[str, Any], run: Path, job: Mapping[str, Any], num_images: int, shared: Shared | None
+) -> dict[str, Any]:
+    """What one set of values comes to: accuracy, bytes, and images right and scored by source, as plain values.
 
-    `study`: {"job", "space", "images"} as plain values: they cross process borders.
+    Without `shared` the trial first trains its own run in `run`, going on with what is there of it. Raises ValueError
+    if that diverged or nothing was scored. `job` is given as plain values: they cross process borders.
     """
-    started = time.perf_counter()
-    space = {path: Distribution.model_validate(d) for path, d in study["space"].items()}
-    chosen = values(space, sampled)
-    job = replace(Job.model_validate(study["job"]), chosen)
+    one = replace(Job.model_validate(job), values)
     if shared is None:
-        job = replace(job, {"output": str(folder), "name": "run", "data.workers": 0})
-        _train(job.recipe)
-        shared = share(job, study["images"])
-    quantized = realize(job.recipe, shared)
+        one = replace(one, {"output": str(run.parent), "name": run.name, "data.workers": 0})
+        _train(one.recipe)
+        shared = share(one, num_images)
+    quantized = realize(one.recipe, shared)
     scores = _score(quantized.model, shared)
+    accuracy = mean_accuracy(scores)
+    if not math.isfinite(accuracy):
+        raise ValueError("no validation image has a class that the model knows")
     return {
-        "accuracy": mean_accuracy(scores),
-        "bytes": predicted_bytes(quantized.model, {name: codes.bits for name, codes in quantized.codes.items()}),
-        "by_source": {name: score.accuracy for name, score in scores.items()},
-        "values": chosen,
-        "seconds": time.perf_counter() - started,
+        "accuracy": accuracy,
+        "bytes": int(predicted_bytes(quantized.model, {name: codes.bits for name, codes in quantized.codes.items()})),
+        "by_source": {name: score.accuracy for name, score in scores.items() if score.count},
+        "correct": {name: score.correct for name, score in scores.items() if score.count},
+        "counts": {name: score.count for name, score in scores.items() if score.count},
     }
 
 
@@ -169,3 +170,9 @@ def _score(model: nn.Module, shared: Shared) -> dict:
 def _train(recipe: Recipe) -> None:
     begin(recipe)
     fit(recipe, Slot(), plain_engine, lambda row: None)
+    diverged = [row["step"] for row in read_metrics(recipe.folder) if not math.isfinite(row.get("loss", 0.0))]
+    if diverged:
+        raise ValueError(f"training diverged: the loss was not finite up to step {diverged[0]}")
+    bad = [name for name, p in open_model(recipe.folder).model.named_parameters() if not p.isfinite().all()]
+    if bad:
+        raise ValueError(f"training diverged: {bad[0]} is not finite after the last step")
