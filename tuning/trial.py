@@ -25,7 +25,7 @@ from xfer.bundle import open_model
 from xfer.config import Recipe
 from xfer.evaluate import evaluate
 from xfer.fusion import WeightedSum
-from xfer.labels import LabelSpace, masked_cross_entropy
+from xfer.labels import LabelSpace, masked_cross_entropy, unify
 from xfer.metrics import mean_accuracy
 from xfer.model import FusionModel
 from xfer.quant.cost import predicted_bytes
@@ -91,9 +91,11 @@ def _features(model: FusionModel, data: Splits, recipe: Recipe, labels: LabelSpa
     with torch.inference_mode():
         for batch in _some(data.train, recipe.data, REFIT_IMAGES):
             stacked = torch.stack(model.features(batch.images), 1)
-            features.append(stacked[batch.valid])
-            targets.append(table[batch.sources, batch.targets][batch.valid])
-            known.append(masks[batch.sources][batch.valid])
+            unified = unify(table, batch.sources, batch.targets)
+            counted = batch.valid & (unified >= 0)
+            features.append(stacked[counted])
+            targets.append(unified[counted])
+            known.append(masks[batch.sources][counted])
     return torch.cat(features), torch.cat(targets), torch.cat(known)
 
 

@@ -152,6 +152,9 @@ def test_data_that_shares_no_class_or_has_none_is_not_evaluated_on(trained, tmp_
         assert part in text
     assert status("evaluate", str(trained), f"data.test={{t: {{path: {tmp_path}/zoo}}}}", "--split", "test") == 2
     assert "shares no class" in capsys.readouterr().err
+    detection = f"data.sources.odd={{path: {tmp_path}/cells}}"
+    assert status("quantize", str(trained), detection, "--out", str(tmp_path / "b")) == 2
+    assert "data.sources.odd" in capsys.readouterr().err
     assert ((trained / "evaluation.json").read_bytes() if before else b"") == before
 
 
