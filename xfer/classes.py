@@ -10,12 +10,8 @@ _SHOWN = 12
 
 
 def label_faults(data: Splits) -> list[str]:
-    """Why a classifier cannot be trained or tested on the data: a line for each source."""
+    """Why a classifier cannot be trained or tested on sources that have classes: a line for each of them."""
     held = [subset for subset in data.validation if subset.name not in {other.name for other in data.train}]
-    faults = [fault for subset in (*data.train, *held) for fault in _faults(subset, f"data.sources.{subset.name}")]
-    faults += [fault for subset in data.test for fault in _faults(subset, f"data.test.{subset.name}")]
-    if faults:
-        return faults
     faults = [
         f"data.sources.{subset.name}: has only one class, {subset.classes[0]}; the loss of its samples is a softmax "
         "over its own classes, so it would be 0 whatever the model says; give it another class, or leave it out"
@@ -34,26 +30,27 @@ def scoring_faults(subset: Subset, trained: Sequence[str], where: str) -> list[s
     """Why a model that knows the classes `trained` cannot be scored on a subset, with both lists: names that only look
     alike are seen at once. `where`: what the user calls the subset.
     """
-    faults = _faults(subset, where)
+    faults = class_faults(subset)
     if faults or set(_occurring(subset)) & set(trained):
-        return faults
+        return [f"{where}: {fault}" for fault in faults]
     return [
         f"{where}: shares no class with the model: it has {_some(_occurring(subset))}, the model {_some(trained)}; "
         "classes are joined by exactly equal names"
     ]
 
 
-def _faults(subset: Subset, where: str) -> list[str]:
+def class_faults(subset: Subset) -> list[str]:
+    """Why samples of a subset have no class."""
     manifest = subset.manifest
     if manifest.task != "classification":
         has = ", ".join(role for role in manifest.fields if role not in ("label", "side")) or "texts"
         return [
-            f"{where}: {subset.folder} is for {manifest.task} (its samples have {has}, no class of their own), and "
+            f"{subset.folder} is for {manifest.task} (its samples have {has}, no class of their own), and "
             "only classifiers are trained so far; leave it out, or build it again from its classes"
         ]
     without = manifest.num_samples - sum(manifest.stats.class_counts)
     if without > 0 and len(subset.classes) == len(manifest.classes):
-        return [f"{where}: {without:,} of the {manifest.num_samples:,} samples of {subset.folder} have no class"]
+        return [f"{without:,} of the {manifest.num_samples:,} samples of {subset.folder} have no class"]
     return []
 
 

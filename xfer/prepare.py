@@ -13,7 +13,7 @@ from shards.loading.open import Splits, open_data
 from shards.loading.state import StreamState, resume
 from shards.settings import ConfigError, SchemaError, Strict, load
 from xfer.checkpoint import Checkpoint, latest_checkpoint
-from xfer.classes import label_faults, label_notes
+from xfer.classes import class_faults, label_faults, label_notes
 from xfer.config import ModelConfig, Recipe
 from xfer.model import build_model, check_weights_exist
 
@@ -36,7 +36,7 @@ def load_document(path: str | Path, kind: type[Document], overrides: Sequence[st
 
 def open_labelled(config: DataConfig) -> Splits:
     """Opens the data for a classifier. Raises ConfigError with every fault, sources without classes among them."""
-    data = open_data(config)
+    data = open_data(config, class_faults)
     faults = label_faults(data)
     if faults:
         raise ConfigError(faults)

@@ -28,14 +28,16 @@ class Splits:
     test: tuple[Subset, ...]
 
 
-def open_data(config: DataConfig) -> Splits:
-    """Opens every source of the configuration. Raises ConfigError with the faults of all of them."""
+def open_data(config: DataConfig, unfit: Callable[[Subset], Sequence[str]] = lambda subset: ()) -> Splits:
+    """Opens every source of the configuration. Raises ConfigError with the faults of all of them; `unfit`: what is
+    wrong with a source for the use that is made of it.
+    """
     faults: list[str] = []
     locations = [config.location(source) for source in (*config.sources.values(), *config.test.values())]
     cache = config.cache
     store = Store(cache.folder, round(cache.gb * 1e9), cache.timeout_s) if any(map(is_url, locations)) else None
-    sources = _open_all(config, "sources", config.sources, store, faults)
-    test = _open_all(config, "test", config.test, store, faults)
+    sources = _open_all(config, "sources", config.sources, store, unfit, faults)
+    test = _open_all(config, "test", config.test, store, unfit, faults)
     train, validation = [], []
     for subset in sources:
         if subset.name in config.held_sources:
@@ -69,7 +71,12 @@ def open_subset(folder: str | Path, split: str = "train", name: str | None = Non
 
 
 def _open_all(
-    config: DataConfig, section: str, group: Mapping[str, SourceConfig], store: Store | None, faults: list[str]
+    config: DataConfig,
+    section: str,
+    group: Mapping[str, SourceConfig],
+    store: Store | None,
+    unfit: Callable[[Subset], Sequence[str]],
+    faults: list[str],
 ) -> list[Subset]:
     subsets = []
     for name, source in sorted(group.items()):
@@ -82,6 +89,7 @@ def _open_all(
             if not subset.manifest.num_samples:
                 raise ConfigError(f"{folder}: split {source.split!r} has no samples")
             subsets.append(_filtered(subset, source.where))
+            faults += [f"data.{section}.{name}: {fault}" for fault in unfit(subsets[-1])]
         except ConfigError as error:
             faults += [f"data.{section}.{name}: {fault}" for fault in error.faults]
     return subsets

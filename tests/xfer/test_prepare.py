@@ -51,6 +51,13 @@ def test_sources_without_classes_are_refused_by_name_and_reason(recipe, other_ki
     assert "paint" not in text
 
 
+def test_a_source_without_classes_is_named_beside_other_faults_of_the_data(recipe, other_kinds):
+    text = faults(replace(recipe, {"data.sources.odd.path": str(other_kinds / "cells"), "data.test.t.path": "none"}))
+    assert "data.sources.odd" in text
+    assert "detection" in text
+    assert "none: no such folder" in text
+
+
 def test_a_source_with_one_class_teaches_nothing_and_is_refused(recipe):
     text = faults(replace(recipe, {"data.sources.paint.where": {"classes": ["star"]}}))
     assert "data.sources.paint: has only one class, star" in text
