@@ -157,6 +157,13 @@ def load(path: str | Path, kind: type[Kind], overrides: Sequence[str] = ()) -> K
     return _build(kind, content, changes, path, faults)
 
 
+def parse(content: Mapping[str, Any], kind: type[Kind]) -> Kind:
+    """The document `kind` from plain values, held to the same rules as a file. Raises ConfigError listing every
+    fault.
+    """
+    return _build(kind, dict(content), {}, None, [])
+
+
 def replace(config: Kind, changes: Mapping[str, Any]) -> Kind:
     """A copy of `config` with the values at dotted paths replaced, validated again. Raises ConfigError."""
     return _build(type(config), config.model_dump(mode="json"), changes, None, [])

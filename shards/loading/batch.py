@@ -30,7 +30,8 @@ class Slot:
 class Batch:
     """A rank's share of one global batch, or of one step of an evaluation.
 
-    images uint8 [B, 3, S, S]; targets int64 [B], class index within the source, -1 where samples have no class;
+    images uint8 [B, 3, S, S]; targets int64 [B], class number by the numbering of the subsets (`Subset.numbering`), -1
+    where samples have no class;
     sources int64 [B], index into the subsets; positions int64 [B];
     valid bool [B], False where a batch of an evaluation is only filled up;
     boxes: None, or for each sample float32 [n, 5]: x0, y0, x1, y1 in pixels of the batch's images, class index;
@@ -48,6 +49,23 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """images, targets: `for images, targets in loader`."""
+        return iter((self.images, self.targets))
+
+    def __getitem__(self, name: str) -> Any:
+        """A part by its name. Raises KeyError."""
+        if name not in vars(self):
+            raise KeyError(f"{name!r}: a batch has {', '.join(vars(self))}")
+        return vars(self)[name]
+
+    def __repr__(self) -> str:
+        size = self.images.shape[-1]
+        extra = "".join(f", {name}" for name in ("boxes", "masks", "side") if self[name] is not None)
+        return (
+            f"Batch({int(self.valid.sum())} of {len(self)} valid, images {size} x {size}{extra}, {self.images.device})"
+        )
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         changed = {name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}

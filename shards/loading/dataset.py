@@ -123,11 +123,14 @@ class Samples(Dataset):
         return self._see_once(place[0], seat, self.reader.read(*place))
 
     def _see_once(self, source: int, seat: _Seat, sample: Sample) -> Found:
-        manifest = self.reader.subsets[source].manifest
+        subset = self.reader.subsets[source]
+        manifest = subset.manifest
         try:
             said = annotations(sample.fields, manifest.fields, len(manifest.classes))
         except ValueError as error:
             raise DamagedSampleError(str(error)) from None
+        if subset.numbering is not None:
+            said = said.renumbered(subset.renumber)
         pixels = self.transform(sample.image, drawn=seat.drawn, boxes=said.boxes, mask=said.mask, out=seat.out)
         return pixels, sample.label, said.side
 

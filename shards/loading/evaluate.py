@@ -47,8 +47,12 @@ class EvalStream:
         return -(-self.num_samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """The pass from a position on: of all ranks together, so another number of ranks may go on."""
         samples = Samples(Reader(self.subsets), partial(_centred, size=self.image_size), self.image_size, seed=None)
-        requests = [self._request(start) for start in range(0, self.num_samples, self.batch_size)]
+        requests = [self._request(start) for start in range(start, self.num_samples, self.batch_size)]
         workers, each = min(self.workers, len(requests)), -(-self.batch_size // self.slot.world_size)
         with closing(Deliveries(samples, requests, workers, each, self.pin_memory)) as deliveries:
             for delivery in deliveries:

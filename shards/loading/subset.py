@@ -77,6 +77,11 @@ class Subset:
     """Where the index is, if not beside the manifest."""
     store: Store | None = None
     """Fetches the shards, if they are not in a local folder. Stays in the process that trains."""
+    numbering: tuple[str, ...] | None = None
+    """The class names whose places are the numbers of classes; None: the subset's own, in the manifest's order."""
+
+    def __repr__(self) -> str:
+        return f"Subset({self.name!r}, {self.num_samples:,} samples, {len(self.classes)} classes, {self.folder!r})"
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "store": None, "cache": self.cache}
@@ -98,17 +103,32 @@ class Subset:
 
     @cached_property
     def renumber(self) -> Ints:
-        """The subset's class index for each of the manifest's, -1 for those that are filtered out; int64 [classes]."""
+        """The number of each of the manifest's classes, int64 [classes]; -1 for those that are filtered out, or that
+        the numbering lacks.
+        """
+        if self.numbering is not None:
+            places = {name: place for place, name in enumerate(self.numbering)}
+            named = zip(self.manifest.classes, self._kept, strict=True)
+            return np.array([places.get(name, -1) if kept else -1 for name, kept in named], np.int64)
+        return np.where(self._kept, np.cumsum(self._kept) - 1, -1)
+
+    @cached_property
+    def _kept(self) -> np.ndarray:
+        """Which of the manifest's classes no filter leaves out, bool [classes]."""
         kept = np.ones(len(self.manifest.classes), bool)
         for one in self.filters:
             if isinstance(one, OfClasses):
                 kept &= np.isin(np.arange(len(kept)), one.labels)
-        return np.where(kept, np.cumsum(kept) - 1, -1)
+        return kept
+
+    def numbered(self, classes: tuple[str, ...]) -> "Subset":
+        """The same samples, with targets, boxes and masks numbered by the places of names in `classes`."""
+        return replace(self, numbering=tuple(classes))
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the target indices."""
-        return tuple(name for name, new in zip(self.manifest.classes, self.renumber, strict=True) if new >= 0)
+        """The subset's own class names, in the manifest's order."""
+        return tuple(name for name, kept in zip(self.manifest.classes, self._kept, strict=True) if kept)
 
     @property
     def num_samples(self) -> int:

@@ -1,0 +1,182 @@
+"""`xfer.fit` and `xfer.load`: a run and a model for a script or a notebook, by the same functions as the verbs'."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from shards.loading.batch import Slot
+from shards.loading.open import open_data
+from shards.loading.transforms import centre, resize
+from shards.settings import ConfigError, parse, replace
+from shards.settings import load as load_yaml
+from xfer import run as runs
+from xfer.bundle import Trained, open_model
+from xfer.config import Recipe
+from xfer.engine import default_device
+from xfer.evaluate import evaluate_subsets
+from xfer.follow import follow
+from xfer.metrics import Score
+from xfer.model import FusionModel
+from xfer.prepare import load_document, open_labelled, prepare
+from xfer.quantize import make_bundle
+
+Picture = str | Path | np.ndarray | Tensor | Image.Image
+"""An image: a file, uint8 [H, W, 3] (NumPy), uint8 [3, H, W] (torch), or PIL's."""
+
+
+class Model:
+    """A model ready for use: of a run or of a bundle, in evaluation mode.
+
+    model: the nn.Module, uint8 or float images [B, 3, S, S] of 0 to 255 -> logits [B, K]; classes: the K names in the
+    order of the logits; image_size: S; bits: storage bits by layer, None for a run.
+    """
+
+    def __init__(self, trained: Trained):
+        self._trained = trained
+        self.path, self.classes, self.image_size = trained.path, trained.classes, trained.image_size
+        self.model: FusionModel = trained.model
+        self.bits = trained.bits
+        self.weights_bytes = trained.weights_bytes
+
+    def predict(self, images: Picture | Iterable[Picture], top: int = 3) -> list[dict[str, float]]:
+        """The `top` classes of each image with their probabilities, best first.
+
+        Raises ConfigError for what is no image, naming its place; OSError and DecodeError for files.
+        """
+        if top < 1:
+            raise ConfigError(f"top: must be at least 1, got {top}")
+        several = [images] if isinstance(images, (str, Path, np.ndarray, Tensor, Image.Image)) else list(images)
+        device = default_device()
+        model = self.model.to(device)
+        return [self._best(model, _square(one, self.image_size, at), device, top) for at, one in enumerate(several)]
+
+    def _best(self, model: FusionModel, image: Tensor, device: torch.device, top: int) -> dict[str, float]:
+        with torch.inference_mode():
+            probabilities = model(image[None].to(device))[0].float().softmax(0).cpu()
+        best = probabilities.topk(min(top, len(self.classes)))
+        return {self.classes[i]: p for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)}
+
+    def __repr__(self) -> str:
+        kind = "float32" if self.bits is None else f"{min(self.bits.values())} to {max(self.bits.values())} bits"
+        size = f"{self.weights_bytes / 1e6:.2f} MB"
+        return f"Model({str(self.path)!r}, {len(self.classes)} classes, {self.image_size} px, {kind}, {size})"
+
+
+class Run:
+    """A run folder."""
+
+    def __init__(self, folder: str | Path):
+        """Raises ConfigError if there is no run in the folder."""
+        self.folder = Path(folder)
+        self.recipe = load_yaml(self.folder / "recipe.yaml", Recipe)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        return runs.read_metrics(self.folder)
+
+    @property
+    def model(self) -> Model:
+        """The model of the newest checkpoint."""
+        return load(self.folder)
+
+    def evaluate(self, split: str = "validation") -> dict[str, Score]:
+        """Scores by source on the `validation` or the `test` part of the run's data. Nothing is recorded."""
+        if split not in ("validation", "test"):
+            raise ConfigError(f"split: must be validation or test, got {split!r}")
+        trained, data = open_model(self.folder), open_data(self.recipe.data)
+        subsets = data.validation if split == "validation" else data.test
+        if not subsets:
+            raise ConfigError(f"{self.folder}: its recipe has no {split} data to evaluate on")
+        return evaluate_subsets(trained.model, subsets, self.recipe.data, trained.classes, f"evaluate {split}")
+
+    def quantize(
+        self, bits: int | None = None, groups: Mapping[str, int] | None = None, out: str | Path | None = None
+    ) -> Model:
+        """Writes a bundle and returns its model, read back. `bits` and `groups` as in the recipe's section `quantize`;
+        None: as the recipe says. `out`: where it goes; None: <folder>/bundle.
+        """
+        changes = {"quantize.bits": bits, "quantize.groups": None if groups is None else dict(groups)}
+        recipe = replace(self.recipe, {path: value for path, value in changes.items() if value is not None})
+        data = open_labelled(recipe.data)
+        return Model(make_bundle(open_model(self.folder), recipe, data, Path(out or self.folder / "bundle")))
+
+    def predict(self, images: Picture | Iterable[Picture], top: int = 3) -> list[dict[str, float]]:
+        """As `Model.predict`."""
+        return self.model.predict(images, top)
+
+    def __repr__(self) -> str:
+        rows = self.metrics
+        return f"Run({str(self.folder)!r}, {rows[-1]['step'] if rows else 0} of {self.recipe.train.steps} steps)"
+
+
+def fit(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    quiet: bool = False,
+) -> Run:
+    """Trains a recipe in this process, from its newest checkpoint on: what `xfer fit` does.
+
+    `recipe`: a YAML file, its values, or a Recipe. `overrides`: values by dotted path, or `path=value` texts.
+    Raises ConfigError with every fault.
+    """
+    config = _recipe(recipe, overrides)
+    with runs.run_lock(config.folder):
+        _, checkpoint = prepare(config)
+        done = checkpoint.state.step if checkpoint else 0
+        runs.begin(config)
+        watch = nullcontext(lambda row: None) if quiet else follow(config.name, config.train.steps, done)
+        with watch as show:
+            runs.fit(config, Slot(), runs.plain_engine, show)
+    return Run(config.folder)
+
+
+def load(path: str | Path) -> Model:
+    """The model of a bundle or of a run's newest checkpoint. Raises ConfigError if it is neither, or damaged."""
+    return Model(open_model(path))
+
+
+def _recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | Sequence[str]) -> Recipe:
+    if isinstance(recipe, (str, Path)):
+        texts = overrides
+        if isinstance(overrides, Mapping):
+            texts = [f"{path}={json.dumps(value, default=str)}" for path, value in overrides.items()]
+        return load_document(recipe, Recipe, list(texts))
+    if not isinstance(overrides, Mapping):
+        raise ConfigError("overrides: with a recipe that is no file, give values by dotted path")
+    config = recipe if isinstance(recipe, Recipe) else parse(recipe, Recipe)
+    return replace(config, overrides)
+
+
+def _square(image: Picture, size: int, at: int) -> Tensor:
+    """uint8 [3, size, size]: the largest centred square, resized as in evaluation."""
+    if isinstance(image, (str, Path)):
+        return centre(Path(image).read_bytes(), size).image
+    pixels = _pixels(image, at)
+    side = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    part = pixels[top : top + side, left : left + side].copy()  # PIL's is not writable
+    out = torch.empty((size, size, 3), dtype=torch.uint8).permute(2, 0, 1)
+    resize(torch.from_numpy(part)[None].permute(0, 3, 1, 2), out[None])
+    return out
+
+
+def _pixels(image: np.ndarray | Tensor | Image.Image, at: int) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    if isinstance(image, Image.Image):
+        image = np.asarray((ImageOps.exif_transpose(image) or image).convert("RGB"))
+    elif isinstance(image, Tensor):
+        image = image.permute(1, 2, 0).cpu().numpy() if image.ndim == 3 else image.cpu().numpy()
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ConfigError(
+            f"images[{at}]: must be uint8 [H, W, 3] (NumPy) or [3, H, W] (torch), got {image.dtype} "
+            f"{list(image.shape)}, color last"
+        )
+    return image
