@@ -4,6 +4,7 @@ First come the baselines (the run as it is, at plain 8 and plain 4 bits), then f
 then new values, each once, until there are enough or all combinations were tried.
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.session import connect, set_environment
 from shards.progress import progress
 from shards.settings import replace
 from tuning.config import Study
@@ -37,16 +39,26 @@ def baselines(study: Study) -> list[Row]:
 
 
 def search(study: Study, folder: Path, shared: Shared | None, retry_failed: bool = False) -> list[Row]:
-    """Runs what is missing of the study, inside a Ray session, and returns the last attempt at each trial.
+    """Runs what is missing of the study, in a Ray session, and returns the last attempt at each trial.
 
     Raises ClusterGoneError; the rows that ended by then are kept.
     """
-    from tuning.workers import Workers
-
-    plan = _Plan(study, folder, retry_failed)
+    address = study.job.cluster.address
+    set_environment(address)
+    plan = Plan(study, folder, retry_failed)
     if not plan.more:
         return plan.rows
+    print("starting Ray: half a minute or more", file=sys.stderr)
     make = partial(_make, study.job.model_dump(mode="json"), study.search.images, shared)
+    # A session of its own: an ended Ray Train run keeps its workers' CPUs reserved until its session ends.
+    with connect(address):
+        _run_all(plan, study, folder, make)
+    return plan.rows
+
+
+def _run_all(plan: "Plan", study: Study, folder: Path, make: Any) -> None:
+    from tuning.workers import Workers
+
     with (
         progress(f"study {study.name}", plan.total, "trials", plan.done) as advance,
         Workers(make, study.job.cluster.resources, study.search.concurrent) as workers,
@@ -56,10 +68,9 @@ def search(study: Study, folder: Path, shared: Shared | None, retry_failed: bool
             good = [each.accuracy for each in plan.rows if each.error is None and each.in_space]
             note = f"best {100 * max(good):.1f} %" if good else ""
             advance(int(row.baseline is None), f"{note}; {row.trial} failed" if row.error else note)
-    return plan.rows
 
 
-class _Plan:
+class Plan:
     """What is still to be run, and the rows that ended. total, done: trials, without baselines."""
 
     def __init__(self, study: Study, folder: Path, retry_failed: bool):
@@ -119,7 +130,7 @@ class _Plan:
                 self._baselines.clear()
 
 
-def _run(plan: _Plan, workers: Any, folder: Path) -> Iterator[Row]:
+def _run(plan: Plan, workers: Any, folder: Path) -> Iterator[Row]:
     """Rows as they end."""
     from tuning.workers import Task
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.launch import run as run_job
-from cluster.session import connect
 from shards.format.manifest import whole_file
 from shards.settings import ConfigError, dump, load, replace
 from tuning.check import check_space
@@ -66,9 +65,7 @@ def run(study: Study, retry_failed: bool = False) -> Searched:
             print("preparing what the trials share", file=sys.stderr)
             shared = share(study.job, study.search.images)
             _write(folder / "float.json", json.dumps(float_row(shared), allow_nan=False))
-        # A session of its own: an ended Ray Train run keeps its workers' CPUs reserved until its session ends.
-        with connect(study.job.cluster.address):
-            rows = search(study, folder, shared, retry_failed)
+        rows = search(study, folder, shared, retry_failed)
         best = choose(rows, study.search.tolerance)
         if best is not None:
             job = replace(study.job, {**best.values, "name": f"{study.name}-best"})

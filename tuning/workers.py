@@ -19,11 +19,12 @@ from shards.settings import ConfigError
 
 Work = Callable[..., dict[str, Any]]
 ATTEMPTS = 3  # workers that one piece of work may lose
-START_S = 300.0  # nobody works and nobody has come up for so long: give up
+START_S = 600.0  # nobody works and nobody has come up for so long: give up
 SILENCE_S = 20.0  # without an answer from the cluster; Ray itself ends the process after 60
 POLL_S = 0.5
 ASK_S = 2.0  # between two looks whether the cluster answers
 LAST_LINES = 12
+GOES_ON = "what has ended is kept, and the same command goes on"
 
 
 class ClusterGoneError(RuntimeError):
@@ -149,7 +150,7 @@ class Workers:
         try:
             ready = ray.wait(list(calls), timeout=POLL_S)[0] if calls else []
         except RayError as error:
-            raise ClusterGoneError(f"the Ray cluster is gone: {error}") from None
+            raise ClusterGoneError(f"the Ray cluster is gone: {error}; {GOES_ON}") from None
         for call in ready:
             answer = self._take(calls[call])
             if answer is not None:
@@ -200,7 +201,9 @@ class Workers:
         if any(slot.host for slot in self.slots):
             self._quiet_since = now
         elif now - self._quiet_since > START_S:
-            raise ClusterGoneError(f"no worker came up for {START_S:g} s; {self._last_death or 'no node has room'}")
+            raise ClusterGoneError(
+                f"no worker came up for {START_S:g} s; {self._last_death or 'no node has room'}; {GOES_ON}"
+            )
         if min(slot.deaths for slot in self.slots) >= ATTEMPTS:
             raise ClusterGoneError(f"every worker died {ATTEMPTS} times in a row; the last: {self._last_death}")
 
@@ -209,7 +212,7 @@ class Workers:
         silent_since = time.monotonic()
         while not _answers():
             if time.monotonic() - silent_since > SILENCE_S:
-                raise ClusterGoneError(f"the Ray cluster has not answered for {SILENCE_S:g} s")
+                raise ClusterGoneError(f"the Ray cluster has not answered for {SILENCE_S:g} s; {GOES_ON}")
             time.sleep(POLL_S)
         self._heard = time.monotonic()
 

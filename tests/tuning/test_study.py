@@ -1,6 +1,7 @@
 """A search with real Ray Tune on a real run: rows, front, best.yaml, bundle, report; stopped and gone on; refusals."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from cluster.config import Job
+from cluster.session import set_environment
 from shards.loading.batch import Slot
 from shards.settings import ConfigError, dump, load, replace
 from tuning import study as search
@@ -21,6 +23,9 @@ from xfer.bundle import open_model
 from xfer.config import Recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+set_environment()  # before Ray is imported
 
 
 @pytest.fixture
@@ -42,18 +47,31 @@ def study(recipe_values) -> Study:
     )
 
 
-def test_a_search_and_going_on_with_it(study, capsys):
+def test_a_search_and_going_on_with_it(study, capsys, monkeypatch):
+    from tuning.workers import Workers
+
+    slots, images = [], []
+    share = search.share
+    monkeypatch.setattr(search, "share", lambda job, count: images.append(count) or share(job, count))
+    monkeypatch.setattr(Workers, "__enter__", lambda self: slots.append(len(self.slots)) or self)
     rows = search.run(study).rows
     assert [row.error for row in rows] == [None] * 5
     assert num_trials(rows) == study.search.trials
     assert {row.baseline for row in rows if row.baseline} == {"plain 8 bits", "plain 4 bits"}
     assert all(sum(row.counts.values()) >= 24 and set(row.counts) == {"paint", "outline"} for row in rows)
     assert all(row.accuracy == pytest.approx(sum(row.by_source.values()) / 2) and row.host for row in rows)
-    more = replace(study, {"search.trials": 5})
+    more = replace(study, {"search.trials": 5, "search.concurrent": 1})
     found = search.run(more)
     assert found.rows[:5] == rows
     assert num_trials(found.rows) == 5
     assert len({json.dumps(row.values, sort_keys=True) for row in found.rows}) == 7
+    assert images == [24, 24]
+    assert slots == [os.cpu_count(), 1]
+    small = search.run(replace(more, {"search.tolerance": 0.99})).best
+    assert small
+    assert small.bytes == min(row.bytes for row in found.rows if row.in_space)
+    assert len(slots) == 2  # nothing was missing, so no worker was started
+    found = search.run(more)
 
     folder = search.folder_of(study)
     assert found.best
