@@ -25,7 +25,9 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class Branch(nn.Module):
-    """Images [B, 3, H, W] float, normalised -> {2: C2, 3: C3, 4: C4, 5: C5}; C_l is [B, C_l, H/2^l, W/2^l]."""
+    """Images [B, 3, H, W] float, normalised -> {"C2": ..., "C5": ...}; C_l is [B, c_l, H/2^l, W/2^l], rounded
+    up. Names are strings, not numbers: DeepSpeed looks for prefixes in them.
+    """
 
     def __init__(self, backbone: str, train_from: str = "all"):
         super().__init__()
@@ -49,14 +51,14 @@ class Branch(nn.Module):
             part.eval()
         return self
 
-    def forward(self, images: Tensor) -> dict[int, Tensor]:
-        maps: dict[int, Tensor] = {}
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = {}
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.num_frozen < 0):
             x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for i, stage in enumerate(STAGES):
             with torch.set_grad_enabled(torch.is_grad_enabled() and i >= self.num_frozen):
                 x = getattr(self, stage)(x)
-            maps[i + 2] = x
+            maps[f"C{i + 2}"] = x
         return maps
 
     def load_weights(self, path: str | Path) -> None:

@@ -48,8 +48,16 @@ class Engine(Protocol):
         """The sum of `values` over all ranks, on every rank. A collective."""
         ...
 
+    def average_buffers(self) -> None:
+        """BatchNorm statistics differ between ranks, each having seen its share: all go on with the mean. What is
+        saved and what is scored is the model after this. A collective.
+        """
+        ...
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(model, optimizer): whole tensors on the CPU, optimizer's as `<parameter>/<key>`. A collective."""
+        """(model, optimizer): whole tensors on the CPU, optimizer's as `<parameter>/<key>`. A collective. The buffers
+        are this rank's: call `average_buffers` before.
+        """
         ...
 
     def load_optimizer(self, state: dict[str, Tensor], step: int) -> None:
@@ -119,6 +127,9 @@ class PlainEngine:
     def sum(self, values: Tensor) -> Tensor:
         return values
 
+    def average_buffers(self) -> None:
+        pass
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return _copied(self.module.state_dict()), _optimizer_state(self.module, self.optimizer)
 
@@ -185,8 +196,13 @@ class DeepSpeedEngine:
         dist.all_reduce(values)
         return values
 
+    def average_buffers(self) -> None:
+        for buffer in self.module.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= self.world_size
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        self._average_buffers()
         with self._whole_parameters():
             model = _copied(self.module.state_dict())
         if isinstance(self._engine.optimizer, Optimizer):  # stage 0 leaves the optimizer as it is
@@ -249,13 +265,6 @@ class DeepSpeedEngine:
             return
         with self._deepspeed.zero.GatheredParameters(list(self.module.parameters())):
             yield
-
-    def _average_buffers(self) -> None:
-        """BatchNorm statistics differ between ranks, each having seen its share: all continue with the mean."""
-        for buffer in self.module.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= self.world_size
 
 
 def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

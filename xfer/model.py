@@ -65,7 +65,7 @@ class FusionModel(nn.Module):
                 if size in (None, x.shape[-1])
                 else F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
             )
-            pooled.append(self.projections[name](branch(seen)[5]).mean((2, 3)))
+            pooled.append(self.projections[name](branch(seen)["C5"]).mean((2, 3)))
         return pooled
 
     def classify(self, features: list[Tensor]) -> Tensor:

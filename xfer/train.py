@@ -7,6 +7,7 @@ batches come from. Counting steps, not epochs, means that ranks can never disagr
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +37,19 @@ def set_training(module: nn.Module, freeze_batchnorm: bool) -> None:
                 part.eval()
 
 
+@contextmanager
+def _batchnorm_still(module: nn.Module) -> Iterator[None]:
+    """BatchNorm neither counts nor is disturbed by what passes in here."""
+    moving = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d) and part.training]
+    for part in moving:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in moving:
+            part.train()
+
+
 def train_step(engine: Engine, batch: Batch, objective: Objective, global_batch: int) -> Tensor:
     """One update from this rank's share of a global batch. Returns this rank's part of the mean loss, a scalar on the
     device.
@@ -43,9 +57,14 @@ def train_step(engine: Engine, batch: Batch, objective: Objective, global_batch:
     The loss is divided by the global batch, not by the share, so unequal shares still give the exact global mean.
     """
     total = torch.zeros((), device=engine.device)
-    for micro in batch.to(engine.device).split(engine.accumulation):
-        logits = engine.forward(micro.images)
-        loss = objective(logits, micro.targets, micro.sources, micro.valid) / global_batch
+    batch = batch.to(engine.device)
+    for micro in batch.split(engine.accumulation):
+        if len(micro):
+            logits = engine.forward(micro.images)
+            loss = objective(logits, micro.targets, micro.sources, micro.valid) / global_batch
+        else:  # another rank's share is larger: take part in its backward with gradients of zero
+            with _batchnorm_still(engine.module):
+                loss = engine.forward(batch.images[:1]).float().sum() * 0
         engine.backward(loss * engine.world_size)  # the engine averages over ranks
         engine.step()
         total += loss.detach()
@@ -95,11 +114,14 @@ def train(
                 }
             )
             losses, started = [], time.perf_counter()
-        if last or state.step % evaluate_every == 0:
-            report({"step": state.step, **evaluate()})
-            set_training(engine.module, freeze_batchnorm)
-            started = time.perf_counter()
-        if last or state.step % save_every == 0:
-            save(state)
+        saving = last or state.step % save_every == 0
+        scoring = last or state.step % evaluate_every == 0
+        if saving or scoring:
+            engine.average_buffers()  # what is scored is what is saved
+            if saving:  # first: an evaluation may fail
+                save(state)
+            if scoring:
+                report({"step": state.step, **evaluate()})
+                set_training(engine.module, freeze_batchnorm)
             started = time.perf_counter()
     return state

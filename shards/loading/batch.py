@@ -81,8 +81,9 @@ class Batch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def split(self, parts: int) -> Iterator["Batch"]:
-        """Micro-batches in order, their sizes differing by at most one; none is empty."""
-        parts = min(parts, max(1, len(self)))
+        """Exactly `parts` micro-batches in order, their sizes differing by at most one. The last are empty if there are
+        more parts than samples: ranks whose shares differ still make the same number of steps.
+        """
         each, longer = divmod(len(self), parts)
         start = 0
         for number in range(parts):

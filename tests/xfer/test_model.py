@@ -80,7 +80,7 @@ def test_torchvision_weights_load_by_name(tmp_path, suffix):
     branch = build_model(config, 5, seed=0).branches["a"].eval()
     images = torch.randn(1, 3, 64, 64)
     theirs = torch.nn.Sequential(*list(net.children())[:-2])(images)
-    torch.testing.assert_close(branch(images)[5], theirs)
+    torch.testing.assert_close(branch(images)["C5"], theirs)
 
 
 class Evil:

@@ -1,0 +1,75 @@
+"""Two real ranks over gloo on loopback, started once and given any number of functions to run."""
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+PATIENCE_S = 300
+
+
+class Ranks:
+    """Worker processes of one process group."""
+
+    def __init__(self, pipes: list[Connection]):
+        self._pipes = pipes
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What `function(*arguments)`, of a module that can be imported, returns on each rank."""
+        for pipe in self._pipes:
+            pipe.send((function, arguments))
+        answers = []
+        for rank, pipe in enumerate(self._pipes):
+            assert pipe.poll(PATIENCE_S), f"rank {rank} does not answer: a deadlock?"
+            failed, answer = pipe.recv()
+            assert not failed, f"rank {rank}: {answer}"
+            answers.append(answer)
+        return answers
+
+
+@contextlib.contextmanager
+def started(world_size: int) -> Iterator[Ranks]:
+    """Starts the ranks, and ends them with the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    pairs = [context.Pipe() for _ in range(world_size)]
+    processes = [
+        context.Process(target=_serve, args=(theirs, rank, world_size, port), daemon=True)
+        for rank, (_, theirs) in enumerate(pairs)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        yield Ranks([ours for ours, _ in pairs])
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    while True:
+        function, arguments = pipe.recv()
+        try:
+            pipe.send((False, function(*arguments)))
+        except BaseException:
+            pipe.send((True, traceback.format_exc()))

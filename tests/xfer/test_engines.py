@@ -1,0 +1,181 @@
+"""Every engine, ZeRO stage and number of ranks gives the losses of one plain process, and continues its state."""
+
+import copy
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from shards.loading.batch import Batch, Slot
+from tests.xfer.ranks import Ranks, started
+from xfer.config import ModelConfig
+from xfer.engine import DeepSpeedEngine, Engine, PlainEngine, build_optimizer
+from xfer.labels import LabelSpace, Objective
+from xfer.model import build_model
+from xfer.train import set_training, train_step
+
+pytestmark = [pytest.mark.deepspeed]
+CPU = torch.device("cpu")
+RATES = {"sgd": 0.01, "adamw": 0.001}
+STEPS = 3
+MODEL = ModelConfig.model_validate(
+    {
+        "branches": {"a": {"backbone": "resnet10", "train_from": "layer4"}, "b": {"backbone": "resnet10", "size": 16}},
+        "fusion": {"kind": "gate", "width": 8},
+    }
+)
+LABELS = LabelSpace.union({"s": ["x", "y", "z"]})
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "clip": {"clip_norm": 0.5},
+    "accumulate": {"accumulation": 3},
+    "bf16": {"precision": "bf16"},
+}
+
+
+def share(step: int, batch: int, slot: Slot) -> Batch:
+    """A rank's part of a drawn global batch; shares differ by at most one."""
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randint(0, 256, (batch, 3, 40, 40), dtype=torch.uint8, generator=generator)
+    targets = torch.randint(0, 3, (batch,), generator=generator)
+    part = slice(batch * slot.rank // slot.world_size, batch * (slot.rank + 1) // slot.world_size)
+    positions = torch.arange(batch)
+    whole = (images, targets, torch.zeros_like(targets), positions, positions >= 0)
+    return Batch(*(tensor[part] for tensor in whole))
+
+
+def make(kind: str, optimizer: str, state: dict[str, Tensor] | None = None, **options: Any) -> Engine:
+    """`kind`: "plain" or a ZeRO stage."""
+    model = build_model(MODEL, 3, seed=0)
+    if state:
+        model.load_state_dict(state)
+    built = build_optimizer(model, optimizer, RATES[optimizer], 0.9, 1e-3)
+    if kind == "plain":
+        return PlainEngine(model, built, device=CPU, **options)
+    return DeepSpeedEngine(model, built, zero_stage=int(kind), device=CPU, **options)
+
+
+def steps(engine: Engine, first: int, count: int, batch: int = 6, frozen: bool = True) -> list[float]:
+    """Losses of `count` steps, summed over ranks."""
+    set_training(engine.module, freeze_batchnorm=frozen)
+    slot, objective = Slot(engine.rank, engine.world_size), Objective(LABELS, ["s"], CPU, 0.1)
+    found = []
+    for step in range(first, first + count):
+        found.append(engine.sum(train_step(engine, share(step, batch, slot), objective, batch)).item())
+    return found
+
+
+def losses(kind: str, optimizer: str, options: dict[str, Any]) -> list[float]:
+    return steps(make(kind, optimizer, **options), 0, STEPS)
+
+
+def handed_over(kind: str, optimizer: str, model: dict[str, Tensor], state: dict[str, Tensor]) -> list[Any]:
+    """Goes on from another engine's step 2, and returns a loss and the state after step 3."""
+    engine = make(kind, optimizer, model)
+    engine.load_optimizer(state, 2)
+    loss = steps(engine, 2, 1)
+    engine.average_buffers()
+    return [loss, *engine.state()]
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Ranks]:
+    with started(1) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    with started(2) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+EXPECTED: dict[tuple[str, str], list[float]] = {}
+
+
+def plain(optimizer: str, options: str) -> list[float]:
+    key = optimizer, options
+    if key not in EXPECTED:
+        EXPECTED[key] = losses("plain", optimizer, OPTIONS[options])
+    return EXPECTED[key]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("world", "stage"), [("one", "3"), *(("two", stage) for stage in "0123")])
+def test_every_stage_on_one_and_two_ranks_gives_the_plain_losses(request, world, stage, optimizer):
+    """On one rank every stage is stage 0."""
+    ranks: Ranks = request.getfixturevalue(world)
+    for name, options in OPTIONS.items():
+        found = ranks.run(losses, stage, optimizer, options)
+        near = 1e-4 if name != "bf16" else 2e-2  # bf16 has 8 bits, and sums in another order
+        for rank in found:
+            assert rank == pytest.approx(plain(optimizer, name), abs=near), name
+        if name == "bf16":
+            assert found[0] != plain(optimizer, "as it is")
+
+
+@pytest.mark.parametrize(("stage", "optimizer"), [("0", "adamw"), ("1", "sgd"), ("2", "adamw"), ("3", "sgd")])
+def test_every_stage_continues_a_plain_run_and_back(two, stage, optimizer):
+    engine = make("plain", optimizer)
+    steps(engine, 0, 2)
+    model, state = copy.deepcopy(engine.state())
+    third = steps(engine, 2, 1)
+    last = steps(engine, 3, 1)
+    (loss, model, state), _ = two.run(handed_over, stage, optimizer, model, state)
+    assert loss == pytest.approx(third, abs=1e-4)
+    assert set(model) == set(engine.module.state_dict())
+    assert set(state) == set(engine.state()[1])
+    back = make("plain", optimizer, model)
+    back.load_optimizer(state, 3)
+    assert steps(back, 3, 1) == pytest.approx(last, abs=1e-4)
+
+
+def uneven(stage: str) -> list[float]:
+    """Batch 5 on 2 ranks, one sample a micro-batch: 3 and 2 of them."""
+    return steps(make(stage, "sgd", accumulation=3), 0, 2, batch=5)
+
+
+@pytest.mark.parametrize("stage", ["0", "2", "3"])
+def test_ranks_whose_shares_differ_make_the_same_number_of_micro_steps(two, stage):
+    expected = steps(make("plain", "sgd", accumulation=5), 0, 2, batch=5)
+    for found in two.run(uneven, stage):
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+def statistics(stage: str) -> tuple[Tensor, Tensor, Tensor]:
+    """A BatchNorm mean of this rank before and after averaging, and what is saved."""
+    engine = make(stage, "sgd", accumulation=2)
+    steps(engine, 0, 2, batch=6, frozen=False)
+    buffer = engine.module.get_buffer("projections.b.1.running_mean")
+    before = buffer.clone()
+    engine.average_buffers()
+    return before, buffer.clone(), engine.state()[0]["projections.b.1.running_mean"]
+
+
+@pytest.mark.parametrize("stage", ["0", "3"])
+def test_batchnorm_statistics_are_the_mean_of_the_ranks(two, stage):
+    (first, mean, saved), (second, other, _) = two.run(statistics, stage)
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(mean, (first + second) / 2)
+    assert torch.equal(mean, saved)
+    assert torch.equal(mean, other)
+
+
+def test_an_empty_micro_batch_leaves_batchnorm_as_it_was():
+    engine = make("plain", "sgd", accumulation=4)
+    alone = make("plain", "sgd", accumulation=2)
+    assert steps(engine, 0, 1, batch=2, frozen=False) == pytest.approx(steps(alone, 0, 1, batch=2, frozen=False))
+    for found, expected in zip(engine.module.buffers(), alone.module.buffers(), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert all(p.isfinite().all() for p in itertools.chain(engine.module.parameters(), engine.module.buffers()))
