@@ -38,7 +38,7 @@ def run(job: Job) -> RunResult:
     """Trains `job` to its last step. Raises ConfigError for what can be seen to be wrong before a worker starts."""
     recipe = job.recipe
     with run_lock(recipe.folder):
-        _, checkpoint = prepare(recipe)
+        _, checkpoint = prepare(recipe, job.cluster.workers)
         done = checkpoint.state.step if checkpoint else 0
         error = None
         if done < recipe.train.steps:

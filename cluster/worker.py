@@ -1,5 +1,6 @@
 """What each Ray Train worker runs: a Job becomes a slot, a DeepSpeed engine, and xfer's own fit."""
 
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -7,10 +8,8 @@ import ray.train.torch
 
 from cluster.config import Job
 from shards.loading.batch import Slot
-from xfer.config import Recipe
-from xfer.engine import DeepSpeedEngine, Engine, build_optimizer
-from xfer.model import FusionModel
-from xfer.run import fit, shares
+from xfer.engine import build_engine
+from xfer.run import fit
 from xfer.train import Row
 
 
@@ -20,14 +19,8 @@ def work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     slot = Slot(context.get_world_rank(), context.get_world_size())
 
-    def make_engine(model: FusionModel, recipe: Recipe, slot: Slot) -> Engine:
-        t = recipe.train
-        device = ray.train.torch.get_device()
-        optimizer = build_optimizer(model.to(device), t.optimizer, t.learning_rate, t.momentum, t.weight_decay)
-        micro, accumulation = shares(recipe, slot.world_size)
-        stage = job.cluster.zero_stage
-        return DeepSpeedEngine(model, optimizer, stage, accumulation, micro, t.precision, t.clip_norm, device)
-
+    device = ray.train.torch.get_device()
+    make_engine = partial(build_engine, kind="deepspeed", zero_stage=job.cluster.zero_stage, device=device)
     fit(job.recipe, slot, make_engine, report)
 
 

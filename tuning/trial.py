@@ -23,6 +23,7 @@ from shards.loading.subset import Subset
 from shards.settings import replace
 from xfer.bundle import open_model
 from xfer.config import Recipe
+from xfer.engine import build_engine
 from xfer.evaluate import evaluate
 from xfer.fusion import WeightedSum
 from xfer.labels import LabelSpace, masked_cross_entropy, unify
@@ -31,7 +32,8 @@ from xfer.model import FusionModel
 from xfer.quant.cost import predicted_bytes
 from xfer.quant.weights import Quantized
 from xfer.quantize import calibration_images, quantize_model
-from xfer.run import begin, fit, label_space, plain_engine, read_metrics
+from xfer.run import begin, fit, label_space
+from xfer.train import DivergedError
 
 REFIT_IMAGES = 2048
 PULL = 1e-3  # of the refitted head towards the trained one
@@ -171,10 +173,7 @@ def _score(model: nn.Module, shared: Shared) -> dict:
 
 def _train(recipe: Recipe) -> None:
     begin(recipe)
-    fit(recipe, Slot(), plain_engine, lambda row: None)
-    diverged = [row["step"] for row in read_metrics(recipe.folder) if not math.isfinite(row.get("loss", 0.0))]
-    if diverged:
-        raise ValueError(f"training diverged: the loss was not finite up to step {diverged[0]}")
-    bad = [name for name, p in open_model(recipe.folder).model.named_parameters() if not p.isfinite().all()]
-    if bad:
-        raise ValueError(f"training diverged: {bad[0]} is not finite after the last step")
+    try:
+        fit(recipe, Slot(), build_engine, lambda row: None)
+    except DivergedError as error:
+        raise ValueError(f"training diverged: {error}") from None

@@ -24,6 +24,11 @@ BACKBONES: dict[str, Callable[[], tv.ResNet]] = {
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
+def side(size: int, level: int) -> int:
+    """Pixels a side of the map C<level> for images of `size`: each level halves, rounding up."""
+    return -(-size // 2**level)
+
+
 class Branch(nn.Module):
     """Images [B, 3, H, W] float, normalised -> {"C2": ..., "C5": ...}; C_l is [B, c_l, H/2^l, W/2^l], rounded
     up. Names are strings, not numbers: DeepSpeed looks for prefixes in them.

@@ -9,7 +9,10 @@ pickle.
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +25,9 @@ from shards.format.manifest import naming
 
 FORMAT = 1
 PREFIX = "step-"
+_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+_DRAFT = re.compile(rf"\.{PREFIX}\d+\.(?:(?P<host>[A-Za-z0-9-]+)\.)?(?P<pid>\d+)")
+_DEAD_AFTER_S = 3600
 
 
 @dataclass
@@ -54,8 +60,8 @@ def write_checkpoint(
     cannot.
     """
     final = folder / f"{PREFIX}{state.step:08d}"
-    draft = folder / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
+    remove_stale_drafts(folder)
+    draft = folder / f".{final.name}.{_HOST}.{os.getpid()}"
     draft.mkdir(parents=True)
     try:
         with naming(final):
@@ -71,6 +77,31 @@ def write_checkpoint(
     for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def remove_stale_drafts(folder: Path) -> None:
+    """Removes what writers left half-written that were killed. A living process keeps its draft; a writer on another
+    host, whose processes cannot be seen from here, counts as dead when its draft has not changed for an hour.
+    """
+    for draft in folder.glob(f".{PREFIX}*"):
+        named = _DRAFT.fullmatch(draft.name)
+        if named and draft.is_dir() and not _has_writer(draft, named["host"], int(named["pid"])):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _has_writer(draft: Path, host: str | None, pid: int) -> bool:
+    if host not in (None, _HOST):
+        newest = max((path.stat().st_mtime for path in (draft, *draft.iterdir())), default=0)
+        return time.time() - newest < _DEAD_AFTER_S
+    if pid == os.getpid():  # this process writes one at a time: the draft is of another that had its number
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:

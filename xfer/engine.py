@@ -14,6 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shards.loading.batch import Slot
+from xfer.config import Recipe
+
+Kind = Literal["plain", "deepspeed"]
 Precision = Literal["fp32", "bf16"]
 Optimizer = torch.optim.Optimizer
 STATE_KEYS = ("momentum_buffer", "exp_avg", "exp_avg_sq")
@@ -82,6 +86,33 @@ def build_optimizer(model: nn.Module, kind: str, rate: float, momentum: float, w
 
 def default_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def shares(recipe: Recipe, world_size: int) -> tuple[int, int]:
+    """(micro batch, accumulation) of one rank: the user gives the global batch, the rest follows."""
+    share = -(-recipe.data.batch_size // world_size)
+    micro = min(share, recipe.train.micro_batch or share)
+    return micro, -(-share // micro)
+
+
+def build_engine(
+    model: nn.Module,
+    recipe: Recipe,
+    slot: Slot,
+    kind: Kind = "plain",
+    zero_stage: int = 1,
+    device: torch.device | None = None,
+) -> Engine:
+    """The engine of a recipe: this process alone, or a rank under DeepSpeed. Everything of `train` that an engine has
+    to know is handed on here.
+    """
+    t = recipe.train
+    device = device or default_device()
+    optimizer = build_optimizer(model.to(device), t.optimizer, t.learning_rate, t.momentum, t.weight_decay)
+    micro, accumulation = shares(recipe, slot.world_size)
+    if kind == "plain":
+        return PlainEngine(model, optimizer, accumulation, t.precision, t.clip_norm, device)
+    return DeepSpeedEngine(model, optimizer, zero_stage, accumulation, micro, t.precision, t.clip_norm, device)
 
 
 class PlainEngine:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -49,12 +50,17 @@ def evaluate(
 def evaluate_subsets(
     model: nn.Module, subsets: Sequence[Subset], config: DataConfig, classes: Sequence[str], what: str
 ) -> dict[str, Score]:
-    """Scores of `model` on `subsets` in this process, with progress."""
+    """Scores of `model` on `subsets` in this process, with progress. Damaged images that were left out are named on
+    stderr.
+    """
     device = default_device()
     batches = eval_stream(subsets, config, Slot())
     sources = {subset.name: subset.classes for subset in subsets}
     with progress(what, sum(subset.num_samples for subset in subsets), "images") as advance:
-        return evaluate(model.to(device), batches, sources, classes, device, after_batch=advance)
+        scores = evaluate(model.to(device), batches, sources, classes, device, after_batch=advance)
+    if batches.damaged:
+        print(f"left out of {what}: {batches.damage.table()}", file=sys.stderr)
+    return scores
 
 
 def named_data(folders: Sequence[str], image_size: int) -> DataConfig:
@@ -94,8 +100,11 @@ def unknown_classes(sources: Mapping[str, Sequence[str]], classes: Sequence[str]
 
 
 def score_row(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    """Scores as plain numbers: {"accuracy": {source: value}, "evaluation_loss": {source: value}}."""
+    """Scores as plain numbers: {"accuracy": {source: value}, "evaluation_loss": {source: value}}. A source of which
+    nothing could be counted has none.
+    """
+    counted = {name: score for name, score in scores.items() if score.count}
     return {
-        "accuracy": {name: score.accuracy for name, score in scores.items()},
-        "evaluation_loss": {name: score.loss for name, score in scores.items()},
+        "accuracy": {name: score.accuracy for name, score in counted.items()},
+        "evaluation_loss": {name: score.loss for name, score in counted.items()},
     }

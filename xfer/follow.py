@@ -13,17 +13,20 @@ from xfer.train import Row
 def follow(name: str, steps: int, done: int) -> Iterator[Callable[[Row], None]]:
     """Yields a function that takes each reported row, in order, and shows it on stderr."""
     console = Console(stderr=True)
-    replaced = 0
+    damage = {"replaced": "damage", "left_out": "evaluation-damage"}
+    known = dict.fromkeys(damage, 0)
     with progress(f"train {name}", steps, "steps", done) as advance:
 
         def show(row: Row) -> None:
-            nonlocal done, replaced
+            nonlocal done
             if "loss" in row:
                 advance(row["step"] - done, f"loss {row['loss']:.3f}  {row['images_per_s']:,.0f} images/s")
                 done = row["step"]
-            if row.get("replaced", 0) > replaced:
-                replaced = row["replaced"]
-                console.print(f"damaged and replaced so far: {replaced}, named in damage-*.jsonl of the run")
+            for what, file in damage.items():
+                if row.get(what, 0) > known[what]:
+                    known[what] = row[what]
+                    said = what.replace("_", " ")
+                    console.print(f"damaged and {said} so far: {row[what]}, named in {file}-*.jsonl of the run")
             if "accuracy" in row:
                 console.print(f"step {row['step']}: validation accuracy {percents(row['accuracy'])}", highlight=False)
 

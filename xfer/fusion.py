@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-ZERO = 1e-8  # a weight of 0 is kept as this, so that log w is finite
+LOG_ZERO = -1e4  # alpha of a weight of 0: finite, and exp of it is exactly 0 whatever a gate adds
 
 
 class WeightedSum(nn.Module):
@@ -24,9 +24,16 @@ class WeightedSum(nn.Module):
         self.set_weights(weights)
 
     def set_weights(self, weights: Sequence[float]) -> None:
-        """Sets w to `weights`, scaled to sum 1."""
+        """Sets w to `weights`, scaled to sum 1. Raises ValueError unless there is one of at least 0 for each branch,
+        and one above 0.
+        """
         w = torch.tensor(weights, dtype=torch.float64)
-        self.alpha.copy_((w / w.sum()).clamp_min(ZERO).log())
+        if w.shape != self.alpha.shape or not w.isfinite().all() or (w < 0).any() or not w.sum() > 0:
+            raise ValueError(
+                f"fusion weights: must be {len(self.alpha)} numbers of at least 0, one of them above 0, "
+                f"got {list(weights)}"
+            )
+        self.alpha.copy_((w / w.sum()).log().clamp_min(LOG_ZERO))
 
     @property
     def weights(self) -> Tensor:

@@ -76,7 +76,7 @@ class Objective:
 
     def __init__(self, labels: LabelSpace, sources: Sequence[str], device: torch.device, smoothing: float = 0.0):
         self.table, self.masks = labels.table(sources).to(device), labels.masks(sources).to(device)
-        self.smoothing = smoothing
+        self.sources, self.smoothing = tuple(sources), smoothing
 
     def __call__(self, logits: Tensor, targets: Tensor, sources: Tensor, valid: Tensor) -> Tensor:
         """logits [B, K]; targets, sources [B] int64, source-local; valid [B] bool. Returns the sum over valid

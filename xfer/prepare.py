@@ -12,9 +12,11 @@ from shards.config import DataConfig
 from shards.loading.open import Splits, open_data
 from shards.loading.state import StreamState, resume
 from shards.settings import ConfigError, SchemaError, Strict, load
+from xfer.backbone import side
 from xfer.checkpoint import Checkpoint, latest_checkpoint
 from xfer.classes import class_faults, label_faults, label_notes
 from xfer.config import ModelConfig, Recipe
+from xfer.engine import shares
 from xfer.model import build_model, check_weights_exist
 
 FIXED = ("optimizer", "seed")  # of `train`: cannot change within a run; all its other values may
@@ -43,9 +45,11 @@ def open_labelled(config: DataConfig) -> Splits:
     return data
 
 
-def prepare(recipe: Recipe) -> tuple[Splits, Checkpoint | None]:
-    """The data of a recipe and the checkpoint that its run goes on from. Raises ConfigError with every fault."""
-    faults = check_weights_exist(recipe.model)
+def prepare(recipe: Recipe, world_size: int = 1) -> tuple[Splits, Checkpoint | None]:
+    """The data of a recipe and the checkpoint that its run goes on from on so many ranks. Raises ConfigError with every
+    fault.
+    """
+    faults = check_weights_exist(recipe.model) + batchnorm_faults(recipe, world_size)
     try:
         data = open_labelled(recipe.data)
     except ConfigError as error:
@@ -63,6 +67,25 @@ def prepare(recipe: Recipe) -> tuple[Splits, Checkpoint | None]:
     for note in label_notes({subset.name: subset.classes for subset in data.train}):
         print(f"note: {note}", file=sys.stderr)
     return data, checkpoint
+
+
+def batchnorm_faults(recipe: Recipe, world_size: int) -> list[str]:
+    """BatchNorm cannot learn from one value a channel: one image in a micro-batch whose deepest map is one pixel."""
+    if recipe.train.freeze_batchnorm or recipe.data.batch_size < world_size:
+        return []
+    _, accumulation = shares(recipe, world_size)
+    smallest = max(1, recipe.data.batch_size // world_size // accumulation)  # micro-batch of the smallest share
+    faults = []
+    for name, branch in recipe.model.branches.items():
+        size = branch.size or recipe.data.image_size
+        if smallest == 1 and side(size, 5) == 1:
+            faults.append(
+                f"model.branches.{name}: BatchNorm would see one value a channel, from 1 image of {size} px in a "
+                f"micro-batch (data.batch_size {recipe.data.batch_size} over {world_size} ranks in {accumulation} "
+                "micro-batches each); use a larger data.batch_size or train.micro_batch, a data.image_size or branch "
+                "size above 32, or train.freeze_batchnorm: true"
+            )
+    return faults
 
 
 def _differences(recipe: Recipe, checkpoint: Checkpoint, data: Splits) -> list[str]:

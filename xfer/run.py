@@ -4,13 +4,14 @@ runs/<name>/recipe.yaml        what was run
             metrics.jsonl      one row a report: losses by step, accuracy by source
             checkpoints/       the newest whole ones; the same command goes on from there
             damage-*.jsonl     samples that were damaged and replaced, if there are any; one file a rank
+            evaluation-damage-*.jsonl   the same of validation: these are left out
 """
 
 import fcntl
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from shards.format.manifest import naming, whole_file
@@ -18,32 +19,18 @@ from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
 from shards.loading.open import Splits, open_data
 from shards.loading.state import StreamState
-from shards.loading.train import train_stream
+from shards.loading.subset import Subset
+from shards.loading.train import TrainStream, train_stream
 from shards.settings import ConfigError, dump
-from xfer.checkpoint import TrainState, latest_checkpoint, write_checkpoint
+from xfer.checkpoint import TrainState, latest_checkpoint, remove_stale_drafts, write_checkpoint
 from xfer.config import Recipe
-from xfer.engine import Engine, PlainEngine, build_optimizer, default_device
+from xfer.engine import Engine
 from xfer.evaluate import evaluate, score_row
 from xfer.labels import LabelSpace, Objective
 from xfer.model import FusionModel, build_model
-from xfer.train import Row, learning_rate, train
+from xfer.train import DivergedError, Row, Training, check_finite, train
 
 EngineFactory = Callable[[FusionModel, Recipe, Slot], Engine]
-
-
-def shares(recipe: Recipe, world_size: int) -> tuple[int, int]:
-    """(micro batch, accumulation) of one rank: the user gives the global batch, the rest follows."""
-    share = -(-recipe.data.batch_size // world_size)
-    micro = min(share, recipe.train.micro_batch or share)
-    return micro, -(-share // micro)
-
-
-def plain_engine(model: FusionModel, recipe: Recipe, slot: Slot) -> Engine:
-    """The engine of `xfer fit`: this process, no distributed runtime."""
-    t = recipe.train
-    device = default_device()
-    optimizer = build_optimizer(model.to(device), t.optimizer, t.learning_rate, t.momentum, t.weight_decay)
-    return PlainEngine(model, optimizer, shares(recipe, slot.world_size)[1], t.precision, t.clip_norm, device)
 
 
 def label_space(data: Splits, trained: Sequence[str] = ()) -> LabelSpace:
@@ -99,7 +86,10 @@ def read_metrics(folder: Path) -> list[Row]:
 
 
 def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable[[Row], None]) -> TrainState:
-    """Trains one rank of a recipe, from the newest whole checkpoint on. Rank 0 writes metrics and checkpoints."""
+    """Trains one rank of a recipe, from the newest whole checkpoint on. Rank 0 writes metrics and checkpoints.
+
+    Raises DivergedError if the loss is no longer finite; the newest checkpoint is from before.
+    """
     data = open_data(recipe.data)
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
     labels = label_space(data, checkpoint.state.classes if checkpoint else ())
@@ -108,7 +98,9 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
         model.load_state_dict(checkpoint.model())
     engine = make_engine(model, recipe, slot)
     state = checkpoint.state if checkpoint else TrainState(classes=list(labels.classes))
+    scored = [row["step"] for row in read_metrics(recipe.folder) if "loss" not in row and row["step"] <= state.step]
     if slot.rank == 0:
+        remove_stale_drafts(recipe.folder / "checkpoints")
         _cut_metrics(recipe.folder, state.step)
     if checkpoint:
         engine.load_optimizer(checkpoint.optimizer(), state.step)
@@ -117,42 +109,70 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     stream = train_stream(
         data.train, recipe.data, slot, StreamState(**state.stream), damage_log=recipe.folder, device=gpu
     )
-    eval_batches = eval_stream(data.validation, recipe.data, slot) if data.validation else None
-    sources = {subset.name: subset.classes for subset in data.validation}
+    objective = Objective(labels, [subset.name for subset in data.train], engine.device, recipe.train.label_smoothing)
+    record = RunRecord(recipe, slot, engine, stream, data.validation, labels.classes, report)
+    run = Training(engine, stream, objective, recipe.train, recipe.data.batch_size, record, max(scored, default=0))
+    try:
+        return train(run, state)
+    except DivergedError as error:
+        raise DivergedError(f"{error}\n{_advice(recipe)}") from None
 
-    def score() -> Row:
-        if eval_batches is None:
+
+class RunRecord:
+    """The run folder as the loop sees it: evaluation rows, checkpoints, reports. Only rank 0 writes."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        slot: Slot,
+        engine: Engine,
+        stream: TrainStream,
+        validation: Sequence[Subset],
+        classes: Sequence[str],
+        report: Callable[[Row], None],
+    ):
+        self._recipe, self._writes, self._engine, self._stream = recipe, slot.rank == 0, engine, stream
+        self._classes, self._report = classes, report
+        self._sources = {subset.name: subset.classes for subset in validation}
+        self._batches = eval_stream(validation, recipe.data, slot, damage_log=recipe.folder) if validation else None
+
+    def evaluate(self) -> Row:
+        """Accuracy and loss by validation source; empty without validation data. A collective."""
+        if self._batches is None:
             return {}
-        return score_row(evaluate(engine.module, eval_batches, sources, labels.classes, engine.device, engine.sum))
+        engine = self._engine
+        scores = evaluate(engine.module, self._batches, self._sources, self._classes, engine.device, engine.sum)
+        for name, score in scores.items():
+            if score.count and not math.isfinite(score.loss):
+                raise DivergedError(f"the validation loss of {name} is {score.loss}")
+        return score_row(scores)
 
-    def save(state: TrainState) -> None:
-        tensors, optimizer = engine.state()
-        state.stream = stream.state().to_json()
-        if slot.rank == 0:
-            write_checkpoint(recipe.folder / "checkpoints", state, tensors, optimizer, recipe.train.keep)
+    def save(self, state: TrainState) -> None:
+        """Writes a checkpoint. A collective."""
+        tensors, optimizer = self._engine.state()
+        check_finite({**tensors, **optimizer}, state.step)
+        state.stream = self._stream.state().to_json()
+        if self._writes:
+            folder, keep = self._recipe.folder / "checkpoints", self._recipe.train.keep
+            write_checkpoint(folder, state, tensors, optimizer, keep)
 
-    def log(row: Row) -> None:
-        if slot.rank == 0:
-            row |= {"replaced": len(lost)} if (lost := stream.damaged) else {}
-            path = recipe.folder / "metrics.jsonl"
+    def report(self, row: Row) -> None:
+        """Appends to metrics.jsonl, and hands the row on."""
+        if self._writes:
+            row |= {"replaced": len(lost)} if (lost := self._stream.damaged) else {}
+            row |= {"left_out": len(lost)} if self._batches and (lost := self._batches.damaged) else {}
+            path = self._recipe.folder / "metrics.jsonl"
             with naming(path), path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        report(row)
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._report(row)
 
-    t = recipe.train
-    return train(
-        engine,
-        iter(stream),
-        Objective(labels, [subset.name for subset in data.train], engine.device, t.label_smoothing),
-        state,
-        steps=t.steps,
-        global_batch=recipe.data.batch_size,
-        rate=partial(learning_rate, steps=t.steps, peak=t.learning_rate, warmup=t.warmup),
-        evaluate=score,
-        save=save,
-        report=log,
-        freeze_batchnorm=t.freeze_batchnorm,
-        evaluate_every=t.evaluate_every,
-        save_every=t.save_every,
-        log_every=t.log_every,
+
+def _advice(recipe: Recipe) -> str:
+    """What to do about a loss that is not finite."""
+    t, newest = recipe.train, latest_checkpoint(recipe.folder / "checkpoints")
+    kept = f"the last finite checkpoint is {newest.path}" if newest else "no checkpoint was written yet"
+    clip = "none" if t.clip_norm is None else f"{t.clip_norm:g}"
+    return (
+        f"{kept}; nothing after it is saved. Go on from there with a lower train.learning_rate (now "
+        f"{t.learning_rate:g}), a longer train.warmup (now {t.warmup}) or a smaller train.clip_norm (now {clip})"
     )

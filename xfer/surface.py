@@ -19,7 +19,7 @@ from shards.settings import load as load_yaml
 from xfer import run as runs
 from xfer.bundle import Trained, open_model
 from xfer.config import Recipe
-from xfer.engine import default_device
+from xfer.engine import build_engine, default_device
 from xfer.evaluate import evaluate_subsets
 from xfer.follow import follow
 from xfer.metrics import Score
@@ -134,7 +134,7 @@ def fit(
         runs.begin(config)
         watch = nullcontext(lambda row: None) if quiet else follow(config.name, config.train.steps, done)
         with watch as show:
-            runs.fit(config, Slot(), runs.plain_engine, show)
+            runs.fit(config, Slot(), build_engine, show)
     return Run(config.folder)
 
 

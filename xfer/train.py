@@ -1,24 +1,55 @@
 """The loop: steps of one global batch each, on an infinite stream, until a number of steps is done.
 
-It gets engine, batches, evaluation, saving and reporting as arguments and knows neither Ray nor DeepSpeed nor where
-batches come from. Counting steps, not epochs, means that ranks can never disagree about the end.
+It gets one object, a `Training`, and knows neither Ray nor DeepSpeed nor where batches come from. Counting steps, not
+epochs, means that ranks can never disagree about the end.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from shards.loading.batch import Batch
 from xfer.checkpoint import TrainState
+from xfer.config import TrainConfig
 from xfer.engine import Engine
 from xfer.labels import Objective
 
 Row = dict[str, Any]
+
+
+class DivergedError(RuntimeError):
+    """Loss or weights are no longer finite: the same steps again would end the same way."""
+
+
+class Record(Protocol):
+    """What becomes of a run, on every rank."""
+
+    def evaluate(self) -> Row:
+        """Scores of the model as it is; leaves it in evaluation mode."""
+        ...
+
+    def save(self, state: TrainState) -> None: ...
+
+    def report(self, row: Row) -> None: ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """One rank's part of a run. `scored`: the step of the newest evaluation that is on record."""
+
+    engine: Engine
+    batches: Iterator[Batch]
+    objective: Objective
+    config: TrainConfig
+    global_batch: int
+    record: Record
+    scored: int = 0
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -71,57 +102,98 @@ def train_step(engine: Engine, batch: Batch, objective: Objective, global_batch:
     return total
 
 
-def train(
-    engine: Engine,
-    batches: Iterator[Batch],
-    objective: Objective,
-    state: TrainState,
-    *,
-    steps: int,
-    global_batch: int,
-    rate: Callable[[int], float],
-    evaluate: Callable[[], Row],
-    save: Callable[[TrainState], None],
-    report: Callable[[Row], None],
-    freeze_batchnorm: bool = False,
-    evaluate_every: int = 100,
-    save_every: int = 100,
-    log_every: int = 10,
-) -> TrainState:
-    """Trains from `state` to `steps` done and returns the last state.
+class _Losses:
+    """Losses of the steps since the last row. Reading them is the one place that waits for the device."""
 
-    `report` gets, on every rank, a row every `log_every` steps (loss of each step, mean over ranks) and one for each
-    evaluation.
+    def __init__(self, engine: Engine, objective: Objective):
+        self._engine, self._objective = engine, objective
+        self._known: list[float] = []
+        self._pending: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, loss: Tensor, sources: Tensor) -> None:
+        self._pending.append((loss, sources))
+
+    def read(self, step: int) -> list[float]:
+        """Mean over the global batch of each step up to `step`. Raises DivergedError, on every rank alike, naming the
+        first step whose loss is not finite. A collective.
+        """
+        if self._pending:
+            means = self._engine.sum(torch.stack([loss for loss, _ in self._pending])).tolist()
+            first = step - len(means) + 1
+            for number, (mean, (_, sources)) in enumerate(zip(means, self._pending, strict=True), first):
+                if not math.isfinite(mean):
+                    raise DivergedError(f"the loss of step {number} is {mean}; its batch was {self._describe(sources)}")
+            self._known += means
+            self._pending = []
+        return self._known
+
+    def clear(self) -> None:
+        self._known = []
+
+    def _describe(self, sources: Tensor) -> str:
+        names = self._objective.sources
+        counts = torch.bincount(sources.to(self._engine.device), minlength=len(names)).double()
+        found = zip(names, self._engine.sum(counts).tolist(), strict=True)
+        return ", ".join(f"{count:.0f} of {name}" for name, count in found if count)
+
+
+def check_finite(tensors: Mapping[str, Tensor], step: int) -> None:
+    """Raises DivergedError if a value is not finite: such weights are never saved."""
+    broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise DivergedError(f"after step {step} the model is not finite: {broken[0]}{more}")
+
+
+def train(run: Training, state: TrainState) -> TrainState:
+    """Trains from `state` to the last step and returns the last state.
+
+    The record gets, on every rank, a row every `log_every` steps (loss of each step, mean over ranks) and one for each
+    evaluation. Raises DivergedError when the loss is not finite: seen when losses are read, which is at each row and
+    before anything is saved or scored.
     """
-    set_training(engine.module, freeze_batchnorm)
-    losses: list[Tensor] = []
+    engine, config = run.engine, run.config
+    losses = _Losses(engine, run.objective)
+    last_scored = state.step >= config.steps or state.step % config.evaluate_every == 0
+    if state.step > run.scored and last_scored:  # saved, then stopped before its score was on record
+        run.record.report({"step": state.step, **run.record.evaluate()})
+    set_training(engine.module, config.freeze_batchnorm)
     started = time.perf_counter()
-    while state.step < steps:
-        engine.set_learning_rate(rate(state.step))
-        losses.append(train_step(engine, next(batches), objective, global_batch))
+    while state.step < config.steps:
+        rate = learning_rate(state.step, config.steps, config.learning_rate, config.warmup)
+        engine.set_learning_rate(rate)
+        batch = next(run.batches)
+        losses.add(train_step(engine, batch, run.objective, run.global_batch), batch.sources)
         state.step += 1
-        last = state.step == steps
-        if last or state.step % log_every == 0:
-            mean = engine.sum(torch.stack(losses)).tolist()  # the one place that waits for the device
+        last = state.step == config.steps
+        intervals = config.log_every, config.save_every, config.evaluate_every
+        logging, saving, scoring = (last or state.step % every == 0 for every in intervals)
+        means = losses.read(state.step) if logging or saving or scoring else []
+        if logging:
             seconds = time.perf_counter() - started
-            report(
+            run.record.report(
                 {
                     "step": state.step,
-                    "loss": sum(mean) / len(mean),
-                    "losses": mean,
-                    "learning_rate": rate(state.step - 1),
-                    "images_per_s": len(mean) * global_batch / seconds,
+                    "loss": sum(means) / len(means),
+                    "losses": means,
+                    "learning_rate": rate,
+                    "images_per_s": len(means) * run.global_batch / seconds,
                 }
             )
-            losses, started = [], time.perf_counter()
-        saving = last or state.step % save_every == 0
-        scoring = last or state.step % evaluate_every == 0
-        if saving or scoring:
-            engine.average_buffers()  # what is scored is what is saved
-            if saving:  # first: an evaluation may fail
-                save(state)
-            if scoring:
-                report({"step": state.step, **evaluate()})
-                set_training(engine.module, freeze_batchnorm)
+            losses.clear()
             started = time.perf_counter()
+        if saving or scoring:
+            paused = time.perf_counter()
+            _save_and_score(run, state, saving, scoring)
+            started += time.perf_counter() - paused
     return state
+
+
+def _save_and_score(run: Training, state: TrainState, saving: bool, scoring: bool) -> None:
+    """Saves first, for an evaluation may fail; what is scored is what is saved."""
+    run.engine.average_buffers()
+    if saving:
+        run.record.save(state)
+    if scoring:
+        run.record.report({"step": state.step, **run.record.evaluate()})
+        set_training(run.engine.module, run.config.freeze_batchnorm)

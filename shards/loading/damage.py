@@ -13,6 +13,7 @@ from pathlib import Path
 from shards.loading.request import DamagedSample, Delivery
 from shards.loading.subset import Subset
 
+TRAINING, EVALUATION = "damage", "evaluation-damage"
 _HANDFUL = 8
 _SHOWN = 20
 
@@ -24,39 +25,56 @@ class DamagedDataError(RuntimeError):
 class DamageLog:
     """Distinct damaged samples: one damaged image is one sample, however often it comes up."""
 
-    def __init__(self, subsets: Sequence[Subset], budget: Mapping[int, int], folder: Path | None = None, rank: int = 0):
-        """`budget`: by source, how many may be lost. `folder`: where ranks keep theirs, as `damage-<rank>.jsonl`; None:
+    def __init__(
+        self,
+        subsets: Sequence[Subset],
+        budget: Mapping[int, int],
+        folder: Path | None = None,
+        rank: int = 0,
+        name: str = TRAINING,
+    ):
+        """`budget`: by source, how many may be lost. `folder`: where ranks keep theirs, as `<name>-<rank>.jsonl`; None:
         in this process alone.
         """
         self._subsets, self._budget, self._folder, self._rank = subsets, budget, folder, rank
+        self._name = name
         self._known: dict[tuple[int, str, str], DamagedSample] = {}
 
     def count(self, delivery: Delivery) -> None:
         """Counts what this rank lost. Raises DamagedDataError if that is too much, OSError if it cannot be kept."""
-        if not delivery.damaged:
-            return
-        self._add(delivery.damaged)
-        damaged = self.all()
-        lost = Counter(sample.source for sample in damaged)
+        self.add(delivery.damaged)
         nothing_sound = not delivery.batch.valid.all()
-        if nothing_sound or any(count > self._budget.get(source, 0) for source, count in lost.items()):
-            raise DamagedDataError(damage_table(self._subsets, damaged, self._budget))
+        if delivery.damaged and nothing_sound:
+            raise DamagedDataError(self.table())
+
+    def add(self, lost: Sequence[DamagedSample]) -> None:
+        """As `count`, where what is lost is left out and not replaced."""
+        if not lost:
+            return
+        self._keep(lost)
+        by_source = Counter(sample.source for sample in self.all())
+        if any(count > self._budget.get(source, 0) for source, count in by_source.items()):
+            raise DamagedDataError(self.table())
+
+    def table(self) -> str:
+        """What was lost so far, by source, with what is accepted."""
+        return damage_table(self._subsets, self.all(), self._budget)
 
     def all(self) -> list[DamagedSample]:
         """Those of every rank and life so far."""
         numbers = {subset.name: number for number, subset in enumerate(self._subsets)}
-        for line in read_damage(self._folder) if self._folder else ():
+        for line in read_damage(self._folder, self._name) if self._folder else ():
             if line["source"] in numbers:  # a source that is no longer trained on has no budget
                 sample = DamagedSample(**{**line, "source": numbers[line["source"]]})
                 self._known.setdefault(_place(sample), sample)
         return list(self._known.values())
 
-    def _add(self, damaged: Iterable[DamagedSample]) -> None:
+    def _keep(self, damaged: Iterable[DamagedSample]) -> None:
         new = {place: sample for sample in damaged if (place := _place(sample)) not in self._known}
         self._known |= new
         if self._folder and new:
             lines = [{**vars(sample), "source": self._subsets[sample.source].name} for sample in new.values()]
-            with open(self._folder / f"damage-{self._rank}.jsonl", "a") as file:
+            with open(self._folder / f"{self._name}-{self._rank}.jsonl", "a") as file:
                 # A line begins with its newline, so one that a kill cuts short spoils no other.
                 file.write("".join("\n" + json.dumps(line) for line in lines))
 
@@ -66,10 +84,12 @@ def budget(subsets: Sequence[Subset], max_replaced: float) -> dict[int, int]:
     return {number: max(_HANDFUL, int(max_replaced * subset.num_samples)) for number, subset in enumerate(subsets)}
 
 
-def read_damage(folder: Path) -> list[dict[str, str]]:
-    """What the ranks of a run lost, each sample once: source (name), shard, key, reason. No half-written lines."""
+def read_damage(folder: Path, name: str = TRAINING) -> list[dict[str, str]]:
+    """What the ranks of a run lost, each sample once: source (name), shard, key, reason. No half-written lines.
+    `name`: TRAINING or EVALUATION.
+    """
     found = {}
-    for path in sorted(folder.glob("damage-*.jsonl")):
+    for path in sorted(folder.glob(f"{name}-*.jsonl")):
         for line in path.read_text().splitlines():
             with suppress(ValueError):
                 sample = json.loads(line)

@@ -9,16 +9,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from shards.config import DataConfig
 from shards.loading.batch import Batch, Slot
-from shards.loading.damage import DamagedDataError, damage_table
+from shards.loading.damage import EVALUATION, DamageLog, budget
 from shards.loading.dataset import Deliveries, Samples
 from shards.loading.reader import Reader
-from shards.loading.request import Request
+from shards.loading.request import DamagedSample, Request
 from shards.loading.subset import Subset
 from shards.loading.transforms import Pixels, centre
 
@@ -28,13 +29,15 @@ class EvalStream:
     """One exact pass over the subsets each time it is iterated.
 
     Positions count the samples of all subsets one after the other; padding has position -1 and valid False. A damaged
-    sample raises DamagedDataError: a score over what is left would not be the score of this data set.
+    sample is never replaced: it keeps its position, valid is False, and `damaged` names it. Too many of them raise
+    DamagedDataError: a score over what is left would not be the score of this data set.
     """
 
     subsets: tuple[Subset, ...]
     slot: Slot
     batch_size: int
     image_size: int
+    damage: DamageLog
     workers: int = 0
     pin_memory: bool = False
 
@@ -42,6 +45,11 @@ class EvalStream:
     def num_samples(self) -> int:
         """Samples of the whole pass, over all ranks."""
         return sum(subset.num_samples for subset in self.subsets)
+
+    @property
+    def damaged(self) -> list[DamagedSample]:
+        """Distinct samples that were left out so far; with a `damage_log`, those of all ranks and passes of the run."""
+        return self.damage.all()
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
@@ -56,8 +64,7 @@ class EvalStream:
         workers, each = min(self.workers, len(requests)), -(-self.batch_size // self.slot.world_size)
         with closing(Deliveries(samples, requests, workers, each, self.pin_memory)) as deliveries:
             for delivery in deliveries:
-                if delivery.damaged:
-                    raise DamagedDataError(damage_table(self.subsets, list(delivery.damaged), {}))
+                self.damage.add(delivery.damaged)
                 yield delivery.batch
 
     def _request(self, start: int) -> Request:
@@ -76,9 +83,20 @@ class EvalStream:
         return Request(source, shard, row, positions, fill=each - len(positions))
 
 
-def eval_stream(subsets: Sequence[Subset], config: DataConfig, slot: Slot, pin_memory: bool = False) -> EvalStream:
-    """The evaluation stream over subsets of a configuration."""
-    return EvalStream(tuple(subsets), slot, config.batch_size, config.image_size, config.workers, pin_memory)
+def eval_stream(
+    subsets: Sequence[Subset],
+    config: DataConfig,
+    slot: Slot,
+    pin_memory: bool = False,
+    damage_log: Path | None = None,
+) -> EvalStream:
+    """The evaluation stream over subsets of a configuration. `damage_log`: a folder that all ranks of the run write to,
+    so that what they leave out is counted together.
+    """
+    allowed = {} if config.strict else budget(subsets, config.max_replaced)
+    damage = DamageLog(subsets, allowed, damage_log, slot.rank, EVALUATION)
+    size, batch_size = config.image_size, config.batch_size
+    return EvalStream(tuple(subsets), slot, batch_size, size, damage, config.workers, pin_memory)
 
 
 def _centred(

@@ -18,6 +18,7 @@ from shards.settings import ConfigError, replace
 from xfer import run as one_process
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
+from xfer.engine import build_engine
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.slow]
 
@@ -28,7 +29,7 @@ def losses(folder: Path) -> list[float]:
 
 def fit(recipe: Recipe) -> list[float]:
     one_process.begin(recipe)
-    one_process.fit(recipe, Slot(), one_process.plain_engine, lambda row: None)
+    one_process.fit(recipe, Slot(), build_engine, lambda row: None)
     return losses(recipe.folder)
 
 

@@ -12,7 +12,7 @@ from shards.format.manifest import open_index
 from shards.inspect.verify import verify
 from shards.loading.batch import Batch, Slot
 from shards.loading.buffers import Buffers
-from shards.loading.damage import DamagedDataError, read_damage
+from shards.loading.damage import EVALUATION, DamagedDataError, read_damage
 from shards.loading.evaluate import eval_stream
 from shards.loading.open import open_data
 from shards.loading.request import Request
@@ -301,10 +301,27 @@ def test_strict_stops_at_the_first(tmp_path):
         take_one(tmp_path, config(tmp_path, "a", validation=0, strict=True))
 
 
-def test_evaluation_never_replaces(tmp_path):
+def test_evaluation_leaves_out_and_names_a_damaged_sample_and_never_replaces_it(tmp_path):
     damage(built(tmp_path, "a", per_class=10), 4)
     settings = config(tmp_path, "a", validation=0)
-    with pytest.raises(DamagedDataError):
+    subsets = open_data(settings).train
+    stream = eval_stream(subsets, settings, Slot(), damage_log=tmp_path)
+    for _ in range(2):  # the same image again is no more damage
+        valid = torch.cat([batch.valid[batch.positions >= 0] for batch in stream])
+        assert int((~valid).sum()) == 1
+    assert len(stream.damaged) == 1
+    assert read_damage(tmp_path, EVALUATION)[0]["key"] == stream.damaged[0].key
+    assert read_damage(tmp_path) == []  # training has its own budget
+    with pytest.raises(DamagedDataError, match="1 damaged samples, 0 accepted"):
+        list(eval_stream(subsets, config(tmp_path, "a", validation=0, strict=True), Slot()))
+
+
+def test_too_much_damage_stops_an_evaluation(tmp_path):
+    folder = built(tmp_path, "a", per_class=10)
+    for tar in folder.glob("*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))
+    settings = config(tmp_path, "a", validation=0)
+    with pytest.raises(DamagedDataError, match="8 accepted"):
         list(eval_stream(open_data(settings).train, settings, Slot()))
 
 

@@ -21,6 +21,7 @@ from xfer import run as one_process
 from xfer.__main__ import main
 from xfer.bundle import open_model
 from xfer.config import Recipe
+from xfer.engine import build_engine
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -33,7 +34,7 @@ def study(recipe_values) -> Study:
     """Its run is trained already, in this process."""
     recipe = Recipe.model_validate(recipe_values)
     one_process.begin(recipe)
-    one_process.fit(recipe, Slot(), one_process.plain_engine, lambda row: None)
+    one_process.fit(recipe, Slot(), build_engine, lambda row: None)
     return Study.model_validate(
         {
             "name": "search",

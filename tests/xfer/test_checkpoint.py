@@ -1,6 +1,11 @@
 """Checkpoints: whole or not there."""
 
 import json
+import os
+import re
+import socket
+import subprocess
+import time
 
 import pytest
 import torch
@@ -58,6 +63,20 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path):
     manifest["files"]["../../etc/passwd"] = {"bytes": 1, "sha256": "0"}
     (path / "manifest.json").write_text(json.dumps(manifest))
     assert any("not a plain file name" in fault for fault in damage(path))
+
+
+def test_drafts_of_dead_processes_are_removed_and_nothing_else(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+    gone = [f".step-00000001.{dead.pid}", f".step-00000002.{host}.{dead.pid}", ".step-00000003.elsewhere.7"]
+    kept = [f".step-00000004.{host}.{os.getppid()}", ".step-00000005.elsewhere.7", ".step-by-step", ".steps"]
+    for name in gone + kept:
+        (tmp_path / name).mkdir()
+    long_ago = time.time() - 7200
+    os.utime(tmp_path / gone[2], (long_ago, long_ago))
+    write(tmp_path, 6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "step-00000006"])
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -7,18 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from shards.loading.batch import Slot
-from shards.loading.damage import read_damage
+from shards.loading.damage import DamagedDataError, read_damage
+from shards.loading.open import open_data
 from shards.settings import ConfigError, replace
 from xfer import run
 from xfer.__main__ import app
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
+from xfer.engine import build_engine
 from xfer.prepare import prepare
 
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -28,7 +32,7 @@ def fit(recipe: Recipe) -> list[float]:
     """Trains and returns the loss of every step."""
     prepare(recipe)
     run.begin(recipe)
-    run.fit(recipe, Slot(), run.plain_engine, lambda row: None)
+    run.fit(recipe, Slot(), build_engine, lambda row: None)
     return losses(recipe.folder)
 
 
@@ -110,6 +114,42 @@ def test_damaged_samples_are_counted_over_all_lives_of_a_run_and_named_in_its_re
     assert [loss["shard"] for loss in read_damage(recipe.folder)] == ["train-000000.tar"]
     app(["report", str(recipe.folder)], result_action="return_value", exit_on_error=False)
     assert "1 damaged sample" in (recipe.folder / "report.html").read_text()
+
+
+def test_damaged_validation_data_ends_a_run_only_after_it_was_saved(recipe_values, tmp_path):
+    root = shutil.copytree(recipe_values["data"]["root"], tmp_path / "shards")
+    recipe_values["data"] |= {"root": str(root), "validation": 0, "sources": {"paint": {"path": "paint"}}}
+    recipe_values["data"] |= {"test": {}, "validation": 0.5, "strict": True}
+    recipe_values["train"] |= {"steps": 1}
+    recipe = Recipe.model_validate(recipe_values)
+    held_out = open_data(recipe.data).validation[0]
+    row = int(held_out.rows[0])
+    shard = int(np.searchsorted(held_out.shard_starts, row, side="right")) - 1
+    path = root / "paint" / held_out.manifest.shards[shard].path
+    data = bytearray(path.read_bytes())
+    at = int(held_out.index()[row]["offset"])
+    data[at + 600 : at + 1200] = bytes(600)
+    path.write_bytes(data)
+    with pytest.raises(DamagedDataError):
+        fit(recipe)
+    assert latest_checkpoint(recipe.folder / "checkpoints").state.step == 1
+    fit(replace(recipe, {"data.strict": False}))  # the same run goes on, and is scored now
+    last = run.read_metrics(recipe.folder)[-1]
+    assert last["left_out"] == 1
+    assert "accuracy" in last
+
+
+def test_batchnorm_over_one_value_is_refused_on_any_number_of_ranks(recipe_values):
+    recipe_values["train"] |= {"freeze_batchnorm": False}
+    recipe = Recipe.model_validate(recipe_values)
+    run_prepare = partial(prepare, replace(recipe, {"data.batch_size": 3}))
+    run_prepare()
+    for refused in (partial(run_prepare, 2), partial(prepare, replace(recipe, {"train.micro_batch": 1}))):
+        with pytest.raises(ConfigError, match="freeze_batchnorm") as caught:
+            refused()
+        assert "data.batch_size" in str(caught.value)
+    prepare(replace(recipe, {"data.batch_size": 1, "train.freeze_batchnorm": True}))
+    prepare(replace(recipe, {"data.batch_size": 1, "data.image_size": 40, "model.branches.coarse.size": 33}))
 
 
 @pytest.mark.slow

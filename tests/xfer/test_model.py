@@ -19,9 +19,22 @@ def two_branches(**fusion: object) -> ModelConfig:
 IMAGES = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
 
 
-def test_one_hot_weights_are_exactly_the_single_branch():
-    features = [torch.randn(3, 8), torch.randn(3, 8)]
-    torch.testing.assert_close(WeightedSum([1.0, 0.0])(features), features[0], atol=1e-6, rtol=0)
+@pytest.mark.parametrize("build", [WeightedSum, lambda weights: Gate(weights, 8)])
+def test_a_weight_of_zero_is_exactly_zero(build):
+    features = [torch.randn(3, 8), 1e6 * torch.randn(3, 8)]
+    fusion = build([1.0, 0.0])
+    assert fusion.weights.tolist() == [1.0, 0.0]
+    assert torch.equal(fusion(features), features[0])
+    assert torch.equal(build([0, 2])(features), features[1])
+
+
+@pytest.mark.parametrize("weights", [[0, 0], [1, -1], [1, float("nan")], [float("inf"), 1], [1]])
+def test_weights_that_are_none_are_refused(weights):
+    fusion = Gate([1, 1], 8)
+    with pytest.raises(ValueError, match="2 numbers of at least 0, one of them above 0"):
+        fusion.set_weights(weights)
+    with pytest.raises(ValueError, match="at least 0"):
+        WeightedSum([0, 0])
 
 
 def test_weighted_sum_keeps_the_variance_whatever_the_weights():

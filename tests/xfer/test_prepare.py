@@ -14,6 +14,7 @@ from tests.shards.kinds import cells, street
 from xfer import run
 from xfer.classes import label_notes
 from xfer.config import Recipe
+from xfer.engine import build_engine
 from xfer.prepare import load_document, prepare
 
 
@@ -101,7 +102,7 @@ def test_names_that_look_alike_are_said():
 
 def test_new_classes_are_refused_also_with_on_change_continue(recipe, other_kinds):
     run.begin(recipe)
-    run.fit(recipe, Slot(), run.plain_engine, lambda row: None)
+    run.fit(recipe, Slot(), build_engine, lambda row: None)
     more = {"data.on_change": "continue", "data.sources.paint.path": str(other_kinds / "paint"), "data.test": {}}
     text = faults(replace(recipe, more))
     assert "data.sources.paint: has the classes arrow, heart" in text

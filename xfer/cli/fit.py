@@ -22,6 +22,7 @@ def fit(recipe: Path, *overrides: str) -> None:
     from shards.loading.batch import Slot
     from xfer import run
     from xfer.config import Recipe
+    from xfer.engine import build_engine
     from xfer.follow import follow
     from xfer.prepare import load_document, prepare
 
@@ -31,5 +32,5 @@ def fit(recipe: Path, *overrides: str) -> None:
         done = checkpoint.state.step if checkpoint else 0
         run.begin(config)
         with follow(config.name, config.train.steps, done) as show:
-            run.fit(config, Slot(), run.plain_engine, show)
+            run.fit(config, Slot(), build_engine, show)
     print(f"trained: {config.folder}\nnext: xfer evaluate {config.folder}")
