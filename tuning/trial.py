@@ -6,7 +6,7 @@ over the scored images.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from cluster.config import Job
-from shards.config import DataConfig
 from shards.loading.batch import Batch, Slot
-from shards.loading.evaluate import eval_stream
+from shards.loading.few import few
 from shards.loading.open import Splits, open_data
-from shards.loading.subset import Subset
 from shards.settings import replace
 from xfer.bundle import open_model
 from xfer.config import Recipe
@@ -36,6 +34,7 @@ from xfer.run import begin, fit, label_space
 from xfer.train import DivergedError
 
 REFIT_IMAGES = 2048
+SCORED_BATCH = 32
 PULL = 1e-3  # of the refitted head towards the trained one
 
 
@@ -66,24 +65,9 @@ def share(job: Job, num_images: int) -> Shared:
         targets,
         masks,
         calibration_images(data, recipe.data, recipe.quantize.calibration),
-        _some(data.validation, recipe.data, num_images),
+        few(data.validation, recipe.data, num_images, batch_size=SCORED_BATCH),
         {subset.name: tuple(subset.classes) for subset in data.validation},
     )
-
-
-def _some(subsets: Sequence[Subset], config: DataConfig, count: int) -> list[Batch]:
-    """About `count` samples, in equal parts from every subset."""
-    small = config.model_copy(update={"batch_size": 32, "workers": 0})
-    batches: list[Batch] = []
-    for index, subset in enumerate(subsets):
-        seen = 0
-        for batch in eval_stream([subset], small, Slot()):
-            batch.sources.fill_(index)
-            batches.append(batch)
-            seen += int(batch.valid.sum())
-            if seen * len(subsets) >= count:
-                break
-    return batches
 
 
 def _features(model: FusionModel, data: Splits, recipe: Recipe, labels: LabelSpace) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +75,7 @@ def _features(model: FusionModel, data: Splits, recipe: Recipe, labels: LabelSpa
     table, masks = labels.table(names), labels.masks(names)
     features, targets, known = [], [], []
     with torch.inference_mode():
-        for batch in _some(data.train, recipe.data, REFIT_IMAGES):
+        for batch in few(data.train, recipe.data, REFIT_IMAGES):
             stacked = torch.stack(model.features(batch.images), 1)
             unified = unify(table, batch.sources, batch.targets)
             counted = batch.valid & (unified >= 0)

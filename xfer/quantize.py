@@ -5,17 +5,15 @@ takes a few seconds on two cores, nearly all of it the calibration images' two f
 """
 
 import copy
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
 
-from shards.config import AugmentConfig, DataConfig
+from shards.config import DataConfig
 from shards.format.manifest import naming
-from shards.loading.batch import Slot
+from shards.loading.few import few
 from shards.loading.open import Splits
-from shards.loading.train import train_stream
 from xfer.bundle import Trained, open_model, write_bundle
 from xfer.config import QuantizeConfig, Recipe
 from xfer.model import FusionModel
@@ -28,16 +26,9 @@ CALIBRATION_BATCH = 64
 
 
 def calibration_images(data: Splits, config: DataConfig, count: int) -> list[Tensor]:
-    """The first `count` training images of the blend, not augmented: uint8 [B, 3, S, S] batches."""
-    plain = config.model_copy(
-        update={
-            "augment": AugmentConfig(scale=(1.0, 1.0), flip=0.0, color=0.0),
-            "batch_size": min(count, CALIBRATION_BATCH),
-            "workers": 0,
-        }
-    )
-    stream: Iterator = iter(train_stream(data.train, plain, Slot()))
-    return [batch.images for batch in islice(stream, -(-count // plain.batch_size))]
+    """`count` training images in the proportions of the blend, not augmented: uint8 [B, 3, S, S] batches."""
+    batches = few(data.train, config, count, sources="proportional", batch_size=CALIBRATION_BATCH)
+    return [batch.images for batch in batches]
 
 
 def quantize_model(model: FusionModel, config: QuantizeConfig, calibration: Iterable[Tensor]) -> Quantized:

@@ -59,7 +59,7 @@ class EvalStream:
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """The pass from a position on: of all ranks together, so another number of ranks may go on."""
-        samples = Samples(Reader(self.subsets), partial(_centred, size=self.image_size), self.image_size, seed=None)
+        samples = Samples(Reader(self.subsets), partial(centred, size=self.image_size), self.image_size, seed=None)
         requests = [self._request(start) for start in range(start, self.num_samples, self.batch_size)]
         workers, each = min(self.workers, len(requests)), -(-self.batch_size // self.slot.world_size)
         with closing(Deliveries(samples, requests, workers, each, self.pin_memory)) as deliveries:
@@ -99,7 +99,7 @@ def eval_stream(
     return EvalStream(tuple(subsets), slot, batch_size, size, damage, config.workers, pin_memory)
 
 
-def _centred(
+def centred(
     data: bytes,
     *,
     drawn: Sequence[float],
@@ -108,4 +108,5 @@ def _centred(
     out: torch.Tensor,
     size: int,
 ) -> Pixels:
+    """A transform without chance: the centred square."""
     return centre(data, size, boxes, mask, out)

@@ -96,6 +96,12 @@ def build_order(
     return Order(shapes, stages, config.seed, _block(config), config.lanes, config.window, _unit(config))
 
 
+def shares(subsets: Sequence[Subset], config: DataConfig) -> list[float]:
+    """How much each subset, named like a source, counts in the blend that training begins with."""
+    first = _stages(subsets, config)[0].weights
+    return [float(first[subset.name]) for subset in subsets]
+
+
 def _stages(subsets: Sequence[Subset], config: DataConfig) -> list[Stage]:
     given = {name: source.weight for name, source in config.sources.items()}
     names = [subset.name for subset in subsets]

@@ -1,0 +1,115 @@
+"""A few samples of some subsets, to calibrate, score or show: the same ones in whatever order a data set is stored.
+
+Samples are ranked by the hash of their key, within a source by turns of its classes and over sources by turns of the
+sources, so every beginning of the ranking is a fair mixture: no class or source gets more than one sample beyond its
+share, as far as it has samples. Sound on a machine without a GPU: images are decoded here, whatever `data.decode` says,
+and never augmented. Of a remote source every shard that holds a chosen sample is fetched: the price of a fair choice.
+Cost: a sort of the index, some seconds for 10^7 samples.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from shards.config import DataConfig
+from shards.format.hashing import Ints, mix_array
+from shards.loading.batch import Batch
+from shards.loading.damage import DamageLog, budget
+from shards.loading.dataset import Deliveries, Samples
+from shards.loading.evaluate import centred
+from shards.loading.reader import Reader
+from shards.loading.request import DamagedSample, Delivery, Request
+from shards.loading.state import shares
+from shards.loading.subset import Subset
+
+_SALT = np.uint64(0xD6E8FEB86659FD93)
+
+Parts = Literal["equal", "proportional"]
+
+
+def few(
+    subsets: Sequence[Subset],
+    config: DataConfig,
+    count: int,
+    sources: Parts = "equal",
+    classes: Parts = "proportional",
+    batch_size: int = 64,
+    passed_over: Callable[[str], None] | None = None,
+) -> list[Batch]:
+    """`count` samples, or all if there are fewer, as batches of about equal size, all of them valid.
+
+    `sources`: equal parts, or in proportion to their shares of the training blend; `classes`: the same within each
+    source. Positions count the samples of all subsets one after the other. A damaged sample is passed over and named to
+    `passed_over` (None: on stderr), and the next of its source taken. Raises DamagedDataError if more are damaged than
+    `config` accepts.
+    """
+    subsets, report = tuple(subsets), passed_over or partial(print, file=sys.stderr)
+    ranked = [_ranked(subset, even=classes == "equal") for subset in subsets]
+    weights = shares(subsets, config) if sources == "proportional" else [1.0] * len(subsets)
+    order = _by_turns([len(one) for one in ranked], weights)[:count]
+    taken = [0] * len(subsets)
+    log = DamageLog(subsets, {} if config.strict else budget(subsets, config.max_replaced))
+    samples = Samples(Reader(subsets), partial(centred, size=config.image_size), config.image_size, seed=None)
+    batches: list[Batch] = []
+    while len(order):
+        places = []
+        for source in order.tolist():
+            if taken[source] < len(ranked[source]):
+                places.append((source, int(ranked[source][taken[source]])))
+                taken[source] += 1
+        lost: list[int] = []
+        for batch, damaged in _read(samples, places, batch_size):
+            sound = _select(batch, np.flatnonzero(batch.valid.numpy()).tolist())
+            lost += batch.sources[~batch.valid].tolist()
+            log.count(Delivery(sound, damaged, {}))
+            for one in damaged:
+                report(f"{subsets[one.source].name}: {one.key} of {one.shard} passed over: {one.reason}")
+            batches += [sound] if len(sound) else []
+        order = np.array(lost, np.int64)
+    return batches
+
+
+def _ranked(subset: Subset, even: bool) -> Ints:
+    """All samples of a subset, its classes taking turns; int64 [num_samples]."""
+    hashes, labels = mix_array(subset.key_hashes() ^ _SALT), subset.labels()
+    by_class = np.lexsort((hashes, labels))
+    _, firsts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    turn = np.arange(len(by_class)) - np.repeat(firsts, sizes) + 0.5
+    if not even:
+        turn /= np.repeat(sizes, sizes)
+    return by_class[np.lexsort((hashes[by_class], turn))]
+
+
+def _by_turns(sizes: Sequence[int], weights: Sequence[float]) -> Ints:
+    """Sources in the order in which they give their samples, each as often as it has any; int64 [sum of sizes]."""
+    turns = [(np.arange(size) + 0.5) / weight for size, weight in zip(sizes, weights, strict=True) if weight > 0]
+    given = [np.full(size, source) for source, (size, w) in enumerate(zip(sizes, weights, strict=True)) if w > 0]
+    return np.concatenate(given)[np.argsort(np.concatenate(turns), kind="stable")]
+
+
+def _read(
+    samples: Samples, places: Sequence[tuple[int, int]], batch_size: int
+) -> Iterator[tuple[Batch, tuple[DamagedSample, ...]]]:
+    """Batches of about equal size, damaged samples invalid in them."""
+    subsets = samples.reader.subsets
+    firsts = np.cumsum([0] + [subset.num_samples for subset in subsets])
+    requests = []
+    for part in np.array_split(np.array(places, np.int64).reshape(-1, 2), max(1, -(-len(places) // batch_size))):
+        at = np.array([subsets[source].locate(i) for source, i in part.tolist()], np.int64).reshape(-1, 2)
+        requests.append(Request(part[:, 0], at[:, 0], at[:, 1], firsts[part[:, 0]] + part[:, 1]))
+    with closing(Deliveries(samples, [one for one in requests if len(one)], 0, batch_size)) as deliveries:
+        for delivery in deliveries:
+            yield delivery.batch, delivery.damaged
+
+
+def _select(batch: Batch, rows: list[int]) -> Batch:
+    if len(rows) == len(batch):
+        return batch
+    parts = {name: value for name, value in vars(batch).items() if value is not None}
+    chosen = {n: tuple(v[row] for row in rows) if isinstance(v, tuple) else v[rows] for n, v in parts.items()}
+    return replace(batch, **chosen)
