@@ -1,36 +1,77 @@
 """What a cluster has against what a job needs: refused with numbers, before Ray would wait for ever."""
 
+import sys
+import time
+from collections.abc import Iterable, Mapping
+
 import ray
+from ray._private.state import available_resources_per_node
 
 from cluster.config import ClusterConfig
 from shards.settings import ConfigError
 
+WAIT_S = 900.0
+"""Longest wait for others to leave the room that the workers need."""
+POLL_S = 2.0
 
-def check_capacity(config: ClusterConfig, batch_size: int) -> None:
-    """Raises ConfigError if the workers can never all run on the nodes that are there."""
+
+def check_capacity(config: ClusterConfig, batch_size: int, wait_s: float = WAIT_S) -> None:
+    """Returns when all workers have room on the nodes that are there, waiting for others to end if need be.
+
+    Raises ConfigError if they can never all run, at once, or if the room is still taken after `wait_s`.
+    """
     faults = []
     if config.workers > batch_size:
         faults.append(
             f"cluster.workers: {config.workers} workers cannot share data.batch_size: {batch_size}; "
             f"give at most {batch_size}"
         )
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fit = sum(_workers_on(node, config) for node in nodes)
-    if fit < config.workers:
-        cpus, gpus = sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
-        need = f"{config.cpus_per_worker:g} CPU" + (
-            f" and {config.gpus_per_worker:g} GPU" if config.gpus_per_worker else ""
-        )
-        faults.append(
-            f"cluster.workers: {config.workers} workers of {need} each do not fit; the cluster has {cpus:g} CPU "
-            f"and {gpus:g} GPU on {len(nodes)} node(s), room for {fit}"
-        )
+    if _room(_total(), config.resources) < config.workers:
+        faults.append(f"cluster.workers: {_numbers(config)}")
     if faults:
         raise ConfigError(faults)
+    _wait(config, wait_s)
 
 
-def _workers_on(node: dict[str, float], config: ClusterConfig) -> int:
-    fit = int(node.get("CPU", 0) / config.cpus_per_worker + 1e-6)
-    if config.gpus_per_worker:
-        fit = min(fit, int(node.get("GPU", 0) / config.gpus_per_worker + 1e-6))
-    return fit
+def _wait(config: ClusterConfig, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    announced = False
+    while _room(_free(), config.resources) < config.workers:
+        if _room(_total(), config.resources) < config.workers:  # a node has gone
+            raise ConfigError(f"cluster.workers: {_numbers(config)}")
+        if time.monotonic() > deadline:
+            raise ConfigError(f"cluster.workers: {_numbers(config)}; waited {wait_s:g} s for the others to end")
+        if not announced:
+            print(f"waiting for room, at most {wait_s:g} s: {_numbers(config)}", file=sys.stderr)
+            announced = True
+        time.sleep(min(POLL_S, wait_s))
+
+
+def _total() -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _free() -> list[Mapping[str, float]]:
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return [free for node, free in available_resources_per_node().items() if node in alive]
+
+
+def _room(nodes: Iterable[Mapping[str, float]], resources: Mapping[str, float]) -> int:
+    """How many workers that take `resources` each fit on `nodes`."""
+    return sum(
+        min(int(node.get(name, 0) / amount + 1e-6) for name, amount in resources.items() if amount) for node in nodes
+    )
+
+
+def _numbers(config: ClusterConfig) -> str:
+    total, free = _total(), _free()
+    need = " and ".join(f"{amount:g} {name}" for name, amount in config.resources.items())
+
+    def have(nodes: list[Mapping[str, float]]) -> str:
+        cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+        return f"{cpus:g} CPU and {gpus:g} GPU (room for {_room(nodes, config.resources)})"
+
+    return (
+        f"{config.workers} workers of {need} each do not fit; the cluster has {have(total)} on {len(total)} node(s), "
+        f"of which {have(free)} are free now"
+    )
