@@ -13,7 +13,8 @@ from shards.settings import ConfigError
 from shards.sources import files
 from shards.sources.source import Item, SourceOptions
 
-_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
+_FITTED = {"train", "training"}
+_HELD_OUT = {"val", "valid", "validation", "dev", "test", "testing"}
 _LAYOUT = "expected <folder>/<class>/<image>, one sub-folder for each class, images " + ", ".join(IMAGES)
 
 
@@ -72,7 +73,18 @@ def _faults(root: Path, classes: list[str], loose: list[str]) -> list[str]:
         faults.append(f"{root}: {len(loose)} images lie beside the class folders ({files.some(loose)}); {_LAYOUT}")
     if len(classes) == 1:
         faults.append(f"{root}: only one class, {classes[0]!r}; a classifier needs two; {_LAYOUT}")
-    if {name.lower() for name in classes} <= _SPLIT_NAMES:
-        names = ", ".join(classes)
-        faults.append(f"{root}: its folders are splits ({names}), not classes; build each on its own with --split")
-    return faults
+    return faults + _splits(root, classes)
+
+
+def _splits(root: Path, classes: list[str]) -> list[str]:
+    """One name of a split may well be a class (a train is a vehicle); train beside val or test is a layout."""
+    splits = [name for name in classes if name.strip().lower() in _FITTED | _HELD_OUT]
+    lower = {name.strip().lower() for name in splits}
+    if len(splits) < len(classes) and not (lower & _FITTED and lower & _HELD_OUT):
+        return []
+    others = [name for name in classes if name not in splits]
+    beside = f"; beside them: {files.some(others)}" if others else ""
+    return [
+        f"{root}: its folders are splits ({', '.join(splits)}), not classes{beside}; build each on its own with "
+        "--split, or rename the folders if they are classes"
+    ]

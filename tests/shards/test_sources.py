@@ -42,6 +42,8 @@ def test_a_folder(tmp_path):
         (["cat/a.jpg", "dog/a.jpg", "owl/x.txt"], "class folder 'owl' holds no images"),
         (["cat/a.jpg", "dog/a.jpg", "loose.jpg"], "1 images lie beside the class folders"),
         (["train/a.jpg", "val/a.jpg"], "splits"),
+        (["train/a.jpg", "val/a.jpg", "samples/a.jpg"], "beside them: samples"),
+        (["Train/a.jpg", "Testing/a.jpg", "b/a.jpg", "c/a.jpg"], "beside them: b, c"),
     ],
 )
 def test_folders_that_cannot_be_built(tmp_path, files, message):
@@ -54,6 +56,13 @@ def test_folders_that_cannot_be_built(tmp_path, files, message):
     with pytest.raises(ConfigError, match=message) as caught:
         open_source(root, SourceOptions())
     assert str(root) in str(caught.value)
+
+
+def test_one_name_of_a_split_may_be_a_class(tmp_path):
+    for name in ("bus", "train"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes(b"x")
+    assert open_source(tmp_path, SourceOptions())[1].classes == ("bus", "train")
 
 
 def test_all_faults_at_once(tmp_path):
