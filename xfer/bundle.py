@@ -9,6 +9,7 @@
 `open_model` reads a bundle or a run folder alike.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from xfer.quant.pack import pack, unpack
 from xfer.quant.weights import Quantized
 
 FORMAT = 1
+FILES = frozenset({"weights.safetensors", "recipe.yaml", "labels.yaml", "card.md"})
 
 
 class BundleRecipe(Strict):
@@ -60,8 +62,10 @@ def open_model(path: str | Path) -> Trained:
     damaged.
     """
     path = Path(path)
-    if (path / "weights.safetensors").exists() or (path / "labels.yaml").exists():
+    if is_bundle(path):
         return _open_bundle(path)
+    if (path / "weights.safetensors").is_file() and (path / "recipe.yaml").is_file():
+        raise ConfigError(f"{path}: a bundle whose manifest.json is missing or damaged; copy or make it again")
     if (path / "recipe.yaml").is_file():
         checkpoint = latest_checkpoint(path / "checkpoints")
         if checkpoint is None and (path / "bundle").is_dir():
@@ -75,6 +79,37 @@ def open_model(path: str | Path) -> Trained:
         return Trained(path, weights, recipe.name, model.eval(), tuple(classes), recipe.data.image_size)
     what = "no such folder" if not path.exists() else "neither a run folder (recipe.yaml) nor a bundle (manifest.json)"
     raise ConfigError(f"{path}: {what}")
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is one of our bundles, whole or damaged: its manifest says so. The names of its files alone say
+    nothing: other people have a labels.yaml too.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return False
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    return isinstance(files, dict) and files.keys() == FILES and "format" in manifest
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises ConfigError unless a bundle may be written to `folder`: nothing is there, an empty folder, or a bundle of
+    ours with nothing else in it.
+    """
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise ConfigError(f"{folder}: exists and is no bundle; it is left alone, give another folder")
+    there = {path.name for path in folder.iterdir()}
+    if there and not is_bundle(folder):
+        raise ConfigError(f"{folder}: exists and is no bundle; it is left alone, give another folder")
+    foreign = sorted(there - FILES - {"manifest.json"})
+    if foreign:
+        raise ConfigError(
+            f"{folder}: beside the bundle there lies {', '.join(foreign[:5])}, which replacing it would remove; "
+            "move it away, or give another folder"
+        )
 
 
 def _open_bundle(path: Path) -> Trained:
@@ -100,8 +135,7 @@ def write_bundle(
 
     Raises ConfigError if something that is not a bundle lies there.
     """
-    if folder.exists() and not (folder / "labels.yaml").is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: exists and is no bundle; it is left alone, give another folder")
+    check_replaceable(folder)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -114,11 +148,26 @@ def write_bundle(
         (draft / "recipe.yaml").write_text(dump(described))
         (draft / "labels.yaml").write_text(yaml.safe_dump({"classes": list(classes)}, allow_unicode=True))
         (draft / "card.md").write_text(card)
+        # safetensors gives its file to the user alone; a bundle is there to be handed on.
+        (draft / "weights.safetensors").chmod((draft / "card.md").stat().st_mode & 0o777)
         write_manifest(draft, {"format": FORMAT})
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(draft, folder)
+        _put_in_place(draft, folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return folder
+
+
+def _put_in_place(draft: Path, folder: Path) -> None:
+    """`draft` becomes `folder`. An older bundle there is set aside first and removed last."""
+    check_replaceable(folder)  # once more: quantizing took a while
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        os.replace(folder, aside)
+    try:
+        os.replace(draft, folder)
+    except OSError:
+        if aside.exists():
+            os.replace(aside, folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -14,7 +14,7 @@ from shards.config import DataConfig
 from shards.format.manifest import naming
 from shards.loading.few import few
 from shards.loading.open import Splits
-from xfer.bundle import Trained, open_model, write_bundle
+from xfer.bundle import Trained, check_replaceable, open_model, write_bundle
 from xfer.config import QuantizeConfig, Recipe
 from xfer.model import FusionModel
 from xfer.quant.bits import layer_bits
@@ -44,6 +44,7 @@ def quantize_model(model: FusionModel, config: QuantizeConfig, calibration: Iter
 
 def make_bundle(trained: Trained, recipe: Recipe, data: Splits, folder: Path) -> Trained:
     """Quantizes a run and writes the bundle. Returns the bundle, read back from disk."""
+    check_replaceable(folder)
     calibration = calibration_images(data, recipe.data, recipe.quantize.calibration)
     return ship(trained, recipe, quantize_model(trained.model, recipe.quantize, calibration), folder)
 

@@ -202,6 +202,34 @@ def test_a_full_disk_is_one_message_that_names_the_path(trained, recipe_values, 
     assert not (tmp_path / "full-bundle").exists()
 
 
+@pytest.mark.parametrize(
+    "theirs", [["labels.yaml"], ["weights.safetensors", "labels.yaml", "recipe.yaml"], ["a/b.txt"]]
+)
+def test_a_folder_that_is_no_bundle_is_never_written_to(trained, tmp_path, theirs, capsys):
+    for name in theirs:
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text("mine")
+    assert status("quantize", str(trained), "--out", str(tmp_path / "mine")) == 2
+    assert "is no bundle; it is left alone" in capsys.readouterr().err
+    assert {str(p.relative_to(tmp_path / "mine")) for p in (tmp_path / "mine").rglob("*") if p.is_file()} == set(theirs)
+    assert all((tmp_path / "mine" / name).read_text() == "mine" for name in theirs)
+
+
+def test_an_older_bundle_is_replaced_but_not_with_something_of_the_user_in_it(trained, tmp_path, capsys):
+    out = tmp_path / "bundle"
+    assert status("quantize", str(trained), "--out", str(out)) == 0
+    old = (out / "weights.safetensors").read_bytes()
+    assert (out / "weights.safetensors").stat().st_mode == (out / "card.md").stat().st_mode
+    (out / "notes.txt").write_text("mine")
+    assert status("quantize", str(trained), "quantize.bits=4", "--out", str(out)) == 2
+    assert "notes.txt" in capsys.readouterr().err
+    assert (out / "weights.safetensors").read_bytes() == old
+    (out / "notes.txt").unlink()
+    assert status("quantize", str(trained), "quantize.bits=4", "--out", str(out)) == 0
+    assert (out / "weights.safetensors").stat().st_size < 0.7 * len(old)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_a_damaged_bundle_is_refused(trained, capsys):
     out = trained / "damaged"
     assert status("quantize", str(trained), "--out", str(out)) == 0

@@ -140,10 +140,11 @@ def _scores(trained: "Trained", subsets: "tuple[Subset, ...]", config: "DataConf
 def recipe_of(model: Path, overrides: Sequence[str]) -> "Recipe":
     """The recipe a run was made from: in the run folder itself, or beside the bundle."""
     from shards.settings import load
+    from xfer.bundle import is_bundle
     from xfer.config import Recipe
 
     for folder in (model, model.absolute().parent):
         path = folder / "recipe.yaml"
-        if path.is_file() and not (folder / "weights.safetensors").exists():
+        if path.is_file() and not is_bundle(folder):
             return load(path, Recipe, overrides)
     raise ConfigError(f"{model}: no run folder with a recipe.yaml here or around it")
