@@ -33,8 +33,10 @@ def _held_out(given: Any) -> Any:
     """One message for all three forms, where pydantic would give one for each."""
     if isinstance(given, (int, float)) and not isinstance(given, bool) and 0 <= given < 1:
         return given
-    if given == LEAVE_ONE_OUT or (isinstance(given, (list, tuple)) and given and all(type(n) is str for n in given)):
+    if given == LEAVE_ONE_OUT:
         return given
+    if isinstance(given, (list, tuple)) and given and all(type(name) is str for name in given):
+        return tuple(given)
     raise ValueError(f"must be a fraction from 0 to below 1, a list of source names, or {LEAVE_ONE_OUT}, got {given!r}")
 
 

@@ -102,7 +102,7 @@ def test_a_shard_that_is_wrong_for_good_is_replaced_and_named(local, server, tmp
     assert runs[0] == runs[1], "each replay replaces by the same samples"
 
 
-def test_evaluation_does_without_nothing(local, server, tmp_path):
+def test_evaluation_names_what_it_does_without(local, server, tmp_path):
     publish(server, local)
     settings = remote(server, tmp_path, "a", workers=1)
     subsets = open_data(settings).train
@@ -110,8 +110,14 @@ def test_evaluation_does_without_nothing(local, server, tmp_path):
     assert sorted(position for position in delivered if position >= 0) == list(range(60))
     server.always["/b/train-000001.tar"] = "wrong"
     settings = remote(server, tmp_path, "b")
+    stream = eval_stream(open_data(settings).train, settings, Slot())
+    counted = sum(int(batch.valid.sum()) for batch in stream)
+    assert stream.damaged
+    assert counted + len(stream.damaged) == stream.num_samples
+    assert all("fetched twice" in sample.reason for sample in stream.damaged)
+    strict = remote(server, tmp_path, "b", strict=True)
     with pytest.raises(DamagedDataError, match="fetched twice"):
-        list(eval_stream(open_data(settings).train, settings, Slot()))
+        list(eval_stream(open_data(strict).train, strict, Slot()))
 
 
 def test_ranks_of_a_machine_share_the_cache(local, server, tmp_path):

@@ -22,6 +22,7 @@ from shards.inspect.plan.numbers import Forecast, Wish, forecast_file
 from shards.inspect.plan.survey import Run, World, choose, survey
 from shards.inspect.plan.timeline import timelines
 from shards.loading.batch import Slot
+from shards.loading.damage import DamageLog
 from shards.loading.evaluate import EvalStream
 from shards.loading.open import open_data
 from shards.loading.state import build_order
@@ -271,7 +272,7 @@ def test_an_evaluation_fetches_what_its_ranks_read(tmp_path, rows, nodes):
     assert (subset.shard_samples == validated).all()
     read: defaultdict[int, set[int]] = defaultdict(set)
     for node in range(nodes):
-        stream = EvalStream((subset,), Slot(node, nodes), 64, 16)
+        stream = EvalStream((subset,), Slot(node, nodes), 64, 16, DamageLog((subset,), {}))
         for start in range(0, subset.num_samples, 64):
             read[node].update(stream._request(start).shard.tolist())
     fetched = sum(2 * validated[shard] * 10_000 for shards in read.values() for shard in shards)
