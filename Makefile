@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FAST := not slow and not ray and not deepspeed and not hosts and not gpu
 
-.PHONY: demo test test-fast check format lock clean
+.PHONY: demo test test-fast mutants check format lock clean
 
 demo: $(READY)  ## the whole way on generated images
 	$(BIN)/xfer demo
@@ -15,6 +15,9 @@ test: $(READY)  ## everything this machine can run
 
 test-fast: $(READY)  ## under a minute
 	$(BIN)/python -m pytest -m "$(FAST)"
+
+mutants: $(READY)  ## breaks the code in named ways; the tests have to see each
+	$(BIN)/python -m tests.mutants
 
 check: $(READY)  ## lint, format, types, import contracts
 	$(BIN)/ruff check .

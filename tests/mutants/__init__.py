@@ -1,0 +1,1 @@
+"""Named breaks of the four packages, each of which the tests must catch: `make mutants`."""
