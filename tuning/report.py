@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from shards.format.manifest import whole_file
+from shards.format.whole import write_text
 from shards.loading.damage import read_damage
 from shards.settings import ConfigError, load
 from shards.text import counted
@@ -77,8 +77,7 @@ def write_report(folder: Path) -> Path:
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
     """Writes the page whole or not at all."""
-    with whole_file(path) as draft:
-        draft.write_text(PAGE.render(title=title, lead=lead, sections=sections))
+    write_text(path, PAGE.render(title=title, lead=lead, sections=sections))
     return path
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.launch import run as run_job
-from shards.format.manifest import whole_file
+from shards.format.whole import write_text
 from shards.settings import ConfigError, dump, load, replace
 from tuning.check import check_space
 from tuning.config import Study
@@ -56,7 +56,7 @@ def run(study: Study, retry_failed: bool = False) -> Searched:
         raise ConfigError(f"name: the study and its job are both called {study.name!r}; give the study another name")
     with run_lock(folder):
         _check_same(study, folder)
-        _write(folder / "study.yaml", dump(study))
+        write_text(folder / "study.yaml", dump(study))
         shared = None
         if needs_training(study.space):
             prepare(study.job.recipe)
@@ -64,21 +64,16 @@ def run(study: Study, retry_failed: bool = False) -> Searched:
             _train_first(study)
             print("preparing what the trials share", file=sys.stderr)
             shared = share(study.job, study.search.images)
-            _write(folder / "float.json", json.dumps(float_row(shared), allow_nan=False))
+            write_text(folder / "float.json", json.dumps(float_row(shared), allow_nan=False))
         rows = search(study, folder, shared, retry_failed)
         best = choose(rows, study.search.tolerance)
         if best is not None:
             job = replace(study.job, {**best.values, "name": f"{study.name}-best"})
-            _write(folder / "best.yaml", dump(job))
+            write_text(folder / "best.yaml", dump(job))
             if shared is not None:
-                _write(folder / "recipe.yaml", dump(job.recipe))
+                write_text(folder / "recipe.yaml", dump(job.recipe))
                 ship(open_model(shared.run), job.recipe, realize(job.recipe, shared), folder / "bundle")
         return Searched(rows, best, write_report(folder))
-
-
-def _write(path: Path, text: str) -> None:
-    with whole_file(path) as draft:
-        draft.write_text(text)
 
 
 def _check_same(study: Study, folder: Path) -> None:

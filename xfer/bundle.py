@@ -11,7 +11,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from shards.format.whole import whole_folder
 from shards.settings import ConfigError, Strict, dump, load
 from xfer.checkpoint import damage, latest_checkpoint, write_manifest
 from xfer.config import ModelConfig, Recipe
@@ -135,39 +135,15 @@ def write_bundle(
 
     Raises ConfigError if something that is not a bundle lies there.
     """
-    check_replaceable(folder)
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    check_replaceable(folder)  # once more: quantizing took a while
+    # Where pretrained weights lay on the training machine is nobody's business later.
+    branches = {name: b.model_copy(update={"weights": None}) for name, b in recipe.model.branches.items()}
+    model = recipe.model.model_copy(update={"branches": branches})
+    described = BundleRecipe(name=recipe.name, image_size=recipe.data.image_size, model=model)
+    with whole_folder(folder) as draft:
         pack(quantized, draft / "weights.safetensors", dict(extra))
-        # Where pretrained weights lay on the training machine is nobody's business later.
-        branches = {name: b.model_copy(update={"weights": None}) for name, b in recipe.model.branches.items()}
-        model = recipe.model.model_copy(update={"branches": branches})
-        described = BundleRecipe(name=recipe.name, image_size=recipe.data.image_size, model=model)
         (draft / "recipe.yaml").write_text(dump(described))
         (draft / "labels.yaml").write_text(yaml.safe_dump({"classes": list(classes)}, allow_unicode=True))
         (draft / "card.md").write_text(card)
-        # safetensors gives its file to the user alone; a bundle is there to be handed on.
-        (draft / "weights.safetensors").chmod((draft / "card.md").stat().st_mode & 0o777)
         write_manifest(draft, {"format": FORMAT})
-        _put_in_place(draft, folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return folder
-
-
-def _put_in_place(draft: Path, folder: Path) -> None:
-    """`draft` becomes `folder`. An older bundle there is set aside first and removed last."""
-    check_replaceable(folder)  # once more: quantizing took a while
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        os.replace(folder, aside)
-    try:
-        os.replace(draft, folder)
-    except OSError:
-        if aside.exists():
-            os.replace(aside, folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

@@ -8,11 +8,7 @@ pickle.
 
 import hashlib
 import json
-import os
-import re
 import shutil
-import socket
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,13 +17,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shards.format.manifest import naming
+from shards.format.whole import remove_drafts, whole_folder
 
 FORMAT = 1
 PREFIX = "step-"
-_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
-_DRAFT = re.compile(rf"\.{PREFIX}\d+\.(?:(?P<host>[A-Za-z0-9-]+)\.)?(?P<pid>\d+)")
-_DEAD_AFTER_S = 3600
 
 
 @dataclass
@@ -61,47 +54,19 @@ def write_checkpoint(
     """
     final = folder / f"{PREFIX}{state.step:08d}"
     remove_stale_drafts(folder)
-    draft = folder / f".{final.name}.{_HOST}.{os.getpid()}"
-    draft.mkdir(parents=True)
-    try:
-        with naming(final):
-            save_file(dict(model), draft / "model.safetensors")
-            save_file(dict(optimizer), draft / "optimizer.safetensors")
-            (draft / "state.json").write_text(json.dumps(asdict(state)))
-            write_manifest(draft, {"format": FORMAT})
-            shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt at this step
-            os.replace(draft, final)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+    with whole_folder(final) as draft:
+        save_file(dict(model), draft / "model.safetensors")
+        save_file(dict(optimizer), draft / "optimizer.safetensors")
+        (draft / "state.json").write_text(json.dumps(asdict(state)))
+        write_manifest(draft, {"format": FORMAT})
     for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def remove_stale_drafts(folder: Path) -> None:
-    """Removes what writers left half-written that were killed. A living process keeps its draft; a writer on another
-    host, whose processes cannot be seen from here, counts as dead when its draft has not changed for an hour.
-    """
-    for draft in folder.glob(f".{PREFIX}*"):
-        named = _DRAFT.fullmatch(draft.name)
-        if named and draft.is_dir() and not _has_writer(draft, named["host"], int(named["pid"])):
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-def _has_writer(draft: Path, host: str | None, pid: int) -> bool:
-    if host not in (None, _HOST):
-        newest = max((path.stat().st_mtime for path in (draft, *draft.iterdir())), default=0)
-        return time.time() - newest < _DEAD_AFTER_S
-    if pid == os.getpid():  # this process writes one at a time: the draft is of another that had its number
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Removes what writers left half-written that were killed."""
+    remove_drafts(folder, rf"{PREFIX}\d+")
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from torch import Tensor
 
 from shards.config import DataConfig
-from shards.format.manifest import naming
 from shards.loading.few import few
 from shards.loading.open import Splits
 from xfer.bundle import Trained, check_replaceable, open_model, write_bundle
@@ -55,8 +54,7 @@ def ship(trained: Trained, recipe: Recipe, quantized: Quantized, folder: Path) -
     extra = {"float_bytes": trained.weights_bytes, "sources": sorted(recipe.data.sources)}
     assert isinstance(quantized.model, FusionModel)
     card = _card(trained, recipe, quantized.model, bits)
-    with naming(folder):
-        write_bundle(folder, recipe, trained.classes, quantized, extra, card)
+    write_bundle(folder, recipe, trained.classes, quantized, extra, card)
     return open_model(folder)
 
 

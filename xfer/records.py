@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.format.manifest import write_json
+from shards.format.whole import write_json
 
 Rows = Mapping[str, Mapping[str, Any]]
 """By source: correct, count, accuracy, interval, per_class, version."""

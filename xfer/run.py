@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.format.manifest import naming, whole_file
+from shards.format.whole import naming, write_text
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
 from shards.loading.open import Splits, open_data
@@ -62,20 +62,15 @@ def run_lock(folder: Path) -> Iterator[None]:
 def begin(recipe: Recipe, job: str | None = None) -> None:
     """Writes what is about to run beside its results: recipe.yaml, and job.yaml if there is one."""
     recipe.folder.mkdir(parents=True, exist_ok=True)
-    _write(recipe.folder / "recipe.yaml", dump(recipe))
+    write_text(recipe.folder / "recipe.yaml", dump(recipe))
     if job:
-        _write(recipe.folder / "job.yaml", job)
+        write_text(recipe.folder / "job.yaml", job)
 
 
 def _cut_metrics(folder: Path, step: int) -> None:
     """Leaves out the rows behind `step`: they will be made again."""
     rows = [row for row in read_metrics(folder) if row["step"] <= step]
-    _write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _write(path: Path, text: str) -> None:
-    with whole_file(path) as draft:
-        draft.write_text(text)
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_metrics(folder: Path) -> list[Row]:

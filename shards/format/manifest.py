@@ -12,15 +12,14 @@ any byte of a sample.
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from shards.format.whole import write_json
 from shards.settings import ConfigError
 
 FORMAT = 1
@@ -89,48 +88,6 @@ _MANIFEST = TypeAdapter(Manifest)
 def canonical(content: object) -> bytes:
     """JSON with one spelling only: sorted keys, no spaces, ASCII."""
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """A name beside `path` to write to; at the end it becomes `path`, on disk for good. After an error there is
-    nothing: a file that others read is there whole or not at all, also after a power cut.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        with naming(path):
-            yield temporary
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """A failure to write names `path`: a full disk does not say itself where it is, nor do libraries in Rust say that
-    it is an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.filename or error.errno is None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-    except Exception as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-
-
-def write_json(path: str | Path, content: object) -> None:
-    """A readable JSON file, whole or not at all."""
-    with whole_file(path) as temporary, open(temporary, "w") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
 
 
 def manifest_name(split: str) -> str:
@@ -232,7 +189,8 @@ def _disagreements(manifest: Manifest, version: str | None) -> list[str]:
 
 def splits_in(folder: str | Path) -> list[str]:
     """Every split that was built in a folder, and the older versions that were kept of it (`train@0123456789ab`)."""
-    names = (path.name.removesuffix(".json").partition(".manifest") for path in Path(folder).glob("*.manifest*.json"))
+    found = Path(folder).glob("[!.]*.manifest*.json")  # a draft that a killed process left begins with a dot
+    names = (path.name.removesuffix(".json").partition(".manifest") for path in found)
     return sorted(split + older.replace(".", "@", 1) for split, _, older in names)
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from shards.format.lock import locked
-from shards.format.manifest import File, Manifest, manifest_path, read_manifest, write_index, write_json, write_manifest
+from shards.format.manifest import File, Manifest, manifest_path, read_manifest, write_index, write_manifest
 from shards.format.statistics import Tally
+from shards.format.whole import write_json
 from shards.ingest import plan as planning
 from shards.ingest.plan import Plan, Request
 from shards.ingest.write import Finished, Task, index_part, read_finished, write_shard

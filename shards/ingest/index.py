@@ -23,17 +23,9 @@ import numpy as np
 
 from shards.format.fields import Roles, class_names, label_table
 from shards.format.lock import locked
-from shards.format.manifest import (
-    File,
-    Manifest,
-    canonical,
-    manifest_path,
-    read_manifest,
-    write_index,
-    write_json,
-    write_manifest,
-)
+from shards.format.manifest import File, Manifest, canonical, manifest_path, read_manifest, write_index, write_manifest
 from shards.format.statistics import Tally
+from shards.format.whole import write_json
 from shards.ingest.build import BuildError, BuildReport, report_path
 from shards.ingest.plan import describe, read_json
 from shards.ingest.scan import Scanned, ScanTask, index_part, read_scanned, scan_shard

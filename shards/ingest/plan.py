@@ -10,7 +10,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.format.manifest import File, canonical, write_json
+from shards.format.manifest import File, canonical
+from shards.format.whole import write_json
 from shards.ingest.listing import Listing, write_listing
 from shards.ingest.write import Task
 from shards.progress import progress

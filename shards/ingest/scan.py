@@ -20,9 +20,10 @@ from shards.decode import DecodeError, decode
 from shards.format.annotations import annotations
 from shards.format.fields import Roles, image_extension, member_text
 from shards.format.hashing import name_key
-from shards.format.manifest import INDEX, write_json
+from shards.format.manifest import INDEX
 from shards.format.statistics import Tally
 from shards.format.tar import TarError, parse_sample, sample_key
+from shards.format.whole import whole_file, write_json
 from shards.sources.tars import read_samples
 
 _MB = 1_000_000
@@ -88,9 +89,8 @@ def scan_shard(task: ScanTask, advance: Callable[[int], None]) -> Scanned:
         return replace(found, fault=f"{os.path.basename(task.path)}: {error}")
     with open(task.path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    part = f"{index_part(task)}.{os.getpid()}.tmp.npy"
-    np.save(part, np.array(scan.rows, INDEX), allow_pickle=False)
-    os.replace(part, index_part(task))
+    with whole_file(index_part(task)) as draft:
+        np.save(draft, np.array(scan.rows, INDEX), allow_pickle=False)
     done = replace(
         found,
         samples=len(scan.rows),

@@ -7,7 +7,6 @@ about 0.5 ms at 128 pixels.
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,9 +17,10 @@ import numpy as np
 from webdataset.writer import TarWriter
 
 from shards.format.hashing import name_key
-from shards.format.manifest import INDEX, write_json
+from shards.format.manifest import INDEX
 from shards.format.statistics import Tally
 from shards.format.tar import member_key
+from shards.format.whole import whole_file, write_json
 from shards.ingest.check import check
 from shards.ingest.listing import Span, read_span
 from shards.sources import Refused, Source
@@ -54,8 +54,8 @@ class Finished:
 class _Tee:
     """A file that counts and hashes what passes through it."""
 
-    def __init__(self, path: str):
-        self.file, self.hash, self.size = open(path, "wb"), hashlib.sha256(), 0  # noqa: SIM115  closed by write_shard
+    def __init__(self, file: BinaryIO):
+        self.file, self.hash, self.size = file, hashlib.sha256(), 0
 
     def write(self, data: bytes) -> int:
         self.hash.update(data)
@@ -65,22 +65,14 @@ class _Tee:
 
 def write_shard(source: Source, drop_boxes: bool, task: Task, advance: Callable[[int], None]) -> Finished:
     """Writes the tar, its index rows and its record into `task.state`; calls `advance(1)` after each item."""
-    partial = os.path.join(task.state, f"{task.path}.{os.getpid()}.tmp")
-    tee = _Tee(partial)
-    try:
-        rows, refused, dropped, tally = _pack(source, drop_boxes, task, tee, advance)
-        tee.file.flush()
-        os.fsync(tee.file.fileno())
-        tee.file.close()
+    tar, part = Path(task.state) / task.path, index_part(task.state, task.path)
+    with whole_file(tar) as tar_draft, whole_file(part) as part_draft:
+        with open(tar_draft, "wb") as file:
+            tee = _Tee(file)
+            rows, refused, dropped, tally = _pack(source, drop_boxes, task, tee, advance)
         index = np.array(rows, INDEX)
-        index["crc32"] = _checksums(partial, index)
-        np.save(partial + ".npy", index, allow_pickle=False)
-        os.replace(partial + ".npy", index_part(task.state, task.path))
-        os.replace(partial, os.path.join(task.state, task.path))
-    finally:
-        tee.file.close()
-        for leftover in (partial, partial + ".npy"):
-            Path(leftover).unlink(missing_ok=True)
+        index["crc32"] = _checksums(tar_draft, index)
+        np.save(part_draft, index, allow_pickle=False)
     done = Finished(task.plan, task.path, tee.size, len(rows), tee.hash.hexdigest(), refused, dropped, asdict(tally))
     write_json(record_path(task.state, task.path), asdict(done))
     return done
@@ -130,7 +122,7 @@ def _pack(
     return rows, refused, dropped, tally
 
 
-def _checksums(path: str, rows: np.ndarray) -> list[int]:
+def _checksums(path: Path, rows: np.ndarray) -> list[int]:
     """crc32 of each row's span, read back from the written file."""
     with open(path, "rb") as file:
         return [zlib.crc32(file.read(int(length))) for length in rows["length"]]

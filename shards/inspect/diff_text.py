@@ -14,7 +14,8 @@ import numpy as np
 
 from shards.config import DataConfig, SourceConfig
 from shards.format.hashing import Ints
-from shards.format.manifest import Manifest, older_split, splits_in, whole_file
+from shards.format.manifest import Manifest, older_split, splits_in
+from shards.format.whole import whole_file
 from shards.inspect.diff import PARTS, Changes, reading
 from shards.loading.state import differences, make_plan
 from shards.loading.subset import Subset

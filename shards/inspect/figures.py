@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from shards.format.manifest import whole_file
+from shards.format.whole import whole_file
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#db2777", "#65a30d")
 MUTED = ("#475569", "#92733a", "#5b8a6f", "#a35d5d", "#76669a", "#4a8792", "#a5678a", "#8b964a")

@@ -18,17 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from shards.format.lock import locked
-from shards.format.manifest import (
-    File,
-    Manifest,
-    manifest_path,
-    older_split,
-    open_index,
-    read_manifest,
-    whole_file,
-    write_json,
-    write_manifest,
-)
+from shards.format.manifest import File, Manifest, manifest_path, older_split, open_index, read_manifest, write_manifest
+from shards.format.whole import whole_file, write_json
 from shards.ingest.plan import describe
 from shards.inspect.verify import Inspection
 from shards.loading.damage import DamagedDataError

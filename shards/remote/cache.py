@@ -17,7 +17,6 @@ thousand files.
 import fcntl
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ from typing import Protocol
 
 from shards.format.lock import Locks
 from shards.format.manifest import File
+from shards.format.whole import write_text
 from shards.settings import ConfigError
 
 _OURS = re.compile(r"([0-9a-f]{64})(?:\.(?!bad$|part\b)[a-z0-9]{1,8})?(\.part)?")
@@ -186,10 +186,7 @@ class Cache:
         """Leaves word for people and for other processes why `file` is not here."""
         path = _note_path(self.folder, file.sha256)
         with suppress(OSError):  # a full disk must not hide the reason itself
-            temporary = f"{path}.{os.getpid()}.{threading.get_ident()}"
-            with open(temporary, "w") as note:
-                note.write(reason + "\n")
-            os.replace(temporary, path)
+            write_text(path, reason + "\n")
 
     def noted_since(self, file: File, moment: float) -> str | None:
         """The reason that another process gave after `moment` (time.time())."""

@@ -9,7 +9,6 @@ ships its digest too. Cost: a ResNet-18 packs and unpacks in a fraction of a sec
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from shards.format.whole import whole_file
 from xfer.quant.bits import WIDTHS, layers
 from xfer.quant.layout import DTYPE_NAMES, FORMAT, METADATA_KEY, VERSION, header_text, layout
 from xfer.quant.stream import from_stream, to_stream
@@ -40,9 +40,8 @@ def pack(quantized: Quantized, path: str | os.PathLike[str], metadata: Mapping[s
     # clone: safetensors refuses tensors that share memory, as buffers of one module may
     ready = {key: sources[key].detach().cpu().clone().contiguous() for key in expected}
     text = header_text(quantized.model, bits, metadata)
-    partial = Path(f"{os.fspath(path)}.partial")
-    save_file(ready, partial, metadata={METADATA_KEY: text})
-    os.replace(partial, path)
+    with whole_file(os.fspath(path)) as draft:
+        save_file(ready, draft, metadata={METADATA_KEY: text})
 
 
 def unpack(path: str | os.PathLike[str], model: nn.Module) -> Quantized:

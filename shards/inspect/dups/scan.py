@@ -22,7 +22,8 @@ import numpy as np
 from shards import decode, pool
 from shards.decode import DecodeError
 from shards.format.lock import locked
-from shards.format.manifest import Manifest, canonical, read_manifest, splits_in, whole_file
+from shards.format.manifest import Manifest, canonical, read_manifest, splits_in
+from shards.format.whole import whole_file
 from shards.inspect.dups import perceptual_hash
 from shards.inspect.dups.perceptual_hash import PRINT, take_print
 from shards.inspect.glance import Damaged

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from shards.format.manifest import whole_file
+from shards.format.whole import whole_file
 from shards.inspect.dups.copies import KINDS, Found, Pair, Split
 from shards.inspect.dups.leaks import all_pairs, contradictions, counts, cut_leaks, leaks
 from shards.inspect.glance import read

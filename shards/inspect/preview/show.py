@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from shards.decode import DecodeError, image_size, open_image, pixels
 from shards.format.annotations import VOID, Annotations, annotations
 from shards.format.hashing import permutation
-from shards.format.manifest import whole_file
+from shards.format.whole import whole_file
 from shards.inspect.glance import Damaged, candidates, read, scattered
 from shards.inspect.preview.paint import (
     VOID_COLOUR,
