@@ -144,6 +144,11 @@ def load(path: str | Path, kind: type[Kind], overrides: Sequence[str] = ()) -> K
     Raises ConfigError listing every fault.
     """
     content = _with_files(read_yaml(path), kind, Path(path).parent)
+    return _build(kind, content, *read_overrides(overrides), path)
+
+
+def read_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Values by dotted path of what is written `dotted.path=value`, and a fault for each that cannot be read."""
     changes, faults = {}, []
     for override in overrides:
         name, equals, value = override.partition("=")
@@ -154,19 +159,25 @@ def load(path: str | Path, kind: type[Kind], overrides: Sequence[str] = ()) -> K
             changes[name] = yaml.load(value, _Loader) if value else None
         except (yaml.YAMLError, ValueError, ConfigError):
             faults.append(f"{name}: {value!r} is not a YAML value")
-    return _build(kind, content, changes, path, faults)
+    return changes, faults
 
 
-def parse(content: Mapping[str, Any], kind: type[Kind]) -> Kind:
-    """The document `kind` from plain values, held to the same rules as a file. Raises ConfigError listing every
-    fault.
+def parse(
+    content: Mapping[str, Any],
+    kind: type[Kind],
+    changes: Mapping[str, Any] | None = None,
+    faults: Sequence[str] = (),
+    origin: str | Path | None = None,
+) -> Kind:
+    """The document `kind` from plain values, held to the same rules as a file. `changes`: values by dotted path;
+    `faults`: those found already. Raises ConfigError listing every fault.
     """
-    return _build(kind, dict(content), {}, None, [])
+    return _build(kind, dict(content), changes or {}, faults, origin)
 
 
 def replace(config: Kind, changes: Mapping[str, Any]) -> Kind:
     """A copy of `config` with the values at dotted paths replaced, validated again. Raises ConfigError."""
-    return _build(type(config), config.model_dump(mode="json"), changes, None, [])
+    return _build(type(config), config.model_dump(mode="json"), changes, [])
 
 
 def dump(config: Strict) -> str:
@@ -226,8 +237,8 @@ def _build(
     kind: type[Kind],
     content: dict[str, Any],
     changes: Mapping[str, Any],
-    origin: str | Path | None,
     faults: Sequence[str],
+    origin: str | Path | None = None,
 ) -> Kind:
     """`faults`: those found already; they do not hide what else is wrong."""
     faults = [*faults, *_change(kind, content, changes)]

@@ -370,6 +370,16 @@ def test_what_has_no_part_in_the_plan_is_refused(zoo, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.dropout: has no part") as caught:
         plan(tmp_path / "recipe.yaml", "model.dropout=1", "data.lane=3")
     assert "data.lane: unknown key; did you mean 'lanes'?" in caught.value.faults
+    job = {"recipe": {**recipe, "train": {"steps": "40"}}, "cluster": {"workers": 0}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    with pytest.raises(ConfigError) as caught:
+        plan(tmp_path / "job.yaml", "recipe.data.batch_size=0", "seed")
+    assert caught.value.faults[:3] == [
+        "'seed': an override is written dotted.path=value",
+        "train.steps: must be a whole number of at least 1, got '40'",
+        "cluster.workers: must be a whole number of at least 1, got 0",
+    ]
+    assert caught.value.faults[3].startswith("data.batch_size: ")
     with pytest.raises(ConfigError, match="no data section"):
         plan(tmp_path / "other.yaml")
     with pytest.raises(ConfigError, match="--steps: 0; expected 1 to"):

@@ -1,47 +1,24 @@
-"""The data section of any document that holds one: a recipe, a job, a study, or the section in a file of its own.
+"""The data section of a YAML file, and the few numbers around it that a plan of the data needs.
 
-A recipe's other sections belong to packages above this one; of these only the few numbers are read that a plan of the
-data needs. An override of anything else is refused: it would change nothing here.
+The file is a data section, or holds one as `data`, by itself or inside other documents (`recipe`, `job`), each inline
+or as the path of its own file. Nothing else in them is looked at. An override of anything else is refused: it would
+change nothing here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import ConfigDict, Field
+from typing import Any
 
 from shards.config import DataConfig
-from shards.settings import ConfigError, Kind, Strict, full_path, load, read_yaml
+from shards.settings import ConfigError, Strict, parse, read_overrides, read_yaml
 
-_READ = ("train.steps", "train.evaluate_every", "cluster.workers")
-
-
-class _Train(Strict):
-    model_config = ConfigDict(extra="ignore")
-    steps: int | None = Field(default=None, ge=1)
-    evaluate_every: int | None = Field(default=None, ge=1)
+_AROUND = ("job", "recipe")
+_NUMBERS = {"train.steps": "steps", "train.evaluate_every": "evaluate_every", "cluster.workers": "ranks"}
 
 
-class _Cluster(Strict):
-    model_config = ConfigDict(extra="ignore")
-    workers: int | None = Field(default=None, ge=1)
-
-
-class _Recipe(Strict):
-    model_config = ConfigDict(extra="ignore")
+class _Holder(Strict):
     data: DataConfig
-    train: _Train = _Train()
-
-
-class _Job(Strict):
-    model_config = ConfigDict(extra="ignore")
-    recipe: _Recipe = Field(json_schema_extra={"document": True})
-    cluster: _Cluster = _Cluster()
-
-
-class _Study(Strict):
-    model_config = ConfigDict(extra="ignore")
-    job: _Job = Field(json_schema_extra={"document": True})
 
 
 @dataclass(frozen=True)
@@ -56,42 +33,51 @@ class Section:
 
 def read_section(path: str | Path, overrides: Sequence[str] = ()) -> Section:
     """The data section of a YAML file, with overrides applied. Raises ConfigError listing every fault."""
-    content = read_yaml(path)
-    if "job" in content:
-        return _of_job(_load(path, _Study, overrides).job)
-    if "recipe" in content:
-        return _of_job(_load(path, _Job, overrides))
-    if "data" in content:
-        return _of_recipe(_load(path, _Recipe, overrides))
-    if "sources" in content:
-        return Section(load(path, DataConfig, [override.removeprefix("data.") for override in overrides]))
-    told = "a recipe (`data:`), a job (`recipe:`), a study (`job:`) or a data section by itself (`sources:`)"
-    raise ConfigError(f"no data section; expected {told}, found {', '.join(map(str, content)) or 'nothing'}", path)
+    documents = list(_documents(path))
+    inner = documents[-1]
+    changes, faults = read_overrides(overrides)
+    if "data" not in inner and "sources" in inner and len(documents) == 1:
+        changes = {name.removeprefix("data."): value for name, value in changes.items()}
+        return Section(parse(inner, DataConfig, changes, faults, path))
+    if "data" not in inner:
+        found = ", ".join(map(str, inner)) or "nothing"
+        expected = "a recipe (`data:`), a job (`recipe:`), a study (`job:`) or a data section by itself (`sources:`)"
+        raise ConfigError(f"no data section; expected {expected}, found {found}", path)
+    changes = {name.removeprefix("job.").removeprefix("recipe."): value for name, value in changes.items()}
+    others = [name for name in changes if name.partition(".")[0] != "data" and name not in _NUMBERS]
+    faults += [f"{name}: has no part in a plan of the data; expected data.*, {', '.join(_NUMBERS)}" for name in others]
+    numbers = {name: changes.get(name, _at(documents, name)) for name in _NUMBERS}
+    faults += [
+        f"{name}: must be a whole number of at least 1, got {number!r}"
+        for name, number in numbers.items()
+        if number is not None and not (type(number) is int and number >= 1)
+    ]
+    data = {name: value for name, value in changes.items() if name.partition(".")[0] == "data"}
+    return Section(
+        parse({"data": inner["data"]}, _Holder, data, faults, path).data,
+        **{_NUMBERS[name]: number for name, number in numbers.items()},
+    )
 
 
-def _of_job(job: _Job) -> Section:
-    section = _of_recipe(job.recipe)
-    return Section(section.data, section.steps, section.evaluate_every, job.cluster.workers)
+def _documents(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The document in a file and those inside it, the outermost first."""
+    content, folder = read_yaml(path), Path(path).parent
+    yield content
+    for name in _AROUND:
+        if name not in content:
+            continue
+        inner = content[name]
+        if isinstance(inner, str):
+            content, folder = read_yaml(folder / inner), (folder / inner).parent
+        elif isinstance(inner, dict):
+            content = inner
+        else:
+            raise ConfigError(f"{name}: must be a mapping or the path of its own file, got {inner!r}", path)
+        yield content
 
 
-def _of_recipe(recipe: _Recipe) -> Section:
-    return Section(recipe.data, recipe.train.steps, recipe.train.evaluate_every)
-
-
-def _load(path: str | Path, kind: type[Kind], overrides: Sequence[str]) -> Kind:
-    others = [override for override in overrides if "=" in override and not _is_read(kind, override)]
-    told = f"has no part in a plan of the data; expected data.*, {', '.join(_READ)}"
-    faults = [f"{override.partition('=')[0]}: {told}" for override in others]
-    try:
-        found = load(path, kind, [override for override in overrides if override not in others])
-    except ConfigError as error:
-        raise ConfigError([*faults, *error.faults], error.origin or path) from None
-    if faults:
-        raise ConfigError(faults, path)
-    return found
-
-
-def _is_read(kind: type[Strict], override: str) -> bool:
-    """Whether what an override changes is looked at here."""
-    name = full_path(kind, override.partition("=")[0]).removeprefix("job.").removeprefix("recipe.")
-    return name.partition(".")[0] == "data" or name in _READ
+def _at(documents: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """The value at `section.key` in whichever document has it; None if there is none."""
+    section, _, key = name.partition(".")
+    found = [document.get(section) for document in documents]
+    return next((one.get(key) for one in found if isinstance(one, Mapping)), None)
