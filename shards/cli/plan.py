@@ -13,11 +13,11 @@ def plan(
     steps: int | None = None,
     out: Path | None = None,
 ) -> None:
-    """Tell what a run will do with its data, before it is paid for.
+    """Report what a run will do with its data, before it is paid for.
 
-    That is blend, repeats, egress, disk, shuffle and order, for any number of
-    machines. Reads manifests alone, so it takes seconds for data of any size;
-    neither the machines nor their caches need to be there.
+    That is blend, repeats, download volume (egress), disk, shuffle and order, for
+    any number of machines. Reads manifests alone, so it takes seconds for data of
+    any size; neither the machines nor their caches need to be there.
 
         xfer shards plan recipe.yaml
         xfer shards plan job.yaml --ranks 64 --nodes 8 --steps 50000 --out plan.png
@@ -40,18 +40,18 @@ def plan(
     steps
         Length of the run in global batches; the recipe's if not given, else one pass of all data.
     out
-        Picture to write (.png): who reads what when, repeats, egress and disk.
+        Picture to write (.png): who reads what when, repeats, download volume and disk.
     """
     from shards.inspect.figures import save
     from shards.inspect.plan.advice import advice_lines
     from shards.inspect.plan.figure import plan_figure
-    from shards.inspect.plan.numbers import Wish, forecast_file
-    from shards.inspect.plan.text import forecast_lines
+    from shards.inspect.plan.numbers import Wish, plan_file
+    from shards.inspect.plan.text import plan_lines
     from shards.inspect.plan.timeline import timelines
 
     faults = [fault for fault in (file_name(out, "--out", ".png"),) if fault]
-    found = forecast_file(file, overrides, Wish(ranks, nodes, steps), faults)
-    print("\n".join([*forecast_lines(found), *advice_lines(found)]))
+    found = plan_file(file, overrides, Wish(ranks, nodes, steps), faults)
+    print("\n".join([*plan_lines(found), *advice_lines(found)]))
     if out:
         save(plan_figure(found, timelines(found)), out)
         print(f"-> {out}")

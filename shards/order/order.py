@@ -1,4 +1,4 @@
-"""The law of order: the sample at a global position is a pure function of that position.
+"""The order: the sample at a global position is a pure function of that position.
 
 Loaders that keep their place in workers cannot resume on another number of them. Here nothing has a place to keep:
 one integer, the position, says which samples come next, on any number of ranks, workers and for any batch size.

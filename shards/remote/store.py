@@ -43,8 +43,8 @@ class Fetch:
 
 @dataclass(frozen=True)
 class StoreStats:
-    """What a store did: bytes that came over the network (egress), whole files, repeated requests, files that made
-    room, files given up, and seconds that training waited.
+    """What a store did: bytes that came over the network (download volume), whole files, repeated requests, files
+    that made room, files given up, and seconds that training waited.
     """
 
     fetched_bytes: int

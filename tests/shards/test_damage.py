@@ -1,4 +1,4 @@
-"""Law 7: whatever becomes of the bytes of a shard, each damaged sample is told and every other one is delivered."""
+"""Whatever becomes of the bytes of a shard, each damaged sample is reported and every other one is delivered."""
 
 import itertools
 import shutil

@@ -1,4 +1,4 @@
-"""The laws of order, for any shapes: permutation, exact blend, no trace of the world, resume anywhere."""
+"""What the order guarantees, for any shapes: permutation, exact blend, no trace of the world, resume anywhere."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from shards.order.order import Order, rank_share
 rows = st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(any)
 sources = st.lists(st.tuples(rows, st.sampled_from([0.1, 0.5, 1.0, 2.5, 7, 40])), min_size=1, max_size=4)
 quick = settings(max_examples=40, deadline=None)
-laws = st.fixed_dictionaries(
+parameters = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 2**63 - 1),
         "block": st.integers(1, 60),
@@ -25,10 +25,10 @@ laws = st.fixed_dictionaries(
 )
 
 
-def blend(shapes, law) -> Order:
+def blend(shapes, params) -> Order:
     names = {f"s{i}": shape for i, shape in enumerate(shapes)}
     first = Stage(0, {name: weight for name, (_, weight) in names.items()})
-    return Order({name: rows for name, (rows, _) in names.items()}, [first], **law)
+    return Order({name: rows for name, (rows, _) in names.items()}, [first], **params)
 
 
 def places(located) -> list[tuple[int, ...]]:
@@ -38,10 +38,10 @@ def places(located) -> list[tuple[int, ...]]:
 
 
 @quick
-@given(rows, laws)
-def test_every_epoch_is_a_permutation(shape, law):
+@given(rows, parameters)
+def test_every_epoch_is_a_permutation(shape, params):
     n = sum(shape)
-    located = blend([(shape, 1)], law).locate(np.arange(3 * n))
+    located = blend([(shape, 1)], params).locate(np.arange(3 * n))
     expected = sorted((shard, row) for shard, count in enumerate(shape) for row in range(count))
     for epoch in range(3):
         of = slice(epoch * n, (epoch + 1) * n)
@@ -50,9 +50,9 @@ def test_every_epoch_is_a_permutation(shape, law):
 
 
 @quick
-@given(sources, laws)
-def test_no_source_repeats_before_its_epoch_ends(shapes, law):
-    located = blend(shapes, law).locate(np.arange(400))
+@given(sources, parameters)
+def test_no_source_repeats_before_its_epoch_ends(shapes, params):
+    located = blend(shapes, params).locate(np.arange(400))
     seen = places(located)
     assert len(set(seen)) == len(seen)
     for source in range(len(shapes)):
@@ -67,10 +67,10 @@ def bound(count: int) -> int:
 
 
 @quick
-@given(sources, laws, st.integers(0, 40))
-def test_the_blend_is_exact_at_every_block(shapes, law, blocks):
-    order = blend(shapes, law)
-    n = blocks * law["block"]
+@given(sources, parameters, st.integers(0, 40))
+def test_the_blend_is_exact_at_every_block(shapes, params, blocks):
+    order = blend(shapes, params)
+    n = blocks * params["block"]
     counts = np.bincount(order.locate(np.arange(n)).source, minlength=len(shapes)) if n else np.zeros(len(shapes))
     exact = n * np.array([w for _, w in shapes]) / sum(w for _, w in shapes)
     assert np.abs(counts - exact).max() < bound(len(shapes))
@@ -91,9 +91,9 @@ def test_the_blend_is_exact_for_up_to_a_thousand_sources_at_any_position(count, 
 
 
 @quick
-@given(sources, laws, st.integers(1, 40), st.integers(1, 7), st.integers(0, 10**12))
-def test_the_world_only_divides_a_batch(shapes, law, batch, world, start):
-    order = blend(shapes, law)
+@given(sources, parameters, st.integers(1, 40), st.integers(1, 7), st.integers(0, 10**12))
+def test_the_world_only_divides_a_batch(shapes, params, batch, world, start):
+    order = blend(shapes, params)
     whole, _ = order.batch(start, batch)
     shares = [order.batch(start, batch, rank, world) for rank in range(world)]
     assert sorted(np.concatenate([positions for positions, _ in shares])) == sorted(whole)
@@ -104,13 +104,13 @@ def test_the_world_only_divides_a_batch(shapes, law, batch, world, start):
 
 
 @quick
-@given(sources, laws, st.integers(0, 300), st.lists(st.integers(1, 50), min_size=1, max_size=5))
-def test_resuming_anywhere_with_any_batch_size_changes_nothing(shapes, law, start, sizes):
+@given(sources, parameters, st.integers(0, 300), st.lists(st.integers(1, 50), min_size=1, max_size=5))
+def test_resuming_anywhere_with_any_batch_size_changes_nothing(shapes, params, start, sizes):
     total = start + sum(sizes)
-    expected = places(blend(shapes, law).locate(np.arange(total)))[start:]
+    expected = places(blend(shapes, params).locate(np.arange(total)))[start:]
     found = []
     for size in sizes:
-        fresh = blend(shapes, law)
+        fresh = blend(shapes, params)
         positions, located = fresh.batch(start, size)
         found += [place for _, place in sorted(zip(positions.tolist(), places(located), strict=True))]
         start += size
@@ -118,26 +118,26 @@ def test_resuming_anywhere_with_any_batch_size_changes_nothing(shapes, law, star
 
 
 @quick
-@given(sources, laws)
-def test_positions_may_be_asked_for_in_any_order(shapes, law):
-    order, shuffled = blend(shapes, law), permutation(200, law["seed"])
+@given(sources, parameters)
+def test_positions_may_be_asked_for_in_any_order(shapes, params):
+    order, shuffled = blend(shapes, params), permutation(200, params["seed"])
     straight = places(order.locate(np.arange(200)))
     assert places(order.locate(shuffled)) == [straight[i] for i in shuffled]
 
 
 @quick
-@given(rows, rows, laws)
-def test_adding_a_source_does_not_reshuffle_the_others(first, second, law):
-    alone = Order({"b": first}, [Stage(0, {"b": 1})], **law).locate(np.arange(300))
-    both = Order({"a": second, "b": first}, [Stage(0, {"a": 1, "b": 1})], **law).locate(np.arange(300))
+@given(rows, rows, parameters)
+def test_adding_a_source_does_not_reshuffle_the_others(first, second, params):
+    alone = Order({"b": first}, [Stage(0, {"b": 1})], **params).locate(np.arange(300))
+    both = Order({"a": second, "b": first}, [Stage(0, {"a": 1, "b": 1})], **params).locate(np.arange(300))
     of_b = [place[1:] for place in places(both) if place[0] == 1]
     assert of_b == [place[1:] for place in places(alone)][: len(of_b)]
 
 
 @quick
-@given(sources, laws, st.integers(0, 10**9))
-def test_counts_are_those_of_the_samples_delivered(shapes, law, start):
-    order = blend(shapes, law)
+@given(sources, parameters, st.integers(0, 10**9))
+def test_counts_are_those_of_the_samples_delivered(shapes, params, start):
+    order = blend(shapes, params)
     source, count = order.blend.locate(np.arange(start, start + 100))
     for index, before, after in zip(
         range(len(shapes)), order.blend.counts(start), order.blend.counts(start + 100), strict=True
@@ -148,20 +148,20 @@ def test_counts_are_those_of_the_samples_delivered(shapes, law, start):
 changes = st.lists(st.tuples(st.integers(1, 90), st.lists(st.integers(0, 5), min_size=4, max_size=4)), max_size=4)
 
 
-def staged(shapes, law, changes) -> Order:
+def staged(shapes, params, changes) -> Order:
     names = {f"s{i}": rows for i, (rows, _) in enumerate(shapes)}
     stages, start = [Stage(0, {f"s{i}": w for i, (_, w) in enumerate(shapes)})], 0
     for length, weights in changes:
         start += length
         weights = dict(zip(names, weights, strict=False))
         stages.append(Stage(start, weights if any(weights.values()) else dict.fromkeys(names, 1)))
-    return Order(names, stages, **law)
+    return Order(names, stages, **params)
 
 
 @quick
-@given(sources, laws, changes)
-def test_weights_may_change_and_no_source_loses_or_repeats_a_sample(shapes, law, changes):
-    order = staged(shapes, law, changes)
+@given(sources, parameters, changes)
+def test_weights_may_change_and_no_source_loses_or_repeats_a_sample(shapes, params, changes):
+    order = staged(shapes, params, changes)
     source, count = order.blend.locate(np.arange(500))
     for index in range(len(shapes)):
         assert count[source == index].tolist() == list(range((source == index).sum()))
@@ -169,28 +169,28 @@ def test_weights_may_change_and_no_source_loses_or_repeats_a_sample(shapes, law,
     for stage, (start, end) in enumerate(itertools.pairwise(bounds)):
         weights = np.array(order.blend.weights[stage])
         share = weights / weights.sum()
-        whole = (end - start) // law["block"] * law["block"] if end > start else 0
+        whole = (end - start) // params["block"] * params["block"] if end > start else 0
         found = np.bincount(source[start : start + whole], minlength=len(shapes))
         assert np.abs(found - whole * share).max() < bound(len(shapes))
 
 
 @quick
-@given(sources, laws, changes, st.integers(0, 300))
-def test_a_stage_to_come_changes_nothing_before_it(shapes, law, changes, start):
-    before = places(staged(shapes, law, []).locate(np.arange(start)))
-    later = staged(shapes, law, [(start + 1, [1, 2, 3, 4]), *changes])
+@given(sources, parameters, changes, st.integers(0, 300))
+def test_a_stage_to_come_changes_nothing_before_it(shapes, params, changes, start):
+    before = places(staged(shapes, params, []).locate(np.arange(start)))
+    later = staged(shapes, params, [(start + 1, [1, 2, 3, 4]), *changes])
     assert places(later.locate(np.arange(start))) == before
 
 
 @quick
-@given(sources, laws, st.integers(1, 300))
-def test_a_stage_can_go_on_from_counts_alone(shapes, law, start):
+@given(sources, parameters, st.integers(1, 300))
+def test_a_stage_can_go_on_from_counts_alone(shapes, params, start):
     """What `on_change: continue` relies on: position and counts are all there is to know about the past."""
-    order = blend(shapes, law)
+    order = blend(shapes, params)
     base = dict(zip(order.names, order.blend.counts(start).tolist(), strict=True))
     rows = {name: rows for name, (rows, _) in zip(order.names, shapes, strict=True)}
-    resumed = Order(rows, [Stage(start, dict.fromkeys(rows, 1), base)], **law)
-    again = staged(shapes, law, [(start, [1] * 4)])
+    resumed = Order(rows, [Stage(start, dict.fromkeys(rows, 1), base)], **params)
+    again = staged(shapes, params, [(start, [1] * 4)])
     after = np.arange(start, start + 100)
     assert places(resumed.locate(after)) == places(again.locate(after))
 
@@ -198,9 +198,9 @@ def test_a_stage_can_go_on_from_counts_alone(shapes, law, start):
 @quick
 @given(sources, st.integers(1, 9), st.integers(1, 8), st.integers(0, 10**10))
 def test_units_are_of_one_source_each(shapes, unit, units, start):
-    law = {"seed": 3, "block": unit * units, "lanes": 4, "window": 8, "unit": unit}
+    params = {"seed": 3, "block": unit * units, "lanes": 4, "window": 8, "unit": unit}
     start = start // unit * unit
-    order = blend(shapes, law)
+    order = blend(shapes, params)
     source, count = order.blend.locate(np.arange(start, start + 60 * unit))
     assert (source.reshape(60, unit) == source.reshape(60, unit)[:, :1]).all()
     for index, before in enumerate(order.blend.counts(start)):
@@ -238,16 +238,16 @@ def test_far_positions_and_many_shards_do_not_overflow():
 
 
 @quick
-@given(laws, st.integers(0, 2000))
-def test_against_the_definition(law, start):
+@given(parameters, st.integers(0, 2000))
+def test_against_the_definition(params, start):
     """The order written out naively, sample by sample, from the module's own words."""
     shapes = [([5, 0, 9, 2], 3), ([7, 7], 1)]
-    order = blend(shapes, law)
+    order = blend(shapes, params)
     located = order.locate(np.arange(start, start + 50))
     for at, p in enumerate(range(start, start + 50)):
         source, count = _naive_mix(p, order)
         assert (located.source[at], located.epoch[at]) == (source, count // sum(shapes[source][0]))
-        place = _naive_source(shapes[source][0], count, order, source, law)
+        place = _naive_source(shapes[source][0], count, order, source, params)
         assert (located.lane[at], located.shard[at], located.row[at]) == place
 
 
@@ -268,16 +268,16 @@ def _naive_quotas(n, weights):
     return [*_naive_quotas(share, left), *_naive_quotas(n - share, weights[len(left) :])]
 
 
-def _naive_source(shape, count, order, source, law):
-    n, lanes, window, name = sum(shape), law["lanes"], law["window"], name_key(order.names[source])
+def _naive_source(shape, count, order, source, params):
+    n, lanes, window, name = sum(shape), params["lanes"], params["window"], name_key(order.names[source])
     epoch, i = divmod(count, n)
     lane, m = i % lanes, i // lanes
     lengths = [n // lanes + (index < n % lanes) for index in range(lanes)]
     j, r = divmod(m, window)
     size = min(window, lengths[lane] - j * window)
-    keys = np.array([key(law["seed"], name, epoch, lane, j)], np.uint64)
+    keys = np.array([key(params["seed"], name, epoch, lane, j)], np.uint64)
     x = sum(lengths[:lane]) + j * window + int(shuffled(np.array([r]), np.array([size]), keys)[0])
-    listed = [(s, row) for s in permutation(len(shape), law["seed"], name, epoch) for row in range(shape[s])]
+    listed = [(s, row) for s in permutation(len(shape), params["seed"], name, epoch) for row in range(shape[s])]
     return (lane, *listed[x])
 
 

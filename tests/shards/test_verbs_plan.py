@@ -18,7 +18,7 @@ from shards.config import CacheConfig
 from shards.format.manifest import File, Manifest, Stats, write_manifest
 from shards.inspect.plan.advice import advice_lines
 from shards.inspect.plan.downloads import Shape, cut, fetches
-from shards.inspect.plan.numbers import Forecast, Wish, forecast_file
+from shards.inspect.plan.numbers import DataPlan, Wish, plan_file
 from shards.inspect.plan.survey import Run, World, choose, survey
 from shards.inspect.plan.timeline import timelines
 from shards.loading.batch import Slot
@@ -57,16 +57,16 @@ def document(tmp: Path, **values: Any) -> Path:
     return path
 
 
-def plan(path: Path, *overrides: str, **wish: int) -> Forecast:
-    return forecast_file(path, overrides, Wish(**wish))
+def plan(path: Path, *overrides: str, **wish: int) -> DataPlan:
+    return plan_file(path, overrides, Wish(**wish))
 
 
 def verb(*words: object) -> object:
     return app(["plan", *(str(word) for word in words)], result_action="return_value", exit_on_error=False)
 
 
-def in_a_store(found: Forecast) -> Forecast:
-    """The same forecast, had the shards been remote."""
+def in_a_store(found: DataPlan) -> DataPlan:
+    """The same plan, had the shards been remote."""
     sources = tuple(
         replace(s, expected=replace(s.expected, whole=replace(s.expected.whole, folder="s3://bucket/shards")))
         for s in found.sources
@@ -147,9 +147,9 @@ SIMULATED = {
 
 
 @pytest.mark.parametrize("case", SIMULATED)
-def test_egress_and_disk_are_those_of_a_full_simulation(case):
-    """Egress of all nodes within 6 %, of each within 12 %. Disk holds the windows in use and the next, so it is never
-    less than what was in use at a time, within 5 %, and at most 3 times as much.
+def test_downloads_and_disk_are_those_of_a_full_simulation(case):
+    """All nodes together within 6 %, each within 12 %. Disk holds the windows in use and the next, so it is never less
+    than what was in use at a time, within 5 %, and at most 3 times as much.
     """
     told, happens = tell_and_simulate(*SIMULATED[case])
     for what in ("windows", "ever"):
@@ -386,7 +386,7 @@ def test_what_has_no_part_in_the_plan_is_refused(zoo, tmp_path):
         plan(tmp_path / "recipe.yaml", steps=0)
 
 
-def advice(found: Forecast) -> str:
+def advice(found: DataPlan) -> str:
     return "\n".join(advice_lines(in_a_store(found)))
 
 
@@ -433,7 +433,7 @@ def test_a_rare_source_is_mended_by_the_block_proposed(tmp_path):
     assert "of the 20 samples in a block b gets 0.39" in told
     mended = plan(path, changed(told, "block"))
     counts = build_order([s.expected.subset for s in mended.sources], mended.config).blend.counts
-    ends = [counts(mended.law.blend.block * n)[1] for n in range(100)]
+    ends = [counts(mended.order.blend.block * n)[1] for n in range(100)]
     assert min(b - a for a, b in itertools.pairwise(ends)) >= 1
     assert "block" not in advice(mended)
 

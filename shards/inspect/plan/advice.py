@@ -1,4 +1,4 @@
-"""What to change in a data section where a forecast shows something off, and what the change would bring.
+"""What to change in a data section where a data plan shows something off, and what the change would bring.
 
 Silent where all is well: advice that always comes is not read. Other numbers of lanes are tried, each for a second at
 most; everything else is known.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.inspect.plan.downloads import one_epoch
-from shards.inspect.plan.numbers import Forecast, SourceForecast
+from shards.inspect.plan.numbers import DataPlan, SourcePlan
 from shards.inspect.plan.survey import SAMPLES, choose, survey
 from shards.loading.state import build_order
 from shards.text import size
@@ -25,7 +25,7 @@ _MB_LEAST = 0.01
 _WINDOW_SHARDS = 8
 
 
-def advice_lines(found: Forecast) -> list[str]:
+def advice_lines(found: DataPlan) -> list[str]:
     """Each thing to change, the costliest first."""
     parts = (_blend, _repeats, _window, _ranks)
     if found.is_fetched:
@@ -43,7 +43,7 @@ class _Trial:
     disk: float
 
 
-def _lanes(found: Forecast) -> Iterator[str]:
+def _lanes(found: DataPlan) -> Iterator[str]:
     if found.copies <= _GOOD_COPIES:
         return
     trials = _try_lanes(found)
@@ -52,33 +52,33 @@ def _lanes(found: Forecast) -> Iterator[str]:
     if best.once / found.size - 1 > _WORTH * (found.copies - 1):
         return
     why = "some lanes are read by two nodes"
-    if found.law.lanes < found.world.nodes:
-        why = f"{found.law.lanes} lanes are fewer than {found.world.nodes} nodes"
-    elif found.law.lanes % found.world.nodes:
-        why = f"{found.law.lanes} lanes do not divide among {found.world.nodes} nodes"
+    if found.order.lanes < found.world.nodes:
+        why = f"{found.order.lanes} lanes are fewer than {found.world.nodes} nodes"
+    elif found.order.lanes % found.world.nodes:
+        why = f"{found.order.lanes} lanes do not divide among {found.world.nodes} nodes"
     yield (
         f"lanes: {why}, so all nodes together fetch {found.copies:.2f} x the data an epoch; lanes={best.lanes} would "
         f"make it {best.once / found.size:.2f} x, with {size(best.disk)} of disk a node instead of {size(found.disk)}"
     )
 
 
-def _try_lanes(found: Forecast) -> tuple[_Trial, ...]:
+def _try_lanes(found: DataPlan) -> tuple[_Trial, ...]:
     """What other numbers of lanes would do: multiples of the nodes."""
     subsets = [source.expected.subset for source in found.sources]
     nodes, trials = found.world.nodes, []
     for lanes in (nodes << shift for shift in range(_TRIALS)):
-        if lanes == found.law.lanes or lanes > _MOST_LANES:
+        if lanes == found.order.lanes or lanes > _MOST_LANES:
             continue
-        law = build_order(subsets, found.config.model_copy(update={"lanes": lanes}))
-        seen = survey(law, found.run, found.world, choose(law, found.run, SAMPLES // 4))
-        needed = [one_epoch(law, source.expected.shape, seen.chances) for source in found.counted]
+        order = build_order(subsets, found.config.model_copy(update={"lanes": lanes}))
+        seen = survey(order, found.run, found.world, choose(order, found.run, SAMPLES // 4))
+        needed = [one_epoch(order, source.expected.shape, seen.chances) for source in found.counted]
         once = float(sum(each.once.sum() for each in needed))
         disk = float(np.sum([each.disk for each in needed], axis=0).max()) + found.index_size
         trials.append(_Trial(lanes, once, disk))
     return tuple(trials)
 
 
-def _few_shards(found: Forecast) -> Iterator[str]:
+def _few_shards(found: DataPlan) -> Iterator[str]:
     """A border between two nodes' lanes lies inside a shard, and both fetch it."""
     borders, extra = found.world.nodes - 1, _GOOD_COPIES - 1
     few = [s for s in found.counted if borders > extra * _shards(s) and s.fetches.once.sum() > _GOOD_COPIES * s.size]
@@ -94,11 +94,11 @@ def _few_shards(found: Forecast) -> Iterator[str]:
         )
 
 
-def _shards(source: SourceForecast) -> int:
+def _shards(source: SourcePlan) -> int:
     return len(source.expected.shape.rows)
 
 
-def _cache(found: Forecast) -> Iterator[str]:
+def _cache(found: DataPlan) -> Iterator[str]:
     limit = found.config.cache.gb * 1e9
     again = found.fetched("windows").sum() - found.fetched("ever").sum()
     if limit < found.disk:
@@ -120,7 +120,7 @@ def _gb(num_bytes: float) -> str:
     return f"{math.ceil(gb / step) * step:.10g}"
 
 
-def _evaluation(found: Forecast) -> Iterator[str]:
+def _evaluation(found: DataPlan) -> Iterator[str]:
     every = found.evaluate_every
     if not found.config.held_fraction or not every or found.config.cache.gb * 1e9 >= found.whole_disk:
         return
@@ -134,18 +134,18 @@ def _evaluation(found: Forecast) -> Iterator[str]:
         )
 
 
-def _shared(found: Forecast) -> Iterator[str]:
+def _shared(found: DataPlan) -> Iterator[str]:
     """Sources over the same tars are counted as if they were not."""
     of: dict[str, list[str]] = {}
     for source in found.counted:
         of.setdefault(source.expected.whole.manifest.version, []).append(source.name)
     for names in of.values():
         if len(names) > 1:
-            yield f"{', '.join(names)}: the same shards; egress and disk are counted for each, and will be less"
+            yield f"{', '.join(names)}: the same shards; downloads and disk are counted for each, and will be less"
 
 
-def _blend(found: Forecast) -> Iterator[str]:
-    blend = found.law.blend
+def _blend(found: DataPlan) -> Iterator[str]:
+    blend = found.order.blend
     units = blend.block // blend.unit
     rare = [
         source
@@ -163,7 +163,7 @@ def _blend(found: Forecast) -> Iterator[str]:
         )
 
 
-def _repeats(found: Forecast) -> Iterator[str]:
+def _repeats(found: DataPlan) -> Iterator[str]:
     often = sorted((s for s in found.sources if s.epochs > _MANY_EPOCHS), key=lambda source: -source.epochs)
     if not often:
         return
@@ -175,7 +175,7 @@ def _repeats(found: Forecast) -> Iterator[str]:
     yield f"weights: the run repeats {told}{more}; fewer steps{lower} or more data, unless that is wanted"
 
 
-def _window(found: Forecast) -> Iterator[str]:
+def _window(found: DataPlan) -> Iterator[str]:
     near = [source for source in found.sources if source.given and source.apart[0] < _NEAR * source.apart[1]]
     small = [s for s in near if s.window_shards < (_WINDOW_SHARDS if s.expected.is_indexed else 1)]
     if not small:
@@ -183,15 +183,15 @@ def _window(found: Forecast) -> Iterator[str]:
     worst = min(small, key=lambda source: source.window_shards)
     names = ", ".join(source.name for source in small[:5]) + (", ..." if len(small) > 5 else "")
     order = "; tars of others are in their maker's order" if any(s.expected.is_indexed for s in small) else ""
-    window = math.ceil(found.law.window * _WINDOW_SHARDS / worst.window_shards)
+    window = math.ceil(found.order.window * _WINDOW_SHARDS / worst.window_shards)
     yield (
-        f"window: {found.law.window} shuffles {worst.window_shards:.2g} shards at a time, so that neighbours on disk "
+        f"window: {found.order.window} shuffles {worst.window_shards:.2g} shards at a time, so that neighbours on disk "
         f"come {worst.apart[0]:.2g} steps apart ({names}{order}); window={window} shuffles {_WINDOW_SHARDS}, on more "
         "disk"
     )
 
 
-def _ranks(found: Forecast) -> Iterator[str]:
+def _ranks(found: DataPlan) -> Iterator[str]:
     rest = found.run.batch_size % found.world.ranks
     if rest:
         batch = found.run.batch_size + found.world.ranks - rest

@@ -128,31 +128,31 @@ def _together(shape: Shape, window: int) -> int:
     return max(window, int(shape.rows.sum()) // (_STRETCHES_A_SHARD * len(shape.rows)))
 
 
-def fetches(law: Order, shape: Shape, chances: Chances) -> Fetches:
+def fetches(order: Order, shape: Shape, chances: Chances) -> Fetches:
     """What the nodes fetch of a source, each shard if it is not on their disk.
 
     Of many epochs, 16 stand for all: they differ by the shuffle of shards alone.
     """
     nodes = chances.num_nodes
     windows, disk, never = np.zeros(nodes), np.zeros(nodes), np.zeros((nodes, len(shape.rows)))
-    total, given = int(shape.rows.sum()), int(chances.counts[-1, law.names.index(shape.name)])
+    total, given = int(shape.rows.sum()), int(chances.counts[-1, order.names.index(shape.name)])
     for epoch, count, weight in _epochs(given, total):
         goes_on = (epoch + 1) * total < given
-        for node, need in enumerate(_needs(law, shape, chances, epoch, count)):
+        for node, need in enumerate(_needs(order, shape, chances, epoch, count)):
             windows[node] += weight * need.bytes
             never[node, need.shards] += weight * need.missed
             disk[node] = max(disk[node], need.disk(goes_on))
     return Fetches(
-        one_epoch(law, shape, chances).once,
+        one_epoch(order, shape, chances).once,
         windows,
         -np.expm1(never) @ shape.bytes,
         np.minimum(disk, shape.bytes.sum()),
     )
 
 
-def one_epoch(law: Order, shape: Shape, chances: Chances) -> Fetches:
+def one_epoch(order: Order, shape: Shape, chances: Chances) -> Fetches:
     """What the nodes fetch of the first epoch of a source, all of it, if another one follows."""
-    needs = list(_needs(law, shape, chances, 0, None))
+    needs = list(_needs(order, shape, chances, 0, None))
     once = np.array([need.bytes for need in needs])
     return Fetches(once, once, once, np.minimum([need.disk(True) for need in needs], shape.bytes.sum()))
 
@@ -192,11 +192,11 @@ class _Need:
         return max(float(self.ahead.max()), turn)
 
 
-def _needs(law: Order, shape: Shape, chances: Chances, epoch: int, count: int | None) -> Iterator[_Need]:
+def _needs(order: Order, shape: Shape, chances: Chances, epoch: int, count: int | None) -> Iterator[_Need]:
     """The need of each node."""
-    parts = cut(shape, law.seed, epoch, law.lanes, law.window, count)
-    source, before = law.names.index(shape.name), epoch * int(shape.rows.sum())
-    span = max(1, -(-int(chances.most[source]) // (law.lanes * _together(shape, law.window))))
+    parts = cut(shape, order.seed, epoch, order.lanes, order.window, count)
+    source, before = order.names.index(shape.name), epoch * int(shape.rows.sum())
+    span = max(1, -(-int(chances.most[source]) // (order.lanes * _together(shape, order.window))))
     for node in range(chances.num_nodes):
         met = np.sum(chances.p[:, :, node], axis=0)
         of = np.flatnonzero((met[parts.lane] > 0) & (parts.share > 0))

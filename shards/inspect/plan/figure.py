@@ -1,4 +1,4 @@
-"""A forecast as one picture: which node reads which shards when, and blend, repeats, egress and disk."""
+"""A data plan as one picture: which node reads which shards when; blend, repeats, download volume, disk."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from shards.inspect.figures import COLOURS, GREY, MUTED, palette, styled
-from shards.inspect.plan.numbers import Forecast
+from shards.inspect.plan.numbers import DataPlan
 from shards.inspect.plan.timeline import Timeline
 from shards.text import size
 
@@ -17,8 +17,8 @@ _SHOWN = 8
 
 
 @styled
-def plan_figure(found: Forecast, timelines: Sequence[Timeline]) -> Figure:
-    """A forecast: above, which node reads which shards when; below, blend, repeats, egress and disk."""
+def plan_figure(found: DataPlan, timelines: Sequence[Timeline]) -> Figure:
+    """A data plan: above, which node reads which shards when; below, blend, repeats, download volume and disk."""
     figure = Figure(figsize=(13, 8.5), layout="constrained")
     above, below = np.ravel(figure.subfigures(2, 1, squeeze=False, height_ratios=(1.15, 1)))
     colours = palette(found.world.nodes)
@@ -32,10 +32,10 @@ def plan_figure(found: Forecast, timelines: Sequence[Timeline]) -> Figure:
         above.legend(handles=handles, loc="outside upper right", ncols=nodes, handletextpad=0.1, columnspacing=1)
     told = f", colour: node, from 0 (blue) to {nodes - 1} (red)" if nodes > _SHOWN else ""
     above.suptitle(f"Who reads what when{told}", x=0.01, ha="left", weight="bold")
-    shares, repeats, egress, disk = below.subplots(1, 4, width_ratios=(1.15, 1.15, 1, 1))
+    shares, repeats, downloads, disk = below.subplots(1, 4, width_ratios=(1.15, 1.15, 1, 1))
     _draw_shares(shares, found)
     _draw_repeats(repeats, found)
-    _draw_egress(egress, found, colours)
+    _draw_downloads(downloads, found, colours)
     _draw_disk(disk, found)
     return figure
 
@@ -54,7 +54,7 @@ def _draw_timeline(axes: Axes, timeline: Timeline, colours: Sequence[str]) -> No
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _draw_shares(axes: Axes, found: Forecast) -> None:
+def _draw_shares(axes: Axes, found: DataPlan) -> None:
     """Shares of the sources over the run, one step for each stage."""
     largest = sorted(found.sources, key=lambda source: -source.given)
     shown = largest if len(largest) <= _SHOWN else largest[: _SHOWN - 1]
@@ -83,12 +83,12 @@ def _draw_shares(axes: Axes, found: Forecast) -> None:
     _step_axis(axes, found)
 
 
-def _draw_repeats(axes: Axes, found: Forecast) -> None:
+def _draw_repeats(axes: Axes, found: DataPlan) -> None:
     """Epochs of each source, as they add up."""
     seen = found.survey
     largest = sorted(found.sources, key=lambda source: -source.given)
     for n, source in enumerate(largest):
-        counts = seen.chances.counts[:, found.law.names.index(source.name)]
+        counts = seen.chances.counts[:, found.order.names.index(source.name)]
         shown = n < _SHOWN - (len(largest) > _SHOWN)
         label = f"{source.name}: {source.epochs:.3g}" if shown else None
         # Where all are alike they lie on each other: the later ones are thinner.
@@ -103,7 +103,7 @@ def _draw_repeats(axes: Axes, found: Forecast) -> None:
     _step_axis(axes, found)
 
 
-def _draw_egress(axes: Axes, found: Forecast, colours: Sequence[str]) -> None:
+def _draw_downloads(axes: Axes, found: DataPlan, colours: Sequence[str]) -> None:
     """What each node fetches of one epoch, against its fair part and all of it."""
     nodes = found.world.nodes
     parts = 100 * found.fetched("once") / found.size
@@ -112,7 +112,9 @@ def _draw_egress(axes: Axes, found: Forecast, colours: Sequence[str]) -> None:
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
         axes.axhline(100 / nodes, color="black", linewidth=1, linestyle=":")
         axes.text((nodes - 1) / 2, 103 / nodes, "an even part", ha="center", va="bottom", fontsize=9, bbox=box)
-    axes.set_title(f"Egress of an epoch: {found.copies:.2f} x {size(found.size)}" + ("" if found.is_fetched else "*"))
+    axes.set_title(
+        f"Download volume of an epoch: {found.copies:.2f} x {size(found.size)}" + ("" if found.is_fetched else "*")
+    )
     axes.set_xlabel("node" if found.is_fetched else "node   (* from a store; all sources are local)")
     axes.set_ylabel("fetched, of the data (%)")
     axes.set_ylim(0, max(1.2 * max(parts), 125 / nodes))
@@ -120,7 +122,7 @@ def _draw_egress(axes: Axes, found: Forecast, colours: Sequence[str]) -> None:
     axes.grid(axis="x", visible=False)
 
 
-def _draw_disk(axes: Axes, found: Forecast) -> None:
+def _draw_disk(axes: Axes, found: DataPlan) -> None:
     """What a node needs, against what it may use."""
     limit = found.config.cache.gb * 1e9
     needs = [found.disk, found.whole_disk]
@@ -140,7 +142,7 @@ def _draw_disk(axes: Axes, found: Forecast) -> None:
     axes.grid(axis="x", visible=False)
 
 
-def _step_axis(axes: Axes, found: Forecast) -> None:
+def _step_axis(axes: Axes, found: DataPlan) -> None:
     axes.set_xlabel("step")
     axes.set_xlim(0, found.run.steps)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

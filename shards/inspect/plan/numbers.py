@@ -1,7 +1,7 @@
-"""What a run will do with its data, as numbers: blend, repeats, egress, disk, shuffle and first samples.
+"""What a run will do with its data, as numbers: blend, repeats, download volume, disk, shuffle and first samples.
 
-From manifests alone and the law of order itself. Blend, counts and the first samples are exact; what nodes fetch is an
-expectation (`egress.py`) with who gets what measured on some batches (`survey.py`), within a few percent of a full
+From manifests alone and the order itself. Blend, counts and the first samples are exact; what nodes fetch is an
+expectation (`downloads.py`) with who gets what measured on some batches (`survey.py`), within a few percent of a full
 simulation. Samples that a filter leaves are expected shares (`expected.py`). Seconds for 10^5 shards.
 """
 
@@ -26,7 +26,7 @@ _FIRST, _RANKS_A_NODE, _MOST = 8, 8, 10**12
 
 
 @dataclass(frozen=True)
-class SourceForecast:
+class SourcePlan:
     """One source. `wanted`: its share in each stage; `given`: its samples in the whole run; `in_batch`: the fewest, the
     mean and the most in a batch; `first_epoch`: the step that ends its first epoch, None: not in this run.
 
@@ -78,21 +78,21 @@ class First:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class DataPlan:
     """All of it. `stages`: the step at which each set of weights begins to hold. `evaluate_every`: steps, if known."""
 
     config: DataConfig
     world: World
     run: Run
-    law: Order
+    order: Order
     survey: Survey
     stages: tuple[int, ...]
-    sources: tuple[SourceForecast, ...]
+    sources: tuple[SourcePlan, ...]
     first: tuple[First, ...]
     evaluate_every: int | None = None
 
     @cached_property
-    def counted(self) -> tuple[SourceForecast, ...]:
+    def counted(self) -> tuple[SourcePlan, ...]:
         """The sources that are fetched; if none is, all: what they would cost in a store."""
         return tuple(source for source in self.sources if source.expected.is_remote) or self.sources
 
@@ -155,8 +155,8 @@ class Wish:
     steps: int | None = None
 
 
-def forecast_file(path: str | Path, overrides: Sequence[str], wish: Wish, faults: Sequence[str] = ()) -> Forecast:
-    """The forecast of a recipe, a job, a study or a data section. Raises ConfigError with every fault, and `faults`."""
+def plan_file(path: str | Path, overrides: Sequence[str], wish: Wish, faults: Sequence[str] = ()) -> DataPlan:
+    """The plan of a recipe, a job, a study or a data section. Raises ConfigError with every fault, and `faults`."""
     found = [
         *faults,
         *(
@@ -184,62 +184,62 @@ def forecast_file(path: str | Path, overrides: Sequence[str], wish: Wish, faults
         raise ConfigError(found, path)
     one_pass = -(-sum(source.subset.num_samples for source in sources) // config.batch_size)
     run = Run(config.batch_size, wish.steps or section.steps or one_pass)
-    return replace(forecast(sources, config, run, World(ranks, nodes)), evaluate_every=section.evaluate_every)
+    return replace(plan_data(sources, config, run, World(ranks, nodes)), evaluate_every=section.evaluate_every)
 
 
-def forecast(sources: Sequence[Expected], config: DataConfig, run: Run, world: World) -> Forecast:
-    """The forecast of a run from position 0; shows progress."""
-    law = build_order([source.subset for source in sources], config)
-    plan = choose(law, run)
-    with progress("plan", plan.num_steps, "batches") as advance:
-        seen = survey(law, run, world, plan, advance)
-    stages = tuple(start for start in (-(-law.blend.starts // run.batch_size)).tolist() if start < run.steps)
-    told = tuple(_describe(law, run, seen, source) for source in sources)
-    first = _first(law, sources, min(_FIRST, run.samples))
-    return Forecast(config, world, run, law, seen, stages, told, first)
+def plan_data(sources: Sequence[Expected], config: DataConfig, run: Run, world: World) -> DataPlan:
+    """The data plan of a run from position 0; shows progress."""
+    order = build_order([source.subset for source in sources], config)
+    chosen = choose(order, run)
+    with progress("plan", chosen.num_steps, "batches") as advance:
+        seen = survey(order, run, world, chosen, advance)
+    stages = tuple(start for start in (-(-order.blend.starts // run.batch_size)).tolist() if start < run.steps)
+    described = tuple(_describe(order, run, seen, source) for source in sources)
+    first = _first(order, sources, min(_FIRST, run.samples))
+    return DataPlan(config, world, run, order, seen, stages, described, first)
 
 
-def _describe(law: Order, run: Run, seen: Survey, source: Expected) -> SourceForecast:
-    i, samples = law.names.index(source.subset.name), source.subset.num_samples
+def _describe(order: Order, run: Run, seen: Survey, source: Expected) -> SourcePlan:
+    i, samples = order.names.index(source.subset.name), source.subset.num_samples
     rows = source.shape.rows
     given = int(seen.chances.counts[-1, i])
     mean = given / run.steps
-    window = min(law.window, -(-samples // law.lanes))
+    window = min(order.window, -(-samples // order.lanes))
     # Two places drawn at random from n in a row are n / 3 apart.
-    apart = (window * law.lanes / 3 / mean, samples / 3 / mean) if given else (0.0, 0.0)
+    apart = (window * order.lanes / 3 / mean, samples / 3 / mean) if given else (0.0, 0.0)
     with np.errstate(divide="ignore"):
         missed = np.exp(seen.samples[i] * np.log1p(-rows / samples))
-    return SourceForecast(
+    return SourcePlan(
         source,
-        tuple(weights[i] / sum(weights) for weights in law.blend.weights),
+        tuple(weights[i] / sum(weights) for weights in order.blend.weights),
         given,
         (int(seen.least[i]), mean, int(seen.chances.most[i])),
-        _first_epoch(law, run, i, samples) if given >= samples else None,
+        _first_epoch(order, run, i, samples) if given >= samples else None,
         apart,
         (float(seen.shards[i]), float((1 - missed).sum())),
         window / (samples / np.count_nonzero(rows)),
-        fetches(law, source.shape, seen.chances),
+        fetches(order, source.shape, seen.chances),
         without_lanes(source.shape, seen.chances.num_nodes),
     )
 
 
-def _first_epoch(law: Order, run: Run, source: int, samples: int) -> int:
+def _first_epoch(order: Order, run: Run, source: int, samples: int) -> int:
     """The step in which a source gives its last sample for the first time, counted from 1."""
     low, high = 0, run.steps
     while high - low > 1:
         middle = (low + high) // 2
-        if law.blend.counts(middle * run.batch_size)[source] >= samples:
+        if order.blend.counts(middle * run.batch_size)[source] >= samples:
             high = middle
         else:
             low = middle
     return high
 
 
-def _first(law: Order, sources: Sequence[Expected], count: int) -> tuple[First, ...]:
-    at = law.locate(np.arange(count))
+def _first(order: Order, sources: Sequence[Expected], count: int) -> tuple[First, ...]:
+    at = order.locate(np.arange(count))
     places = zip(at.source.tolist(), at.shard.tolist(), at.row.tolist(), strict=True)
     return tuple(
-        First(position, law.names[source], sources[source].subset.manifest.shards[shard].path, row)
+        First(position, order.names[source], sources[source].subset.manifest.shards[shard].path, row)
         for position, (source, shard, row) in enumerate(places)
     )
 

@@ -73,24 +73,26 @@ class Chosen:
         return sum(map(len, self.steps))
 
 
-def choose(law: Order, run: Run, samples: int = SAMPLES) -> Chosen:
+def choose(order: Order, run: Run, samples: int = SAMPLES) -> Chosen:
     """Batches of about `samples` samples in all."""
-    starts = _phases(law, run, samples)
+    starts = _phases(order, run, samples)
     most = max(1, samples // (len(starts) - 1) // run.batch_size)
     return Chosen(starts, tuple(_spread(first, end, most) for first, end in pairwise(starts.tolist())))
 
 
-def survey(law: Order, run: Run, world: World, plan: Chosen, advance: Callable[[int], object] | None = None) -> Survey:
+def survey(
+    order: Order, run: Run, world: World, plan: Chosen, advance: Callable[[int], object] | None = None
+) -> Survey:
     """Looks at the batches of a plan; calls `advance` with the number of steps done."""
-    seen = _Sums(len(law.names), law.lanes, world, len(plan.steps))
+    seen = _Sums(len(order.names), order.lanes, world, len(plan.steps))
     at_once = max(1, _AT_ONCE // run.batch_size)
     for phase, steps in enumerate(plan.steps):
         for part in (steps[i : i + at_once] for i in range(0, len(steps), at_once)):
             positions = part[:, None] * run.batch_size + np.arange(run.batch_size)
-            seen.add(phase, law.locate(positions.ravel()), len(part))
+            seen.add(phase, order.locate(positions.ravel()), len(part))
             if advance:
                 advance(len(part))
-    counts = np.array([law.blend.counts(step * run.batch_size) for step in plan.starts.tolist()])
+    counts = np.array([order.blend.counts(step * run.batch_size) for step in plan.starts.tolist()])
     return seen.survey(plan, counts, plan.num_steps == run.steps)
 
 
@@ -104,11 +106,11 @@ def ranks_of(lane: Ints, ranks: int) -> Ints:
     return found
 
 
-def _phases(law: Order, run: Run, samples: int) -> Ints:
+def _phases(order: Order, run: Run, samples: int) -> Ints:
     """The step at which each phase begins, and the end, int64 [phases + 1]."""
-    wanted = int(np.clip(samples // max(law.lanes * _SAMPLES_A_LANE, run.batch_size), 1, _PHASES))
+    wanted = int(np.clip(samples // max(order.lanes * _SAMPLES_A_LANE, run.batch_size), 1, _PHASES))
     even = np.arange(wanted + 1) * run.steps // wanted
-    stages = -(-law.blend.starts // run.batch_size)
+    stages = -(-order.blend.starts // run.batch_size)
     return np.unique(np.concatenate([even, stages[stages < run.steps]]))
 
 

@@ -1,21 +1,21 @@
-"""A forecast in words: a table for each question. What to change is `advice.py`."""
+"""A data plan in words: a table for each question. What to change is `advice.py`."""
 
 from collections.abc import Sequence
 
-from shards.inspect.plan.numbers import Forecast, SourceForecast
+from shards.inspect.plan.numbers import DataPlan, SourcePlan
 from shards.text import counted, size, table
 
 _SHOWN = 20
 _STAGES_SHOWN = 8
 
 
-def forecast_lines(found: Forecast) -> list[str]:
+def plan_lines(found: DataPlan) -> list[str]:
     """The whole report."""
     parts = [
         _head(found),
         _sources(found),
         _stages(found),
-        _egress(found),
+        _downloads(found),
         _disk(found),
         _shuffle(found),
         _first(found),
@@ -23,14 +23,14 @@ def forecast_lines(found: Forecast) -> list[str]:
     return [line for part in parts if part for line in [*part, ""]]
 
 
-def _head(found: Forecast) -> list[str]:
+def _head(found: DataPlan) -> list[str]:
     run, world = found.run, found.world
     steps = f"{counted(run.steps, 'step')} of {counted(run.batch_size, 'sample')}"
     ranks = f"{counted(world.ranks, 'rank')} on {counted(world.nodes, 'node')}"
     return [f"{steps}, {run.samples:,} in all, by {ranks}"]
 
 
-def _sources(found: Forecast) -> list[str]:
+def _sources(found: DataPlan) -> list[str]:
     about = "" if found.is_exact else "; samples are about, as only an index tells who passes `validation` and `where`"
     share = "share at first" if len(found.stages) > 1 else "share"
     head = ["", "samples", "shards", "size", share, "in a batch", "in this run", "epochs", "epoch 1 ends"]
@@ -48,7 +48,7 @@ def _sources(found: Forecast) -> list[str]:
     return [f"sources{about}", *table([head, *rows])]
 
 
-def _source(found: Forecast, source: SourceForecast) -> list[str]:
+def _source(found: DataPlan, source: SourcePlan) -> list[str]:
     least, mean, most = source.in_batch
     spread = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     ends = f"step {source.first_epoch:,}" if source.first_epoch else "not in this run"
@@ -65,28 +65,28 @@ def _source(found: Forecast, source: SourceForecast) -> list[str]:
     ]
 
 
-def _shards(source: SourceForecast) -> int:
+def _shards(source: SourcePlan) -> int:
     return len(source.expected.shape.rows)
 
 
-def _stages(found: Forecast) -> list[str]:
+def _stages(found: DataPlan) -> list[str]:
     if len(found.stages) < 2:
         return []
     shown = sorted(found.sources, key=lambda source: -max(source.wanted))[:_STAGES_SHOWN]
     head = ["from step", "position", *(source.name for source in shown)]
     rows = [
         [f"{step:,}", f"{int(start):,}", *(f"{source.wanted[i]:.1%}" for source in shown)]
-        for i, (step, start) in enumerate(zip(found.stages, found.law.blend.starts, strict=False))
+        for i, (step, start) in enumerate(zip(found.stages, found.order.blend.starts, strict=False))
     ]
     return ["stages, share of each source", *table([head, *rows], left=0)]
 
 
-def _egress(found: Forecast) -> list[str]:
+def _downloads(found: DataPlan) -> list[str]:
     nodes = found.world.nodes
     if found.is_fetched:
-        title = "egress, what the nodes fetch"
+        title = "download volume (egress), what the nodes fetch"
     else:
-        title = "egress: none, as all sources are local and read in place; from a store the nodes would fetch"
+        title = "download volume (egress): none, all sources are local and read in place; from a store it would be"
     index = found.index_size * nodes
     anew, kept = float(found.fetched("windows").sum()) + index, float(found.fetched("ever").sum()) + index
     naive = sum(source.without_lanes for source in found.counted) / found.size
@@ -115,7 +115,7 @@ def _ragged(rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"{line.ljust(wide)}  {row[-1]}".rstrip() for line, row in zip(lines, rows, strict=True)]
 
 
-def _disk(found: Forecast) -> list[str]:
+def _disk(found: DataPlan) -> list[str]:
     limit = found.config.cache.gb * 1e9
     given = f"cache.gb is {found.config.cache.gb:g}"
     rows = [
@@ -131,7 +131,7 @@ def _disk(found: Forecast) -> list[str]:
     return [f"disk that a node needs ({given})", *told]
 
 
-def _shuffle(found: Forecast) -> list[str]:
+def _shuffle(found: DataPlan) -> list[str]:
     head = ["", "a batch draws from", "perfect", "neighbours on disk come", "perfect", "a window is"]
     shown = sorted(found.sources, key=lambda source: -source.given)[:_SHOWN]
     rows = [
@@ -146,8 +146,10 @@ def _shuffle(found: Forecast) -> list[str]:
         for source in shown
         if source.given
     ]
-    law, ranks = found.law, found.world.ranks
-    title = f"shuffle by {law.lanes} lanes and windows of {law.window:,} samples; perfect: a source shuffled as a whole"
+    order, ranks = found.order, found.world.ranks
+    title = (
+        f"shuffle by {order.lanes} lanes and windows of {order.window:,} samples; perfect: a source shuffled as a whole"
+    )
     told = [f"  a rank reads from {_three(found.survey.open_shards)} shards in a step"] if ranks > 1 else []
     if not all(source.expected.is_indexed for source in found.sources):
         told.append("  (`xfer shards build` mixes samples before it lays them on disk: neighbours there are not alike)")
@@ -162,7 +164,7 @@ def _three(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _first(found: Forecast) -> list[str]:
+def _first(found: DataPlan) -> list[str]:
     rows = [[f"{first.position}", first.source, first.shard, f"{first.row}"] for first in found.first]
     about = "" if found.is_exact else " (about: rows that validation or `where` cut are not known)"
     lines = table([["position", "source", "shard", "row"], *rows], left=3)
