@@ -6,11 +6,14 @@ demo finished.
 
 from pathlib import Path
 
+from PIL import Image
+
 from cluster.launch import run as train
+from shards.config import DataConfig
 from shards.generate import SHAPES, generate
 from shards.ingest.build import build
+from shards.loading.few import few
 from shards.loading.open import open_data
-from shards.loading.reader import read_sample
 from shards.loading.subset import Subset
 from shards.settings import dump, load
 from tuning import study as search
@@ -96,7 +99,9 @@ def demo(out: Path) -> None:
     _say(5, "report")
     training = [s for s in run_sections(recipe.folder) if s.title != "Accuracy by source"]
     sections = [
-        Section("Sources", _sources_text(), tiles=tiles({v.name: _few(v) for v in (*data.train, *data.test)})),
+        Section(
+            "Sources", _sources_text(), tiles=tiles({v.name: _few(v, recipe.data) for v in (*data.train, *data.test)})
+        ),
         *training,
         *study_sections(search.folder_of(study)),
         *evaluation_sections(
@@ -134,15 +139,12 @@ def _say(number: int, text: str) -> None:
     print(f"\n[{number}/5] {text}", flush=True)
 
 
-def _few(subset: Subset, count: int = 5) -> list[tuple[bytes, str]]:
-    """The first sample of each of `count` classes."""
-    found: dict[int, bytes] = {}
-    for i in range(subset.num_samples):
-        sample = read_sample(subset, i)
-        found.setdefault(sample.label, sample.image)
-        if len(found) >= min(count, len(subset.classes)):
-            break
-    return [(image, subset.classes[label]) for label, image in sorted(found.items())]
+def _few(subset: Subset, config: DataConfig, count: int = 5) -> list[tuple[Image.Image, str]]:
+    """A sample of each of `count` classes."""
+    whole = config.model_copy(update={"image_size": SIDE})
+    batch = few([subset], whole, min(count, len(subset.classes)), classes="equal")[0]
+    images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in batch.images]
+    return [(image, subset.classes[target]) for image, target in zip(images, batch.targets.tolist(), strict=True)]
 
 
 def _few_files(folder: Path) -> list[Path]:

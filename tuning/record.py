@@ -5,14 +5,13 @@ A line is written by one call, and a torn last line is cut off before the next o
 """
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xfer.metrics import wilson
+from xfer.metrics import Estimate, mean_of, wilson
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,9 @@ class Row:
         """
         if not self.counts:
             return (0.0, 1.0)
-        low = high = 0.0
-        for source, count in self.counts.items():
-            own = self.correct[source] / count if count else 0.5
-            ends = wilson(self.correct[source], count)
-            low, high = low + (own - ends[0]) ** 2, high + (ends[1] - own) ** 2
-        n = len(self.counts)
-        return max(0.0, self.accuracy - math.sqrt(low) / n), min(1.0, self.accuracy + math.sqrt(high) / n)
+        sources = [(self.correct[source], count) for source, count in self.counts.items()]
+        mean = mean_of([Estimate(c / n if n else 0.5, *wilson(c, n)) for c, n in sources])
+        return max(0.0, mean.low), min(1.0, mean.high)
 
     @property
     def step(self) -> float:

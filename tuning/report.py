@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from PIL import Image
 
 from shards.format.whole import write_text
 from shards.loading.damage import read_damage
@@ -169,7 +170,7 @@ def _search_section(folder: Path, rows: Sequence[Row], best: Row, study: Study, 
     return Section("Search", text, [(plot, caption)], table=table, marked=shown.index(best))
 
 
-def tiles(images: Mapping[str, Sequence[tuple[bytes, str]]], side: int = 128) -> list[tuple[str, str, bool]]:
+def tiles(images: Mapping[str, Sequence[tuple[Image.Image, str]]], side: int = 128) -> list[tuple[str, str, bool]]:
     """Images of each source with their labels, as tiles."""
     return [
         (figures.picture(image, side), f"{source}: {label}", True)

@@ -22,7 +22,7 @@ from tuning.record import Row
 from tuning.report import write_report
 from tuning.search import search
 from tuning.space import needs_training
-from tuning.trial import float_row, realize, share
+from tuning.trial import compared, float_row, realize, share
 from xfer.bundle import open_model
 from xfer.checkpoint import latest_checkpoint
 from xfer.prepare import prepare
@@ -72,7 +72,8 @@ def run(study: Study, retry_failed: bool = False) -> Searched:
             write_text(folder / "best.yaml", dump(job))
             if shared is not None:
                 write_text(folder / "recipe.yaml", dump(job.recipe))
-                ship(open_model(shared.run), job.recipe, realize(job.recipe, shared), folder / "bundle")
+                chosen = realize(job.recipe, shared)
+                ship(open_model(shared.run), job.recipe, chosen, folder / "bundle", [compared(chosen, shared)])
         return Searched(rows, best, write_report(folder))
 
 

@@ -27,6 +27,7 @@ from xfer.fusion import WeightedSum
 from xfer.labels import LabelSpace, masked_cross_entropy, unify
 from xfer.metrics import mean_accuracy
 from xfer.model import FusionModel
+from xfer.outcomes import Comparison, outcomes
 from xfer.quant.cost import predicted_bytes
 from xfer.quant.weights import Quantized
 from xfer.quantize import calibration_images, quantize_model
@@ -148,6 +149,14 @@ def float_row(shared: Shared) -> dict[str, Any]:
     """Accuracy and bytes of the trained run as it is, on the images the trials are scored on."""
     trained = open_model(shared.run)
     return {"accuracy": mean_accuracy(_score(trained.model, shared)), "bytes": trained.weights_bytes}
+
+
+def compared(quantized: Quantized, shared: Shared) -> Comparison:
+    """The trained run and a quantized model on the images the trials are scored on."""
+    trained = open_model(shared.run)
+    models = {"float32": trained.model, "packed": quantized.model}
+    found = outcomes(models, shared.scored, shared.sources, trained.classes, torch.device("cpu"))
+    return Comparison("the images the search chose by", found["float32"], found["packed"])
 
 
 def _score(model: nn.Module, shared: Shared) -> dict:

@@ -133,9 +133,9 @@ def front_scatter(
     return _svg(figure)
 
 
-def picture(image: Path | bytes, side: int | None = None) -> str:
+def picture(image: Path | Image.Image, side: int | None = None) -> str:
     """An image as a data URI, made smaller so that its longer side is at most `side` pixels."""
-    opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image).convert("RGB")
+    opened = (Image.open(image) if isinstance(image, Path) else image).convert("RGB")
     if side:
         opened.thumbnail((side, side))
     buffer = io.BytesIO()

@@ -1,21 +1,26 @@
 """A trained model becomes a small one: fold BatchNorm, round the weights, correct what rounding moved, pack the bits.
 
 Storage bits only: the packed weights are expanded when the model is loaded, and compute runs in float. A ResNet-18
-takes a few seconds on two cores, nearly all of it the calibration images' two forward passes.
+takes a few seconds on two cores, nearly all of it the calibration images' two forward passes; measuring what it cost is
+one pass of both models over the held-out images.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from shards.config import DataConfig
 from shards.loading.few import few
 from shards.loading.open import Splits
+from shards.loading.subset import Subset
+from shards.settings import ConfigError
 from xfer.bundle import Trained, check_replaceable, open_model, write_bundle
 from xfer.config import QuantizeConfig, Recipe
 from xfer.model import FusionModel
+from xfer.outcomes import Comparison, outcomes_on
 from xfer.quant.bits import layer_bits
 from xfer.quant.correct import correct
 from xfer.quant.fold import check_fold, fold
@@ -31,8 +36,11 @@ def calibration_images(data: Splits, config: DataConfig, count: int) -> list[Ten
 
 
 def quantize_model(model: FusionModel, config: QuantizeConfig, calibration: Iterable[Tensor]) -> Quantized:
-    """The quantized copy of `model`, which is left as it is. Raises ValueError if a BatchNorm cannot be folded."""
+    """The quantized copy of `model`, which is left as it is. Raises ValueError if a BatchNorm cannot be folded, and
+    ConfigError if the model's weights or outputs are not finite.
+    """
     calibration = list(calibration)
+    check_sound(model, calibration[0][:4])
     reference = fold(model)
     check_fold(model, reference, calibration[0][:4])
     quantized = quantize(copy.deepcopy(reference), layer_bits(reference, config.bits, {**config.groups}))
@@ -41,24 +49,76 @@ def quantize_model(model: FusionModel, config: QuantizeConfig, calibration: Iter
     return quantized
 
 
-def make_bundle(trained: Trained, recipe: Recipe, data: Splits, folder: Path) -> Trained:
-    """Quantizes a run and writes the bundle. Returns the bundle, read back from disk."""
+def check_sound(model: FusionModel, images: Tensor) -> None:
+    """Raises ConfigError if a value of the model, or what it makes of images [B, 3, S, S], is not finite."""
+    broken = [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]
+    advice = "train it again, with a lower train.learning_rate, or quantize another run"
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise ConfigError(f"the trained model is not finite, so there is nothing to round: {broken[0]}{more}; {advice}")
+    with torch.inference_mode():
+        if not bool(model.eval()(images).isfinite().all()):
+            raise ConfigError(
+                f"what the trained model makes of images is not finite, although its weights are; {advice}"
+            )
+
+
+def make_bundle(trained: Trained, recipe: Recipe, data: Splits, folder: Path) -> tuple[Trained, Comparison | None]:
+    """Quantizes a run, measures what that cost, and writes the bundle. Returns the bundle, read back from disk, and how
+    it compares with the run on held-out images: None if there are none.
+    """
     check_replaceable(folder)
     calibration = calibration_images(data, recipe.data, recipe.quantize.calibration)
-    return ship(trained, recipe, quantize_model(trained.model, recipe.quantize, calibration), folder)
+    quantized = quantize_model(trained.model, recipe.quantize, calibration)
+    what, subsets = held_out(data, recipe.data)
+    compared = compare(trained, quantized, recipe.data, what, subsets) if subsets else None
+    return ship(trained, recipe, quantized, folder, [compared] if compared else []), compared
 
 
-def ship(trained: Trained, recipe: Recipe, quantized: Quantized, folder: Path) -> Trained:
-    """Writes the bundle of `quantized`, made from the run `trained`, and returns it, read back from disk."""
+def held_out(data: Splits, config: DataConfig) -> tuple[str, Sequence[Subset]]:
+    """What a quantized model is compared with its run on: in words, and as subsets."""
+    if data.validation:
+        part = "sources that are held out whole" if config.held_sources else "held-out parts of the training sources"
+        return part, data.validation
+    return "the test sources", data.test
+
+
+def compare(
+    trained: Trained, quantized: Quantized, config: DataConfig, what: str, subsets: Sequence[Subset]
+) -> Comparison:
+    """The run and its quantized model on the same images."""
+    models = {"float32": trained.model, "packed": quantized.model}
+    found = outcomes_on(models, subsets, config, trained.classes, f"compare {trained.name}")
+    return Comparison(what, found["float32"], found["packed"])
+
+
+def ship(
+    trained: Trained, recipe: Recipe, quantized: Quantized, folder: Path, compared: Sequence[Comparison] = ()
+) -> Trained:
+    """Writes the bundle of `quantized`, made from the run `trained`, and returns it, read back from disk. `compared`:
+    what its card says about its accuracy.
+    """
     bits = {name: codes.bits for name, codes in quantized.codes.items()}
     extra = {"float_bytes": trained.weights_bytes, "sources": sorted(recipe.data.sources)}
     assert isinstance(quantized.model, FusionModel)
-    card = _card(trained, recipe, quantized.model, bits)
+    card = _card(trained, recipe, quantized.model, bits, compared)
     write_bundle(folder, recipe, trained.classes, quantized, extra, card)
-    return open_model(folder)
+    bundle = open_model(folder)
+    _check_same(quantized.model, bundle)
+    return bundle
 
 
-def _card(trained: Trained, recipe: Recipe, model: FusionModel, bits: dict[str, int]) -> str:
+def _check_same(measured: FusionModel, bundle: Trained) -> None:
+    """What was measured is what the file holds."""
+    read = bundle.model.state_dict()
+    other = [name for name, value in measured.state_dict().items() if not torch.equal(value.cpu(), read[name])]
+    if other or len(read) != len(measured.state_dict()):
+        raise RuntimeError(f"{bundle.path}: read back, the model is another one: {', '.join(other[:3])} differ")
+
+
+def _card(
+    trained: Trained, recipe: Recipe, model: FusionModel, bits: dict[str, int], compared: Sequence[Comparison]
+) -> str:
     weights = model.fusion_weights
     lines = [
         f"# {recipe.name}",
@@ -72,6 +132,7 @@ def _card(trained: Trained, recipe: Recipe, model: FusionModel, bits: dict[str, 
         + "".join(f", {group} {width}" for group, width in recipe.quantize.groups.items()),
         f"- float weights: {trained.weights_bytes:,} bytes",
         "",
+        *(line for one in compared for line in (one.markdown(), "")),
         "| layer | bits |",
         "|---|---|",
         *(f"| {name} | {width} |" for name, width in bits.items()),

@@ -100,13 +100,16 @@ class Run:
     def quantize(
         self, bits: int | None = None, groups: Mapping[str, int] | None = None, out: str | Path | None = None
     ) -> Model:
-        """Writes a bundle and returns its model, read back. `bits` and `groups` as in the recipe's section `quantize`;
-        None: as the recipe says. `out`: where it goes; None: <folder>/bundle.
+        """Writes a bundle and returns its model, read back; its card says what that costs in accuracy.
+
+        `bits` and `groups` as in the recipe's section `quantize`; None: as the recipe says. `out`: where it goes; None:
+        <folder>/bundle.
         """
         changes = {"quantize.bits": bits, "quantize.groups": None if groups is None else dict(groups)}
         recipe = replace(self.recipe, {path: value for path, value in changes.items() if value is not None})
         data = open_labelled(recipe.data)
-        return Model(make_bundle(open_model(self.folder), recipe, data, Path(out or self.folder / "bundle")))
+        bundle, _ = make_bundle(open_model(self.folder), recipe, data, Path(out or self.folder / "bundle"))
+        return Model(bundle)
 
     def predict(self, images: Picture | Iterable[Picture], top: int = 3) -> list[dict[str, float]]:
         """As `Model.predict`."""

@@ -214,7 +214,7 @@ BREAKS = (
         "xfer/metrics.py",
         "half = z / (1 + z * z / n)",
         "half = 0 * z / (1 + z * z / n)",
-        ("tests/xfer/test_metrics.py",),
+        ("tests/xfer/test_intervals.py",),
     ),
     Break(
         "padding-counted",
@@ -255,7 +255,31 @@ BREAKS = (
         "xfer/quantize.py",
         "    if config.correct:\n",
         "    if False:\n",
-        ("tests/xfer/test_cli.py",),
+        ("tests/xfer/test_quantize.py",),
+    ),
+    Break(
+        "paired-interval-of-zero",
+        "the interval of a difference has no width",
+        "xfer/metrics.py",
+        "half = 1.96 * math.sqrt((up",
+        "half = 0.0 * math.sqrt((up",
+        ("tests/xfer/test_intervals.py",),
+    ),
+    Break(
+        "calibration-ignored",
+        "quantize.calibration changes nothing",
+        "xfer/quantize.py",
+        "recipe.quantize.calibration)",
+        "64)",
+        ("tests/xfer/test_quantize.py",),
+    ),
+    Break(
+        "not-finite-packed",
+        "a model that is not finite is packed",
+        "xfer/quantize.py",
+        "    check_sound(model, calibration[0][:4])\n",
+        "",
+        ("tests/xfer/test_quantize.py",),
     ),
     Break(
         "groups-ignored",
@@ -263,7 +287,7 @@ BREAKS = (
         "xfer/quantize.py",
         "{**config.groups}",
         "{}",
-        ("tests/xfer/test_cli.py",),
+        ("tests/xfer/test_quantize.py",),
     ),
     Break(
         "stream-bit-order",
@@ -369,6 +393,6 @@ BREAKS = (
         "tuning/trial.py",
         "        refit_head(model, shared)\n",
         "        pass\n",
-        ("tests/tuning",),
+        ("tests/tuning/test_trial.py",),
     ),
 )

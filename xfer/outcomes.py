@@ -1,0 +1,157 @@
+"""Which images each of several models gets right, and how sure the difference of two of them is.
+
+Each image is read once and shown to every model, so outcomes are paired image by image. What two models both get right
+or both get wrong says nothing about their difference: the interval of the difference comes from the images on which
+they differ, and is much narrower than the two intervals of their accuracies.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from shards.config import DataConfig
+from shards.loading.batch import Batch, Slot
+from shards.loading.evaluate import eval_stream
+from shards.loading.subset import Subset
+from shards.progress import progress
+from shards.text import table
+from xfer.engine import default_device
+from xfer.labels import LabelSpace, unify
+from xfer.metrics import Estimate, mean_of, paired_difference
+
+Outcomes = dict[str, np.ndarray]
+"""By source: bool [n], whether each of its images was named rightly, in the order the batches have them."""
+
+
+def outcomes(
+    models: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    sources: Mapping[str, Sequence[str]],
+    classes: Sequence[str],
+    device: torch.device,
+    after_batch: Callable[[int], None] = lambda count: None,
+) -> dict[str, Outcomes]:
+    """What each of `models` gets right, by its name, on the same images. `sources`: name -> its class names, in the
+    order of the batches' source indices; `classes`: those of all the models, in the order of the logits.
+
+    Images whose class is not among `classes`, and damaged ones, are left out for all of them. The models are left in
+    evaluation mode, where they were.
+    """
+    homes = {name: next(model.parameters()).device for name, model in models.items()}
+    names = list(sources)
+    space = LabelSpace(tuple(classes), {}).table(names, sources).to(device)
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in models}
+    ready = {name: model.to(device).eval() for name, model in models.items()}
+    with torch.inference_mode():
+        for batch in batches:
+            batch = batch.to(device)
+            targets = unify(space, batch.sources, batch.targets)
+            counted = batch.valid & (targets >= 0)
+            source = batch.sources[counted].cpu().numpy()
+            for name, model in ready.items():
+                right = model(batch.images).argmax(1) == targets
+                found[name].append((source, right[counted].cpu().numpy()))
+            after_batch(int(batch.valid.sum()))
+    for name, model in models.items():
+        model.to(homes[name])
+    return {name: _by_source(parts, names) for name, parts in found.items()}
+
+
+def outcomes_on(
+    models: Mapping[str, nn.Module], subsets: Sequence[Subset], config: DataConfig, classes: Sequence[str], what: str
+) -> dict[str, Outcomes]:
+    """As `outcomes`, on all images of `subsets` in the order they are stored in, with progress."""
+    sources = {subset.name: subset.classes for subset in subsets}
+    batches = eval_stream(subsets, config, Slot())
+    with progress(what, sum(subset.num_samples for subset in subsets), "images") as advance:
+        found = outcomes(models, batches, sources, classes, default_device(), advance)
+    if batches.damaged:
+        print(f"left out of {what}: {batches.damage.table()}", file=sys.stderr)
+    return found
+
+
+def _by_source(parts: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> Outcomes:
+    sources = np.concatenate([source for source, _ in parts]) if parts else np.zeros(0, np.int64)
+    right = np.concatenate([right for _, right in parts]) if parts else np.zeros(0, bool)
+    return {name: right[sources == index] for index, name in enumerate(names)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same images: `float32` and what was made of it. what: which images these are, in words."""
+
+    what: str
+    float32: Outcomes
+    packed: Outcomes
+
+    @property
+    def differences(self) -> dict[str, Estimate]:
+        """By source: the accuracy of the packed model less that of the float one; sources without images have none."""
+        pairs = {name: (right, self.packed[name]) for name, right in self.float32.items() if right.size}
+        return {name: paired_difference(*pair) for name, pair in pairs.items()}
+
+    @property
+    def mean_difference(self) -> Estimate:
+        """Unweighted over sources."""
+        return mean_of(list(self.differences.values()))
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the interval holds 0: these images cannot tell which of the two is better."""
+        mean = self.mean_difference
+        return mean.low <= 0 <= mean.high
+
+    @property
+    def image_worth(self) -> float:
+        """What one more right image is worth in the mean accuracy, in the source where it is worth most."""
+        counts = [right.size for right in self.float32.values() if right.size]
+        return 1 / (min(counts) * len(counts)) if counts else 0.0
+
+    def rows(self) -> list[list[str]]:
+        """A table for people, its header first."""
+        found = self.differences
+        rows = [["source", "images", "float32", "packed", "difference", "95 % interval"]]
+        for name, difference in found.items():
+            a, b = self.float32[name], self.packed[name]
+            rows.append([name, f"{a.size:,}", *_percents(a.mean(), b.mean()), *_points(difference)])
+        if len(found) > 1:
+            both = [float(np.mean([one[name].mean() for name in found])) for one in (self.float32, self.packed)]
+            rows.append(["mean of sources", "", *_percents(*both), *_points(self.mean_difference)])
+        return rows
+
+    def verdict(self) -> str:
+        """What the numbers come to, in one sentence."""
+        worth = f"one image is worth up to {100 * self.image_worth:.2f} points"
+        if self.within_noise:
+            return f"the difference is within the noise of these images: they do not tell which is better; {worth}"
+        mean = self.mean_difference
+        ends = sorted((abs(mean.low), abs(mean.high)))
+        verb = "loses" if mean.value < 0 else "gains"
+        return f"the packed model {verb} {100 * ends[0]:.1f} to {100 * ends[1]:.1f} points; {worth}"
+
+    def text(self) -> str:
+        """For a terminal."""
+        return "\n".join([f"accuracy on {self.what}:", *table(self.rows()), f"  {self.verdict()}"])
+
+    def markdown(self) -> str:
+        """For a model card."""
+        head, *body = self.rows()
+        lines = [f"Accuracy on {self.what}:", "", _line(head), "|---" + "|---:" * (len(head) - 1) + "|"]
+        return "\n".join([*lines, *map(_line, body), "", self.verdict().capitalize() + "."])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _percents(*values: float) -> list[str]:
+    return [f"{100 * value:.1f} %" for value in values]
+
+
+def _points(difference: Estimate) -> list[str]:
+    value, low, high = (round(100 * number, 1) + 0.0 for number in difference)  # + 0.0: no -0.0
+    return [f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}"]
