@@ -11,7 +11,7 @@ from cluster.config import ClusterConfig
 from shards.settings import ConfigError
 
 WAIT_S = 900.0
-"""Longest wait for others to leave the room that the workers need."""
+"""Longest wait for others to leave the room that the workers need, or for a lost host to come back."""
 POLL_S = 2.0
 
 
@@ -26,37 +26,51 @@ def check_capacity(config: ClusterConfig, batch_size: int, wait_s: float = WAIT_
             f"cluster.workers: {config.workers} workers cannot share data.batch_size: {batch_size}; "
             f"give at most {batch_size}"
         )
-    if _room(_total(), config.resources) < config.workers:
+    if room(total(), config.resources) < config.workers:
         faults.append(f"cluster.workers: {_numbers(config)}")
     if faults:
         raise ConfigError(faults)
-    _wait(config, wait_s)
+    _wait(config, wait_s, may_return=False)
 
 
-def _wait(config: ClusterConfig, wait_s: float) -> None:
+def await_return(config: ClusterConfig, wait_s: float = WAIT_S) -> str:
+    """Waits until all workers have room again, be it that a lost host comes back first. Returns why they have not after
+    `wait_s`; empty if they have.
+    """
+    try:
+        _wait(config, wait_s, may_return=True)
+    except ConfigError as error:
+        left = room(total(), config.resources)
+        return f"{error}; cluster.workers={left} goes on with what is left" if 0 < left < config.workers else str(error)
+    return ""
+
+
+def _wait(config: ClusterConfig, wait_s: float, may_return: bool) -> None:
     deadline = time.monotonic() + wait_s
-    announced = False
-    while _room(_free(), config.resources) < config.workers:
-        if _room(_total(), config.resources) < config.workers:  # a node has gone
+    looks = 0
+    while room(free(), config.resources) < config.workers:
+        if not may_return and room(total(), config.resources) < config.workers:  # a node has gone
             raise ConfigError(f"cluster.workers: {_numbers(config)}")
         if time.monotonic() > deadline:
-            raise ConfigError(f"cluster.workers: {_numbers(config)}; waited {wait_s:g} s for the others to end")
-        if not announced:
+            raise ConfigError(f"cluster.workers: {_numbers(config)}; waited {wait_s:g} s for room")
+        looks += 1
+        if looks == 2:  # what has just ended takes a moment to leave
             print(f"waiting for room, at most {wait_s:g} s: {_numbers(config)}", file=sys.stderr)
-            announced = True
-        time.sleep(min(POLL_S, wait_s))
+        time.sleep(min(POLL_S, wait_s / 2))
 
 
-def _total() -> list[Mapping[str, float]]:
+def total() -> list[Mapping[str, float]]:
+    """What each node that is alive has."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _free() -> list[Mapping[str, float]]:
+def free() -> list[Mapping[str, float]]:
+    """What of it nobody has taken yet."""
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return [free for node, free in available_resources_per_node().items() if node in alive]
+    return [left for node, left in available_resources_per_node().items() if node in alive]
 
 
-def _room(nodes: Iterable[Mapping[str, float]], resources: Mapping[str, float]) -> int:
+def room(nodes: Iterable[Mapping[str, float]], resources: Mapping[str, float]) -> int:
     """How many workers that take `resources` each fit on `nodes`."""
     return sum(
         min(int(node.get(name, 0) / amount + 1e-6) for name, amount in resources.items() if amount) for node in nodes
@@ -64,14 +78,14 @@ def _room(nodes: Iterable[Mapping[str, float]], resources: Mapping[str, float]) 
 
 
 def _numbers(config: ClusterConfig) -> str:
-    total, free = _total(), _free()
+    everything, unused = total(), free()
     need = " and ".join(f"{amount:g} {name}" for name, amount in config.resources.items())
 
     def have(nodes: list[Mapping[str, float]]) -> str:
         cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
-        return f"{cpus:g} CPU and {gpus:g} GPU (room for {_room(nodes, config.resources)})"
+        return f"{cpus:g} CPU and {gpus:g} GPU (room for {room(nodes, config.resources)})"
 
     return (
-        f"{config.workers} workers of {need} each do not fit; the cluster has {have(total)} on {len(total)} node(s), "
-        f"of which {have(free)} are free now"
+        f"{config.workers} workers of {need} each do not fit; the cluster has {have(everything)} on "
+        f"{len(everything)} node(s), of which {have(unused)} are free now"
     )

@@ -24,7 +24,8 @@ def train(job: Path, *overrides: str) -> None:
 
     result = run(load_document(job, Job, overrides))
     if result.error:
-        print(f"xfer: training failed; the same command resumes it\n{result.error}", file=sys.stderr)
+        advice = "" if result.comes_again else "; the same command resumes it"
+        print(f"xfer: training failed{advice}\n{result.error}", file=sys.stderr)
         sys.exit(1)
     print(f"trained: {result.path}")
     print(f"  checkpoint  {result.checkpoint}")

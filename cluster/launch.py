@@ -10,15 +10,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cluster.config import Job
-from cluster.session import beside_main, connect
+from cluster.session import connect
 from shards.settings import dump
 from xfer.checkpoint import latest_checkpoint
 from xfer.follow import follow
 from xfer.prepare import prepare
-from xfer.run import begin, read_metrics, run_lock
+from xfer.run import begin, last_scored, read_metrics, run_lock
 from xfer.train import Row
 
 POLL_S = 0.5
@@ -26,12 +25,15 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `metrics`: its last evaluation row; `error`: the workers' failure, None if all went well."""
+    """How a run ended. `metrics`: its last evaluation row; `error`: the workers' failure, None if all went well;
+    `comes_again`: the same command would meet it again.
+    """
 
     path: Path
     checkpoint: Path | None
     metrics: Row
     error: str | None = None
+    comes_again: bool = False
 
 
 def run(job: Job) -> RunResult:
@@ -40,53 +42,21 @@ def run(job: Job) -> RunResult:
     with run_lock(recipe.folder):
         _, checkpoint = prepare(recipe, job.cluster.workers)
         done = checkpoint.state.step if checkpoint else 0
-        error = None
-        if done < recipe.train.steps:
+        failure = None
+        if done < recipe.train.steps or last_scored(recipe.folder, done) < done:
             with connect(job.cluster.address, job.cluster.timeout_s):
+                from cluster.attempts import attempt
                 from cluster.capacity import check_capacity
 
                 check_capacity(job.cluster, recipe.data.batch_size)
                 begin(recipe, dump(job))
                 print(f"starting {job.cluster.workers} Ray workers: half a minute or more", file=sys.stderr)
                 with follow(recipe.name, recipe.train.steps, done) as show, _tail(recipe.folder, done, show):
-                    error = _fit(job)
+                    failure = attempt(job)
         rows = [row for row in read_metrics(recipe.folder) if "accuracy" in row]
         latest = latest_checkpoint(recipe.folder / "checkpoints")
-        return RunResult(recipe.folder, latest.path if latest else None, rows[-1] if rows else {}, error)
-
-
-def _fit(job: Job) -> str | None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    from cluster.worker import work
-
-    config = job.cluster
-    trainer = TorchTrainer(
-        work,
-        train_loop_config={"job": job.model_dump(mode="json")},
-        scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=config.resources
-        ),
-        torch_config=TorchConfig(timeout_s=int(config.timeout_s)),
-        run_config=RunConfig(
-            name=f"{job.recipe.name}.ray",
-            storage_path=str(job.recipe.folder),
-            failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=3),
-        ),
-    )
-    try:
-        beside_main(trainer.fit)
-    except TrainingFailedError as error:
-        return _cause(error)
-    return None
-
-
-def _cause(error: Any) -> str:
-    failures = getattr(error, "worker_failures", None) or {}
-    causes = {str(failure).strip() for failure in failures.values()} or {str(error).strip()}
-    return "\n".join(sorted(causes))
+        error, comes_again = (failure.message, failure.comes_again) if failure else (None, False)
+        return RunResult(recipe.folder, latest.path if latest else None, rows[-1] if rows else {}, error, comes_again)
 
 
 class _tail:

@@ -1,5 +1,6 @@
 """What each Ray Train worker runs: a Job becomes a slot, a DeepSpeed engine, and xfer's own fit."""
 
+import time
 from functools import partial
 from typing import Any
 
@@ -7,10 +8,16 @@ import ray.train
 import ray.train.torch
 
 from cluster.config import Job
+from cluster.failure import is_lost_peer, note_place
 from shards.loading.batch import Slot
 from xfer.engine import build_engine
 from xfer.run import fit
 from xfer.train import Row
+
+NOTICE_S = 40.0
+"""How long a rank that lost another holds its tongue: Ray notices the death of a process within 2 seconds and that of a
+host within 30, ends this rank, and reports the death, which is the cause.
+"""
 
 
 def work(config: dict[str, Any]) -> None:
@@ -21,7 +28,13 @@ def work(config: dict[str, Any]) -> None:
 
     device = ray.train.torch.get_device()
     make_engine = partial(build_engine, kind="deepspeed", zero_stage=job.cluster.zero_stage, device=device)
-    fit(job.recipe, slot, make_engine, report)
+    try:
+        fit(job.recipe, slot, make_engine, report)
+    except Exception as error:
+        note_place(error)
+        if slot.world_size > 1 and is_lost_peer(error):
+            time.sleep(NOTICE_S)
+        raise
 
 
 def report(row: Row) -> None:

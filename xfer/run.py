@@ -80,6 +80,12 @@ def read_metrics(folder: Path) -> list[Row]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def last_scored(folder: Path, step: int) -> int:
+    """The step, up to `step`, of the newest evaluation that is on record; 0: there is none."""
+    scored = [row["step"] for row in read_metrics(folder) if "loss" not in row and row["step"] <= step]
+    return max(scored, default=0)
+
+
 def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable[[Row], None]) -> TrainState:
     """Trains one rank of a recipe, from the newest whole checkpoint on. Rank 0 writes metrics and checkpoints.
 
@@ -93,7 +99,7 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
         model.load_state_dict(checkpoint.model())
     engine = make_engine(model, recipe, slot)
     state = checkpoint.state if checkpoint else TrainState(classes=list(labels.classes))
-    scored = [row["step"] for row in read_metrics(recipe.folder) if "loss" not in row and row["step"] <= state.step]
+    scored = last_scored(recipe.folder, state.step)
     if slot.rank == 0:
         remove_stale_drafts(recipe.folder / "checkpoints")
         _cut_metrics(recipe.folder, state.step)
@@ -106,7 +112,7 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     )
     objective = Objective(labels, [subset.name for subset in data.train], engine.device, recipe.train.label_smoothing)
     record = RunRecord(recipe, slot, engine, stream, data.validation, labels.classes, report)
-    run = Training(engine, stream, objective, recipe.train, recipe.data.batch_size, record, max(scored, default=0))
+    run = Training(engine, stream, objective, recipe.train, recipe.data.batch_size, record, scored)
     try:
         return train(run, state)
     except DivergedError as error:

@@ -40,7 +40,7 @@ with connect():
         check_capacity(one, 8, wait_s=1)
         raise SystemExit("taken CPUs were counted as free")
     except ConfigError as error:
-        assert "of which 0 CPU" in str(error) and "waited 1 s" in str(error), error
+        assert "of which 0 CPU" in str(error) and "waited 1 s for room" in str(error), error
     ray.kill(holder)
     check_capacity(one, 8, wait_s=60)
     try:

@@ -1,0 +1,143 @@
+"""Restarts under real Ray: a killed worker is reported and replaced; what would come again is not tried again."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from cluster import session
+from cluster.launch import run
+from tests.cluster.test_train import job, losses
+from xfer.__main__ import main
+from xfer.checkpoint import latest_checkpoint
+from xfer.run import read_metrics
+
+pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_session() -> Iterator[None]:
+    with session.connect():
+        yield
+
+
+def train(values: dict[str, Any], tmp_path: Path, **cluster: Any) -> int:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({"recipe": values, "cluster": cluster}))
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(path)])
+    return int(ended.value.code or 0)
+
+
+def kill_a_rank_each_time_a_checkpoint_comes(folder: Path, times: int) -> threading.Thread:
+    """kill -9 of one Ray Train worker of this process, `times` times, each after another new checkpoint."""
+
+    def kill() -> None:
+        for _ in range(times):
+            known = set(folder.glob("checkpoints/step-*/manifest.json"))
+            while not set(folder.glob("checkpoints/step-*/manifest.json")) - known:
+                time.sleep(0.05)
+            ranks = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in p.cmdline()[0]]
+            os.kill(ranks[-1].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    return killer
+
+
+def test_killed_workers_are_reported_then_given_up_and_the_same_command_goes_on(recipe_values, tmp_path, capfd):
+    """Two ranks; one is killed in each of two attempts: the other one, which lost it, is not taken for the cause."""
+    recipe_values["train"] |= {"steps": 60, "save_every": 2, "evaluate_every": 60}
+    folder = Path(recipe_values["output"]) / "tiny"
+    killer = kill_a_rank_each_time_a_checkpoint_comes(folder, 2)
+    assert train(recipe_values, tmp_path, workers=2, max_failures=1) == 1
+    killer.join()
+    errors = capfd.readouterr().err
+    assert errors.count("its process was killed, as by signal 9") == 2
+    assert errors.count("restart: ") == 1
+    assert "restart: attempt 2 of 2, from step " in errors
+    assert f"on host {os.uname().nodename} (127.0.0.1)" in errors
+    assert "training failed; the same command resumes it" in errors
+    done = latest_checkpoint(folder / "checkpoints").state.step
+    assert 4 <= done < 60
+    assert train(recipe_values, tmp_path, workers=1, max_failures=0) == 0
+    assert len(losses(folder)) == 60
+
+
+def test_a_run_that_diverges_is_not_started_again(recipe_values, tmp_path, capfd):
+    recipe_values["train"] |= {"steps": 30, "learning_rate": 1e30}
+    assert train(recipe_values, tmp_path, workers=2, max_failures=2) == 1
+    errors = capfd.readouterr().err
+    assert "DivergedError" in errors
+    assert "restart" not in errors
+    assert "same command" not in errors
+
+
+def test_faults_of_input_on_a_worker_end_with_status_2_and_faults_of_the_program_with_1(
+    recipe_values, shards_root, tmp_path, capfd, monkeypatch
+):
+    from cluster import launch
+
+    prepare = launch.prepare
+    root = tmp_path / "shards"
+    shutil.copytree(shards_root, root)
+    recipe_values["data"]["root"] = str(root)
+
+    def prepare_and_lose(*arguments: Any) -> Any:
+        """As if the data were on this machine only."""
+        found = prepare(*arguments)
+        root.rename(tmp_path / "elsewhere")
+        return found
+
+    monkeypatch.setattr(launch, "prepare", prepare_and_lose)
+    assert train(recipe_values, tmp_path, workers=1, max_failures=2) == 2
+    errors = capfd.readouterr().err
+    assert str(root) in errors
+    assert f"(on host {os.uname().nodename})" in errors
+    assert "restart" not in errors
+
+    (tmp_path / "elsewhere").rename(root)
+
+    def prepare_and_spoil(*arguments: Any) -> Any:
+        (Path(recipe_values["output"]) / "tiny" / "damage-0.jsonl").mkdir()
+        (Path(recipe_values["output"]) / "tiny" / "metrics.jsonl").write_text("no row\n")
+        return prepare(*arguments)
+
+    monkeypatch.setattr(launch, "prepare", prepare_and_spoil)
+    monkeypatch.setattr(launch, "read_metrics", lambda folder: [])
+    monkeypatch.setattr(launch, "last_scored", lambda folder, step: step)
+    assert train(recipe_values, tmp_path, workers=1, max_failures=2) == 1
+    errors = capfd.readouterr().err
+    assert "JSONDecodeError" in errors
+    assert "restart" not in errors
+    assert "same command" not in errors
+
+
+def test_a_run_stopped_between_its_last_save_and_its_score_is_scored(recipe_values):
+    whole = run(job(recipe_values, workers=1))
+    rows = whole.path / "metrics.jsonl"
+    lines = rows.read_text().splitlines(keepends=True)
+    assert "accuracy" in lines[-1]
+    rows.write_text("".join(lines[:-1]))
+    again = run(job(recipe_values, workers=1))
+    assert again.error is None
+    assert again.metrics == whole.metrics
+    assert read_metrics(whole.path)[-1]["step"] == 4
+
+
+def test_a_host_that_does_not_come_back_is_said_with_what_is_left():
+    from cluster.capacity import await_return
+    from cluster.config import ClusterConfig
+
+    assert await_return(ClusterConfig(workers=1), wait_s=10) == ""
+    missing = await_return(ClusterConfig(workers=1 + (os.cpu_count() or 1)), wait_s=1)
+    assert "waited 1 s for room" in missing
+    assert "goes on with what is left" in missing
