@@ -1,4 +1,4 @@
-"""How well prints tell copies of a picture from other pictures, and what the search for them costs.
+"""How well perceptual hashes tell copies of a picture from other pictures, and what the search for them costs.
 
     python benchmarks/dups.py                                   # drawn images
     python benchmarks/dups.py shards/photo shards/clothing      # folders of shards
@@ -6,7 +6,7 @@
 Copies are made of some images of each data set, in every way listed: how many are recognised? Then all images are
 compared with each other: two of different data sets that look the same are a mistake; two of one data set are one, or
 are a copy that was there before, and then `results/dups-same.csv` lists them if somebody has looked at them. Beside
-prints stand two hashes in wide use, of 64 bits: dHash, and pHash as the package ImageHash makes it.
+hashes stand two hashes in wide use, of 64 bits: dHash, and pHash as the package ImageHash makes it.
 """
 
 import argparse
@@ -32,13 +32,13 @@ from shards.format.manifest import splits_in
 from shards.generate import generate
 from shards.ingest.build import build
 from shards.inspect.dups.near import find_near, num_sorts
-from shards.inspect.dups.perceptual_hash import BITS, FEWEST, PRINT, distances, mirrored, take_print
+from shards.inspect.dups.perceptual_hash import BITS, FEWEST, HASH, distances, mirrored, take_hash
 from shards.inspect.glance import Damaged, read
 from shards.loading.open import open_subset
 
 RESULTS = Path(__file__).parent / "results"
 LOWEST = 8
-THRESHOLDS = {"print": (0.1, 0.15, 0.2, 0.25), "64 lowest signs": (4, 6, 8), "pHash": (4, 6, 8), "dHash": (2, 4, 6)}
+THRESHOLDS = {"ours": (0.1, 0.15, 0.2, 0.25), "64 lowest signs": (4, 6, 8), "pHash": (4, 6, 8), "dHash": (2, 4, 6)}
 STYLES = {style: ["circle", "square", "star", "cross", "heart", "arrow"] for style in ("paint", "outline", "neon")}
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -109,7 +109,7 @@ def phash(image: Image.Image) -> np.uint64:
 
 def take(data: bytes) -> tuple[np.ndarray, np.uint64, np.uint64]:
     image = Image.fromarray(np.ascontiguousarray(pixels(open_image(data)).array))
-    return take_print(data), phash(image), dhash(image)
+    return take_hash(data), phash(image), dhash(image)
 
 
 def encoded(image: Image.Image) -> bytes:
@@ -140,7 +140,7 @@ def recall(name: str, images: list[bytes], rng: np.random.Generator) -> list[dic
         second = mirrored(second) if change == "mirrored" else second
         low = np.bitwise_count(first["signs"][:, 0] ^ second["signs"][:, 0])
         values = {
-            "print": np.where(low <= LOWEST, distances(first, second), np.inf),
+            "ours": np.where(low <= LOWEST, distances(first, second), np.inf),
             "64 lowest signs": low,
             "pHash": np.array([np.bitwise_count(a[1] ^ b[1]) for a, b in zip(before, after, strict=True)]),
             "dHash": np.array([np.bitwise_count(a[2] ^ b[2]) for a, b in zip(before, after, strict=True)]),
@@ -154,18 +154,18 @@ def recall(name: str, images: list[bytes], rng: np.random.Generator) -> list[dic
 
 def pairs_found(taken: list[np.ndarray], which: np.ndarray, turned: bool) -> dict[str, np.ndarray]:
     """Pairs, int64 [n, 2], that each method finds at its largest threshold, and how far apart; columns a, b, value."""
-    prints, phashes, dhashes = taken
-    others = mirrored(prints) if turned else prints
-    signed, signed_others = (_signed(rows) for rows in (prints, others))
+    hashes, phashes, dhashes = taken
+    others = mirrored(hashes) if turned else hashes
+    signed, signed_others = (_signed(rows) for rows in (hashes, others))
     known = np.abs(signed)
     found: dict[str, list[np.ndarray]] = {method: [] for method in THRESHOLDS}
-    for start in range(0, len(prints), 1000):
+    for start in range(0, len(hashes), 1000):
         part = slice(start, start + 1000)
         count = known[part] @ known.T
         share = (count - signed[part] @ signed_others.T) / 2 / np.maximum(count, 1)
-        low = np.bitwise_count(prints["signs"][part, None, 0] ^ others["signs"][None, :, 0])
+        low = np.bitwise_count(hashes["signs"][part, None, 0] ^ others["signs"][None, :, 0])
         share[(count < FEWEST) | (low > LOWEST)] = np.inf
-        values = {"print": share, "64 lowest signs": low}
+        values = {"ours": share, "64 lowest signs": low}
         if not turned:
             values["pHash"] = np.bitwise_count(phashes[part, None] ^ phashes[None])
             values["dHash"] = np.bitwise_count(dhashes[part, None] ^ dhashes[None])
@@ -176,10 +176,10 @@ def pairs_found(taken: list[np.ndarray], which: np.ndarray, turned: bool) -> dic
     return {method: np.concatenate(parts) for method, parts in found.items() if parts}
 
 
-def _signed(prints: np.ndarray) -> np.ndarray:
+def _signed(hashes: np.ndarray) -> np.ndarray:
     """Signs as -1 and 1, unknown ones 0; float32 [n, BITS]."""
     signs, known = (
-        np.unpackbits(np.ascontiguousarray(prints[part]).view(np.uint8), axis=1, bitorder="little").astype(np.float32)
+        np.unpackbits(np.ascontiguousarray(hashes[part]).view(np.uint8), axis=1, bitorder="little").astype(np.float32)
         for part in ("signs", "known")
     )
     return (2 * signs - 1) * known
@@ -253,12 +253,12 @@ def one_search(count: int) -> dict[str, Any]:
 
 
 def speed(images: list[bytes]) -> float:
-    """Prints a second, one process: the best of five rounds, as others may work beside it."""
+    """Hashes a second, one process: the best of five rounds, as others may work beside it."""
     rounds = []
     for _ in range(5):
         started = time.perf_counter()
         for data in images:
-            take_print(data)
+            take_hash(data)
         rounds.append(len(images) / (time.perf_counter() - started))
     return max(rounds)
 
@@ -337,9 +337,9 @@ def main() -> None:
         chosen = [items[i][1] for i in rng.choice(len(items), min(arguments.count, len(items)), replace=False)]
         rates[name] = round(speed(chosen))
         recalls += recall(name, chosen, rng)
-        print(f"{name}: {len(items):,} images, {rates[name]:,} prints/s", file=sys.stderr)
+        print(f"{name}: {len(items):,} images, {rates[name]:,} hashes/s", file=sys.stderr)
     everything = [take(image) for items in data.values() for _, image in items]
-    taken = [np.array([one[0] for one in everything], PRINT), *(np.array([o[k] for o in everything]) for k in (1, 2))]
+    taken = [np.array([one[0] for one in everything], HASH), *(np.array([o[k] for o in everything]) for k in (1, 2))]
     sets = np.repeat(np.arange(len(data)), [len(items) for items in data.values()])
     precisions = precision(list(data), [key for items in data.values() for key, _ in items], sets, taken)
     searches = [one_search(count) for count in arguments.search]
@@ -355,10 +355,10 @@ Command: `{" ".join(command)}`
 Commit: {commit.stdout.strip()}. Machine: {platform.machine()}, {os.cpu_count()} CPUs, numpy {np.__version__}.
 Load average: {busy:.1f} before, {os.getloadavg()[0]:.1f} after; where others worked beside it, times do not hold.
 
-Data: {", ".join(f"{name} {len(items):,} images ({rates[name]:,} prints/s)" for name, items in data.items())}.
+Data: {", ".join(f"{name} {len(items):,} images ({rates[name]:,} hashes/s)" for name, items in data.items())}.
 
-`print`: at most {LOWEST} of the 64 lowest signs of a cosine transform differ, and at most that share of all known ones
-of {BITS}. The others are 64 bits of which at most so many differ: the lowest signs alone, pHash, dHash. With prints and
+`ours`: at most {LOWEST} of the 64 lowest signs of a cosine transform differ, and at most that share of all known ones
+of {BITS}. The others are 64 bits of which at most so many differ: the lowest signs alone, pHash, dHash. With hashes and
 signs a mirrored copy is compared with its mirror image.
 
 ## Copies that are recognised, in %

@@ -83,7 +83,7 @@ def _collect(pipes: dict[Connection, Any], waiting: list[Any], advance: Callable
 
 
 def _serve(pipe: Connection) -> None:
-    """The life of a worker: a function, then task after task until the parent closes the pipe or is gone."""
+    """What a worker does: takes a function, then task after task until the parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         work = pipe.recv()

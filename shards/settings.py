@@ -28,7 +28,7 @@ _DEEPEST = 100
 
 
 class ConfigError(Exception):
-    """What a user can mend. `faults` holds one line for each fault; the command line prints them all and exits with
+    """What a user can fix. `faults` holds one line for each fault; the command line prints them all and exits with
     2.
     """
 

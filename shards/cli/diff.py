@@ -26,7 +26,7 @@ def diff(
         xfer shards diff shards/photo --split train@0123456789ab --split-b train
         xfer shards diff shards/photo shards/photo-new --out diff.csv
 
-    Samples are matched by their keys. Indexes tell which differ, and only these
+    Samples are matched by their keys. Indexes say which differ, and only these
     are read; of URLs, the shards that hold them are fetched.
 
     Parameters

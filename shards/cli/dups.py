@@ -33,7 +33,7 @@ def dups(
     mirrors. Larger cuts and turned images are not found.
 
     All samples are decoded once. What was seen of them is kept beside the
-    manifest (train.prints.0123456789ab.npy, 160 bytes a sample), so the next
+    manifest (train.hashes.0123456789ab.npy, 160 bytes a sample), so the next
     time takes seconds, and Ctrl-C costs little.
 
     Leave copies out at the source: remove the files and build again. There is no
@@ -48,8 +48,8 @@ def dups(
     split
         Only splits of this name; all of each folder if not given. Can be repeated.
     near
-        Share of the signs of two images' prints that may differ, 0 to 0.4. More finds more, and more that only look
-        alike; drawings of one thing need less.
+        Share of the signs of two images' perceptual hashes that may differ, 0 to 0.4. More finds more, and more that
+        only look alike; drawings of one thing need less.
     skip_mirrored
         Mirrored images are not the same: for left and right hands, say.
     out

@@ -44,8 +44,8 @@ def show(
     from rich.console import Console
 
     from shards.inspect.glance import opened
-    from shards.inspect.preview.show import MOST, contact_sheet, having, head, save, sheet_look, tiles
-    from shards.inspect.preview.terminal import print_tiles, terminal_look
+    from shards.inspect.preview.show import MOST, contact_sheet, having, head, save, sheet_preview, tiles
+    from shards.inspect.preview.terminal import print_tiles, terminal_preview
 
     refuse(file_name(out, "--out", ".png", ".jpg", ".jpeg"), in_range(count, "--count", 1, MOST, "samples"))
     console = Console()
@@ -54,18 +54,22 @@ def show(
         for subset in subsets:
             if subset not in having_it:
                 print(f"{subset.name}/{split}: no class {only!r}")
-        look = sheet_look(having_it, count, seed, only) if out else terminal_look(console, having_it, count, seed, only)
-        shown = [(subset, tiles(subset, look)) for subset in having_it]
+        preview = (
+            sheet_preview(having_it, count, seed, only)
+            if out
+            else terminal_preview(console, having_it, count, seed, only)
+        )
+        shown = [(subset, tiles(subset, preview)) for subset in having_it]
     if not any(tiles for _, tiles in shown):
         print(f"no sample holds {only!r}")
         return 1
     if out:
-        save(contact_sheet(shown, look.side), out)
+        save(contact_sheet(shown, preview.side), out)
         print("\n".join(head(subset, tiles) for subset, tiles in shown))
         print(f"-> {out}")
         return None
     for subset, some in shown:
-        print_tiles(console, subset, some, look.side)
+        print_tiles(console, subset, some, preview.side)
     if console.is_terminal:
         hint = "in full: --out contact.png; others: --seed 1; one class: --only NAME"
         console.print(hint, style="dim", highlight=False)

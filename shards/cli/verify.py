@@ -12,7 +12,7 @@ def verify(
 
     Exit status 1 if there is any. Checked are the sha256 of each file, and of
     each sample crc32, header, key, label, image, boxes, mask and side inputs.
-    Damage is told as shard, key and reason.
+    Damage is reported as shard, key and reason.
 
         xfer shards verify shards/photo
         xfer shards verify shards/photo --out damage.csv

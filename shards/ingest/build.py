@@ -72,7 +72,7 @@ def build(
     """Builds one split of one source: a path, or a `Source` of your own.
 
     More than max(1, max_refused * items) refused samples fail the build. `processes` None: as many as pay. Raises
-    ConfigError for what the user can mend, BuildError if the work failed.
+    ConfigError for what the user can fix, BuildError if the work failed.
     """
     out, options = Path(os.path.abspath(out)), options or SourceOptions()
     name = out.name if name is None else name
@@ -305,7 +305,7 @@ def _too_many(out: Path, plan: Plan, refused: list[list[str]], allowed: int) -> 
     more = f"\n  ... and {len(refused) - 10} more" if len(refused) > 10 else ""
     return (
         f"{len(refused)} of {plan.num_items} samples refused, {allowed} are tolerated; nothing was built. All of them: "
-        f"{report_path(out, plan.request.split)}; mend or remove them, or raise --max-refused:{shown}{more}"
+        f"{report_path(out, plan.request.split)}; fix or remove them, or raise --max-refused:{shown}{more}"
     )
 
 

@@ -139,7 +139,7 @@ def _scan(tasks: list[ScanTask], what: str, processes: int | None) -> list[Scann
     faults = [fault for task in tasks if (fault := records[task.path].fault)]
     if faults:
         raise BuildError(
-            f"{len(faults)} of {len(tasks)} tars cannot be indexed where they lie; mend or move them, or choose the "
+            f"{len(faults)} of {len(tasks)} tars cannot be indexed where they lie; fix or move them, or choose the "
             f"others with --shards (what is scanned is kept):{_listed(faults)}"
         )
     return [records[task.path] for task in tasks]

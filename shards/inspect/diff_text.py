@@ -1,6 +1,6 @@
 """What changed between two splits in words, from the manifests to single samples, and as a table (.csv).
 
-Keys stand in the tars alone: those that are told are read for it, all of them for the table.
+Keys stand in the tars alone: those that are reported are read for it, all of them for the table.
 """
 
 import csv
@@ -68,8 +68,8 @@ def _head(a: Subset, b: Subset) -> list[str]:
     for side, subset in (("A", a), ("B", b)):
         manifest = subset.manifest
         shards, total = len(manifest.shards), sum(shard.bytes for shard in manifest.shards)
-        told = [f"{manifest.num_samples:,} samples", counted(shards, "shard"), size(total)]
-        rows.append([side, subset.folder, older_split(manifest), *told])
+        reported = [f"{manifest.num_samples:,} samples", counted(shards, "shard"), size(total)]
+        rows.append([side, subset.folder, older_split(manifest), *reported])
     return table(rows, 3)
 
 
@@ -118,8 +118,8 @@ def _classes(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
 
 def _samples(a: Subset, b: Subset, changes: Changes) -> list[str]:
     counts = {"removed": len(changes.removed), "added": len(changes.added), "changed": len(changes.a)}
-    told = ", ".join(f"{count:,} {what}" for what, count in counts.items())
-    lines = [f"samples: {changes.num_same:,} the same, {told}"]
+    reported = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    lines = [f"samples: {changes.num_same:,} the same, {reported}"]
     if groups := _groups(a, b, changes):
         keys = _first_keys(a, b, groups)
         rows = [[group.what, group.which, f"{len(group.rows):,}"] for group in groups]

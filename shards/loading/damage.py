@@ -1,4 +1,4 @@
-"""Damage that a run came upon: every sample named once, over all ranks and lives of the run, and when it is too much.
+"""Damage that a run came upon: every sample named once, over all ranks and restarts, and when it is too much.
 
 A rank appends what it lost to a file of its own in the run's folder, and reads those of the others when it counts. So
 the budget is one for the whole run: neither a restart nor more ranks make it larger, and no rank waits for another.
@@ -61,7 +61,7 @@ class DamageLog:
         return damage_table(self._subsets, self.all(), self._budget)
 
     def all(self) -> list[DamagedSample]:
-        """Those of every rank and life so far."""
+        """Those of every rank so far, restarts included."""
         numbers = {subset.name: number for number, subset in enumerate(self._subsets)}
         for line in read_damage(self._folder, self._name) if self._folder else ():
             if line["source"] in numbers:  # a source that is no longer trained on has no budget

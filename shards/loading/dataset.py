@@ -109,7 +109,7 @@ class Samples(Dataset):
         return source, *self.reader.locate(source, chosen % subset.num_samples)
 
     def _read(self, place: Place) -> Sample | None:
-        """None if it is damaged: it is read once more then, and what is wrong with it is told."""
+        """None if it is damaged: it is read once more then, and what is wrong with it is reported."""
         try:
             return self.reader.read(*place)
         except DamagedSampleError:

@@ -81,7 +81,7 @@ class TrainStream:
 
     @property
     def damaged(self) -> list[DamagedSample]:
-        """Distinct damaged samples so far: with a `damage_log` those of all ranks and earlier lives of the run."""
+        """Distinct damaged samples so far: with a `damage_log` those of all ranks, restarts included."""
         return self._damage.all()
 
 

@@ -3,7 +3,7 @@
 Files are read in ranges of 8 MiB: a connection cut after 7 of 8 ranges costs one range and not eight, and a reader can
 stop between any two. Whatever the scheme, an answer is waited for at most a quarter of `timeout_s`; then the request is
 cancelled and made anew, after exponential backoff with full jitter (Brooker, "Exponential Backoff And Jitter", 2015).
-`timeout_s` without one new range ends the reading. What no retry can mend (no such file, no access) raises at once.
+`timeout_s` without one new range ends the reading. What no retry can fix (no such file, no access) raises at once.
 Costs one request a range, and one range of memory a thread; a server that knows no ranges sends whole files, and then
 it is one file.
 

@@ -17,7 +17,7 @@ TASKS = ("classification", "detection", "segmentation", "captioning")
 
 
 class Refused(Exception):
-    """Why a sample is left out, for a person who has to mend it."""
+    """Why a sample is left out, for a person who has to fix it."""
 
 
 @dataclass(frozen=True)

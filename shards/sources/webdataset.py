@@ -1,7 +1,7 @@
 """WebDataset tars that others wrote, packed anew: mixed, checked and cut into shards of one size.
 
-What `index` must refuse is mended here: members of one sample may stand apart. Keys get the name of their tar in front
-(`000003/cat`), for others number their samples anew in each tar; the keys of a data set of ours stay as they are.
+What `index` must refuse is put right here: members of one sample may stand apart. Keys get the name of their tar in
+front (`000003/cat`), for others number their samples anew in each tar; the keys of a data set of ours stay as they are.
 Listing reads all headers and the labels, one tar at a time; `index` costs less where the tars are fit to be used.
 """
 

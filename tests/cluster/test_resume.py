@@ -13,7 +13,7 @@ import pytest
 from cluster.session import connect
 from shards.loading.batch import Slot
 from tests.shards.images import built, config
-from tests.shards.lives import End, Run, delivered, live, uninterrupted
+from tests.shards.restarts import End, Run, delivered, run_rank, uninterrupted
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -22,7 +22,7 @@ _KILLS = {2: 3, 1: 2, 3: 2}
 
 
 def work(settings: dict[str, Any]) -> None:
-    """A Ray Train worker: one rank of one life."""
+    """A Ray Train worker: one rank of one restart."""
     import ray.train
     import torch
     from torch import distributed
@@ -44,18 +44,18 @@ def work(settings: dict[str, Any]) -> None:
             raise End
 
     with suppress(End):
-        live(run, begun[0], slot, 12 * slot.world_size, together)
+        run_rank(run, begun[0], slot, 12 * slot.world_size, together)
 
 
 def kill(run: Run, world: int, times: int, rng: random.Random) -> None:
-    """Kills a rank of each new life at a random moment; lets the last one work a little and then end."""
+    """Kills a rank of each new restart at a random moment; lets the last one work a little and then end."""
     seen = len(list(run.folder.glob("*.pids")))
-    for life in range(seen, seen + times + 1):
-        path = run.folder / f"{life:03d}.pids"
-        while not path.exists() or not any(f"{life:03d}-" in log.name and log.stat().st_size for log in run.logs()):
+    for restart in range(seen, seen + times + 1):
+        path = run.folder / f"{restart:03d}.pids"
+        while not path.exists() or not any(f"{restart:03d}-" in log.name and log.stat().st_size for log in run.logs()):
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 1))
-        if life < seen + times:
+        if restart < seen + times:
             os.kill(int(rng.choice(path.read_text().split())), signal.SIGKILL)
     (run.folder / f"{world}.end").touch()
 
@@ -85,6 +85,6 @@ def test_seven_kills_on_two_one_and_three_workers(tmp_path):
             ).fit()
             killer.join()
     cut = Run(run.folder, settings, run.state().position)
-    lives = list(run.folder.glob("*.pids"))
-    assert len(lives) == sum(_KILLS.values()) + len(_KILLS)
+    restarts = list(run.folder.glob("*.pids"))
+    assert len(restarts) == sum(_KILLS.values()) + len(_KILLS)
     assert delivered(cut) == uninterrupted(cut)

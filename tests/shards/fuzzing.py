@@ -2,7 +2,7 @@
 
 A way in may answer with what was written, or with an error that has a name. All else is a finding: another exception,
 a sample that nobody wrote, more than `SECONDS` for one mutation, a file opened outside the folder. Mutations know the
-formats: a header changed at random fails its checksum, so checksums are mended too, and numbers and names in headers
+formats: a header changed at random fails its checksum, so checksums are corrected too, and numbers and names in headers
 and JSON become those that break parsers. Everything follows from one seed.
 """
 

@@ -88,8 +88,8 @@ def test_damage_is_told_and_every_other_sample_is_delivered(zoo, harm, which, pl
         for path, data in zip(paths, shards, strict=True):
             path.write_bytes(data)
         lost = spoiled(zoo / "shards" / "a", folder)
-        found, told = epoch(Path(name))
-        assert told == lost
+        found, reported = epoch(Path(name))
+        assert reported == lost
         assert found.keys() == whole.keys(), "a damaged sample is replaced"
         assert sum(found[position] != whole[position] for position in whole) <= lost
         assert sum(fault.row is not None for fault in inspect(folder).faults) == lost

@@ -92,12 +92,12 @@ def test_damaged_samples_are_passed_over_named_and_too_many_of_them_stop(stored,
         for at in range(1024, len(data), step):
             data[at] ^= 255
         tar.write_bytes(data)
-    told: list[str] = []
+    reported: list[str] = []
     settings = config(tmp_path, "one", validation=0)
-    batches = few(open_data(settings).train, settings, 60, passed_over=told.append)
+    batches = few(open_data(settings).train, settings, 60, passed_over=reported.append)
     assert sum(map(len, batches)) == 59
-    assert len(told) == 1
-    assert "crc32" in told[0]
+    assert len(reported) == 1
+    assert "crc32" in reported[0]
     settings = config(tmp_path, "many", validation=0)
     with pytest.raises(DamagedDataError, match="damaged samples, 8 accepted"):
-        few(open_data(settings).train, settings, 60, passed_over=told.append)
+        few(open_data(settings).train, settings, 60, passed_over=reported.append)

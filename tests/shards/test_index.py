@@ -301,7 +301,7 @@ def test_a_build_never_removes_tars_of_others(tmp_path, indexed):
 
 
 def test_a_label_that_its_index_row_does_not_tell_is_noticed(tmp_path):
-    """As where somebody swaps two tars of equal layout and mends the checksums."""
+    """As where somebody swaps two tars of equal layout and corrects the checksums."""
     folder = webdataset_tars(tmp_path / "zoo", "jpg+json")
     manifest = index(folder).manifest
     rows = np.load(folder / manifest.index.path)

@@ -12,25 +12,25 @@ import pytest
 
 from shards.loading.batch import Slot
 from tests.shards.images import built, config
-from tests.shards.lives import Run, delivered, live, uninterrupted
+from tests.shards.restarts import Run, delivered, run_rank, uninterrupted
 
 _WORLDS = (2, 1, 3)
 _KILLS = 20
 
 
-def start(run: Run, life: int) -> int:
-    """A life as a process group of its own: launcher, ranks, loader processes. Returns the group."""
+def start(run: Run, restart: int) -> int:
+    """A restart as a process group of its own: launcher, ranks, loader processes. Returns the group."""
     launcher = os.fork()
     if launcher:
         os.setpgid(launcher, launcher)
         return launcher
     os.setpgid(0, 0)
-    world = _WORLDS[life % len(_WORLDS)]
+    world = _WORLDS[restart % len(_WORLDS)]
     barrier = multiprocessing.Barrier(world)
     left = run.end - run.state().position
-    batch_size = next(size for size in ((24, 12, 36)[life % 3], 12) if left % size == 0)
+    batch_size = next(size for size in ((24, 12, 36)[restart % 3], 12) if left % size == 0)
     ranks = [
-        multiprocessing.Process(target=live, args=(run, life, Slot(rank, world), batch_size, barrier.wait))
+        multiprocessing.Process(target=run_rank, args=(run, restart, Slot(rank, world), batch_size, barrier.wait))
         for rank in range(world)
     ]
     for rank in ranks:
@@ -73,9 +73,9 @@ def test_twenty_kills_on_two_one_and_three_ranks(tmp_path):
     run = Run(tmp_path / "run", settings, 12 * 6000)
     run.folder.mkdir()
     rng = random.Random(0)
-    for life in range(_KILLS):
-        group = start(run, life)
-        while not any(f"{life:03d}-" in path.name for path in run.logs()):
+    for restart in range(_KILLS):
+        group = start(run, restart)
+        while not any(f"{restart:03d}-" in path.name for path in run.logs()):
             assert os.waitpid(group, os.WNOHANG)[0] == 0, "it ended by itself"
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.6))

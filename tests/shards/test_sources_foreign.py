@@ -280,7 +280,7 @@ def test_tars_packed_anew(tmp_path, kind):
     assert [one.image for one in found] == [encoded(n, "PNG" if kind == "png+txt" else "JPEG") for n in range(24)]
 
 
-def test_what_the_index_refuses_is_mended_by_packing_anew(tmp_path):
+def test_what_the_index_refuses_is_fixed_by_packing_anew(tmp_path):
     """Members of one sample apart, and the same keys in each tar."""
     parts = [part for n in range(6) for part in sample(n)]
     for name in ("a", "b"):

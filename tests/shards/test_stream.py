@@ -270,7 +270,7 @@ def test_the_same_damage_again_is_not_more_damage(tmp_path):
         assert len(stream.damaged) == 1
 
 
-def test_the_budget_is_one_for_all_ranks_and_lives(tmp_path):
+def test_the_budget_is_one_for_all_ranks_and_restarts(tmp_path):
     """Eight may be lost. Two ranks lose some, are killed in the middle of a line, and begin again."""
     folder, log = built(tmp_path, "a", per_class=10), tmp_path / "run"
     log.mkdir()

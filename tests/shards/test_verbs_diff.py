@@ -1,4 +1,4 @@
-"""`diff` tells exactly what changed between two splits or versions, and reads only what it must."""
+"""`diff` reports exactly what changed between two splits or versions, and reads only what it must."""
 
 import csv
 import dataclasses
@@ -64,16 +64,16 @@ def keys(subset: Subset, rows) -> list[str]:
     return [sample.key for _, sample in read(subset, sorted(rows.tolist()))]
 
 
-def changes(view_a: Subset, view_b: Subset) -> dict[str, set[str]]:
+def changes(subset_a: Subset, subset_b: Subset) -> dict[str, set[str]]:
     """What changed -> keys."""
-    found = compare(view_a, view_b)
-    told = {"removed": set(keys(view_a, found.removed)), "added": set(keys(view_b, found.added))}
-    told["label"] = set(keys(view_a, found.a[found.label]))
+    found = compare(subset_a, subset_b)
+    reported = {"removed": set(keys(subset_a, found.removed)), "added": set(keys(subset_b, found.added))}
+    reported["label"] = set(keys(subset_a, found.a[found.label]))
     for column, part in enumerate(PARTS):
-        told[part] = set(keys(view_a, found.a[found.parts[:, column]]))
-    told["unreadable"] = set(keys(view_a, found.a[found.unread]))
-    assert found.num_same == view_a.num_samples - len(found.removed) - len(found.a)
-    return {what: names for what, names in told.items() if names}
+        reported[part] = set(keys(subset_a, found.a[found.parts[:, column]]))
+    reported["unreadable"] = set(keys(subset_a, found.a[found.unread]))
+    assert found.num_same == subset_a.num_samples - len(found.removed) - len(found.a)
+    return {what: names for what, names in reported.items() if names}
 
 
 EDITS = {

@@ -48,7 +48,7 @@ def found_in(*folders, test=(), split=(), **options):
     return compare(open_splits([*map(str, folders)], [*map(str, test)], split, processes=1), processes=1, **options)
 
 
-def told(found, pairs) -> set[tuple[str, str, str]]:
+def reported(found, pairs) -> set[tuple[str, str, str]]:
     """Kind and both keys of pairs."""
     keys = read_keys(found, (sample for pair in pairs for sample in pair[:2]))
     return {(pair.kind, keys[pair.a], keys[pair.b]) for pair in pairs}
@@ -70,7 +70,7 @@ def leaky(tmp: Path) -> tuple[Path, set[tuple[str, str, str]]]:
 def test_a_copy_of_any_kind_in_test_is_a_leak_and_nothing_else_is(tmp_path, capsys):
     folder, expected = leaky(tmp_path)
     found = found_in(folder)
-    assert told(found, leaks(found)) == expected
+    assert reported(found, leaks(found)) == expected
     assert len(list(all_pairs(found))) == len(expected)
     assert verb(folder) == 1
     printed = capsys.readouterr().out
@@ -98,7 +98,7 @@ def test_what_is_trained_on_is_said_by_names_and_by_test(tmp_path, capsys):
     assert verb(photo, web, "--test", web) == 1
     assert verb(photo, "--test", web) == 1
     found = found_in(photo, test=[web])
-    assert told(found, leaks(found)) == {("exact", "a/x", "b/001")}
+    assert reported(found, leaks(found)) == {("exact", "a/x", "b/001")}
     assert verb("--split", "train", "--test", photo, "--test", web, photo) == 0
     assert "none of these splits is trained on" in capsys.readouterr().out
 
@@ -117,7 +117,7 @@ def test_one_picture_with_two_classes_is_told(tmp_path, capsys):
     right = {"a/right.webp": file_of(scene(4), "WEBP")}
     folder = data_set(tmp_path, "train", ORIGINALS | wrong | right)
     found = found_in(folder)
-    pairs = {(kind, *sorted(keys)) for kind, *keys in told(found, contradictions(found))}
+    pairs = {(kind, *sorted(keys)) for kind, *keys in reported(found, contradictions(found))}
     assert pairs == {("pixels", "a/000", "b/wrong"), ("exact", "a/002", "b/again")}
     verb(folder)
     printed = capsys.readouterr().out
@@ -130,7 +130,7 @@ def test_empty_pictures_are_no_cluster_but_for_the_same_pixels(tmp_path):
     again = {"b/7.bmp": file_of(Image.new("RGB", (60, 40), (7, 14, 90)), "BMP")}
     folder = data_set(tmp_path, "train", flat | again)
     found = found_in(folder)
-    assert {(kind, *sorted(keys)) for kind, *keys in told(found, [p for _, p in all_pairs(found)])} == {
+    assert {(kind, *sorted(keys)) for kind, *keys in reported(found, [p for _, p in all_pairs(found)])} == {
         ("pixels", "a/7", "b/7")
     }
 
@@ -178,31 +178,33 @@ def test_pairs_stand_side_by_side_on_a_sheet(tmp_path):
 def test_a_second_time_nothing_is_decoded_and_only_a_new_version_is_looked_at(tmp_path, monkeypatch, capsys):
     folder, expected = leaky(tmp_path)
     first = found_in(folder)
-    assert [split.prints.taken for split in first.splits] == [24, 31]
-    monkeypatch.setattr(scan, "take_print", lambda data: pytest.fail("decoded again"))
+    assert [split.hashes.taken for split in first.splits] == [24, 31]
+    monkeypatch.setattr(scan, "take_hash", lambda data: pytest.fail("decoded again"))
     again = found_in(folder)
-    assert told(again, leaks(again)) == expected
+    assert reported(again, leaks(again)) == expected
     assert verb(folder) == 1
     assert "55 samples had been looked at before" in capsys.readouterr().out
     monkeypatch.undo()
+    (folder / "train.prints.0123456789ab.npy").touch()  # as they were called once
     build(tmp_path / "raw" / "set" / "train", folder, split="train", processes=1, shard_mb=0.03, overwrite=True)
     last = found_in(folder)
-    assert [split.prints.taken for split in last.splits] == [24, 0]
-    assert len(list(folder.glob("train.prints.*.npy"))) == 1, "those of the old version are removed"
+    assert [split.hashes.taken for split in last.splits] == [24, 0]
+    assert len(list(folder.glob("train.hashes.*.npy"))) == 1, "those of the old version are removed"
+    assert not list(folder.glob("*.prints.*"))
 
 
-def test_prints_of_a_version_that_is_still_there_stay(tmp_path):
+def test_hashes_of_a_version_that_is_still_there_stay(tmp_path):
     folder = data_set(tmp_path, "train", ORIGINALS)
     found_in(folder)
     damage(folder, 3)
     repair(inspect(folder, statistics=True))
     (old,) = (split for split in splits_in(folder) if "@" in split)
     (now,) = found_in(folder).splits
-    assert now.prints.taken == 23
-    assert len(list(folder.glob("train.prints.*.npy"))) == 2
+    assert now.hashes.taken == 23
+    assert len(list(folder.glob("train.hashes.*.npy"))) == 2
     (split,) = found_in(folder, split=[old]).splits
     assert split.split == old
-    assert len(split.prints.rows) == 24
+    assert len(split.hashes.rows) == 24
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -215,20 +217,20 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
         calls.append(data)
         if len(calls) > sizes[0] + sizes[1]:
             raise KeyboardInterrupt
-        return take_print(data)
+        return take_hash(data)
 
-    take_print = scan.take_print
-    monkeypatch.setattr(scan, "take_print", stopping)
+    take_hash = scan.take_hash
+    monkeypatch.setattr(scan, "take_hash", stopping)
     with pytest.raises(KeyboardInterrupt):
         found_in(folder)
-    assert not list(folder.glob("*.prints.*.npy"))
-    monkeypatch.setattr(scan, "take_print", lambda data: calls.append(data) or take_print(data))
+    assert not list(folder.glob("*.hashes.*.npy"))
+    monkeypatch.setattr(scan, "take_hash", lambda data: calls.append(data) or take_hash(data))
     calls.clear()
-    whole = found_in(folder).splits[0].prints
+    whole = found_in(folder).splits[0].hashes
     assert len(calls) == whole.taken == sum(sizes[2:])
-    assert [path.name for path in folder.iterdir() if path.name.startswith(".prints")] == []
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".hashes")] == []
     again = data_set(tmp_path, "train", ORIGINALS, "again")
-    assert np.array_equal(found_in(again).splits[0].prints.rows, whole.rows)
+    assert np.array_equal(found_in(again).splits[0].hashes.rows, whole.rows)
 
 
 def test_damaged_samples_are_named_left_out_and_tried_again(tmp_path, capsys):
@@ -236,7 +238,7 @@ def test_damaged_samples_are_named_left_out_and_tried_again(tmp_path, capsys):
     intact = {path: path.read_bytes() for path in folder.glob("train-*.tar")}
     subset = open_splits([str(folder)], [], ["train"])[0].subset
     row = next(i for i in range(24) if Reader([subset]).read(0, *subset.locate(i)).key == "a/000")
-    for path in folder.glob("*.prints.*"):
+    for path in folder.glob("*.hashes.*"):
         path.unlink()
     damage(folder, row)
     assert verb(folder) == 1
@@ -247,22 +249,22 @@ def test_damaged_samples_are_named_left_out_and_tried_again(tmp_path, capsys):
     for path, data in intact.items():
         path.write_bytes(data)
     found = found_in(folder)
-    assert told(found, leaks(found)) == expected
-    assert not found.splits[0].prints.faults
+    assert reported(found, leaks(found)) == expected
+    assert not found.splits[0].hashes.faults
 
 
 def test_a_lost_shard_costs_its_samples_alone(tmp_path):
     folder, expected = leaky(tmp_path)
     found_in(folder)
-    for path in folder.glob("*.prints.*"):
+    for path in folder.glob("*.hashes.*"):
         path.write_bytes(path.read_bytes()[:700])  # half a file counts as none
-    np.save(next(folder.glob("test.prints.*")), np.zeros(3))  # and so does another one
+    np.save(next(folder.glob("test.hashes.*")), np.zeros(3))  # and so does another one
     lost = read_manifest(folder, "train").shards[1]
     (folder / lost.path).write_bytes(b"")
     found = found_in(folder)
-    assert len(found.splits[0].prints.faults) == lost.samples
-    assert told(found, leaks(found)) < expected
-    assert found.splits[1].prints.taken == 31
+    assert len(found.splits[0].hashes.faults) == lost.samples
+    assert reported(found, leaks(found)) < expected
+    assert found.splits[1].hashes.taken == 31
 
 
 def test_a_folder_that_cannot_be_written_to_is_looked_at_all_the_same(tmp_path, monkeypatch):
@@ -271,10 +273,10 @@ def test_a_folder_that_cannot_be_written_to_is_looked_at_all_the_same(tmp_path, 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(scan.os, "access", lambda path, mode: False)
     found = found_in(folder)
-    assert told(found, leaks(found)) == expected
+    assert reported(found, leaks(found)) == expected
     assert {path.name for path in folder.iterdir()} == before
-    assert [split.prints.taken for split in found_in(folder).splits] == [0, 0]
-    assert len(list((tmp_path / "home" / ".cache" / "xfer" / "prints").glob("*.npy"))) == 2
+    assert [split.hashes.taken for split in found_in(folder).splits] == [0, 0]
+    assert len(list((tmp_path / "home" / ".cache" / "xfer" / "hashes").glob("*.npy"))) == 2
 
 
 def test_the_cut_for_validation_is_looked_at_as_a_recipe_makes_it(tmp_path):
@@ -290,12 +292,12 @@ def test_the_cut_for_validation_is_looked_at_as_a_recipe_makes_it(tmp_path):
     trained = {image for _, image in seen[True]}
     expected = {key for key, image in seen[False] if image in trained}
     found = found_in(folder)
-    assert {a for _, a, _ in told(found, cut_leaks(found, 0.3))} == expected
+    assert {a for _, a, _ in reported(found, cut_leaks(found, 0.3))} == expected
     assert 3 < len(expected) < 24
 
 
 def test_in_a_crowd_a_leak_is_still_a_leak(tmp_path):
-    """More near copies than pairs are kept of: every one in test is still told, with one that is trained on."""
+    """More near copies than pairs are kept of: every one in test is still reported, with one that is trained on."""
     image = scene(0)
     crowd = [file_of(brighter(image, 0.6 + 0.3 * n / 140), quality=90) for n in range(140)]
     assert len(crowd) > 2 * ENOUGH
@@ -317,7 +319,7 @@ def test_the_closest_is_the_surest_kind_then_the_least_distance(tmp_path):
         expected |= {("pixels", f"a/x{seed}", f"b/same{seed}"), ("near", f"b/y{seed}", f"b/same{seed}")}
     data_set(tmp_path, "train", train)
     found = found_in(data_set(tmp_path, "test", test))
-    assert told(found, closest(found, lambda s: found.place(s) == 1, lambda s: found.place(s) == 0)) == expected
+    assert reported(found, closest(found, lambda s: found.place(s) == 1, lambda s: found.place(s) == 0)) == expected
 
 
 def test_a_symmetric_picture_is_no_pair_with_itself_and_its_copy_is_no_mirrored_one(tmp_path):
@@ -326,7 +328,7 @@ def test_a_symmetric_picture_is_no_pair_with_itself_and_its_copy_is_no_mirrored_
     pair = {"a/1.jpg": file_of(whole), "a/2.webp": file_of(whole, "WEBP", quality=80)}
     found = found_in(data_set(tmp_path, "train", pair | {"b/3.jpg": file_of(other)} | others(4)))
     assert list(map(len, found.groups)) == [2]
-    assert {(kind, *sorted(keys)) for kind, *keys in told(found, [p for _, p in all_pairs(found)])} == {
+    assert {(kind, *sorted(keys)) for kind, *keys in reported(found, [p for _, p in all_pairs(found)])} == {
         ("near", "a/1", "a/2")
     }
 
@@ -336,7 +338,7 @@ def test_all_faults_of_the_folders_at_once(tmp_path):
     with pytest.raises(ConfigError) as error:
         verb(folder, tmp_path / "raw", "s3://bucket/photo", "--test", tmp_path / "nowhere", "--split", "val")
     assert len(error.value.faults) == 4
-    assert not list(folder.glob("*.prints.*")), "nothing was looked at"
+    assert not list(folder.glob("*.hashes.*")), "nothing was looked at"
     with pytest.raises(ConfigError) as error:
         verb(folder, "--near", "0.7", "--out", tmp_path / "x.txt", "--csv", tmp_path / "y.txt", "--processes", "0")
     assert [fault.split(":")[0] for fault in error.value.faults] == ["--out", "--csv", "--processes", "--near"]
@@ -346,6 +348,6 @@ def test_all_faults_of_the_folders_at_once(tmp_path):
 def test_several_processes_find_the_same(tmp_path):
     folder, expected = leaky(tmp_path)
     found = compare(open_splits([str(folder)], [], [], processes=2), processes=2)
-    assert told(found, leaks(found)) == expected
+    assert reported(found, leaks(found)) == expected
     one = data_set(tmp_path, "train", ORIGINALS, "one")
-    assert np.array_equal(found.splits[0].prints.rows, found_in(one).splits[0].prints.rows)
+    assert np.array_equal(found.splits[0].hashes.rows, found_in(one).splits[0].hashes.rows)

@@ -1,4 +1,4 @@
-"""`plan` tells from manifests alone what a run then does: held against the order itself and full simulations."""
+"""`plan` reports from manifests alone what a run then does: held against the order itself and full simulations."""
 
 import itertools
 import re
@@ -105,7 +105,7 @@ def shapes(*counts: int, rows: int = 60, seed: int = 0) -> list[Shape]:
     return [Shape(f"s{i}", size, size * generator.uniform(90, 110, len(size))) for i, size in enumerate(sizes)]
 
 
-def tell_and_simulate(
+def plan_and_simulate(
     counts: Sequence[int], values: dict[str, Any], nodes: int, batch_size: int, epochs: float
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     values = {"lanes": 8, "window": 100, "block": batch_size, "weights": None, "stages": (), "unit": 1, **values}
@@ -124,8 +124,8 @@ def tell_and_simulate(
     run = Run(batch_size, int(sum(s.rows.sum() for s in sources) * epochs) // batch_size)
     chances = survey(order, run, World(2 * nodes, nodes), choose(order, run)).chances
     each = [fetches(order, source, chances) for source in sources]
-    told = {what: np.sum([getattr(one, what) for one in each], axis=0) for what in ("windows", "ever", "disk")}
-    return told, simulate(order, sources, run, nodes)
+    reported = {what: np.sum([getattr(one, what) for one in each], axis=0) for what in ("windows", "ever", "disk")}
+    return reported, simulate(order, sources, run, nodes)
 
 
 SIMULATED = {
@@ -151,21 +151,21 @@ def test_downloads_and_disk_are_those_of_a_full_simulation(case):
     """All nodes together within 6 %, each within 12 %. Disk holds the windows in use and the next, so it is never less
     than what was in use at a time, within 5 %, and at most 3 times as much.
     """
-    told, happens = tell_and_simulate(*SIMULATED[case])
+    reported, happens = plan_and_simulate(*SIMULATED[case])
     for what in ("windows", "ever"):
-        assert told[what].sum() == pytest.approx(happens[what].sum(), rel=0.06)
-        assert told[what] == pytest.approx(happens[what], rel=0.12)
-    assert (told["disk"] > 0.95 * happens["disk"]).all()
-    assert told["disk"].max() < 3 * happens["disk"].max()
+        assert reported[what].sum() == pytest.approx(happens[what].sum(), rel=0.06)
+        assert reported[what] == pytest.approx(happens[what], rel=0.12)
+    assert (reported["disk"] > 0.95 * happens["disk"]).all()
+    assert reported["disk"].max() < 3 * happens["disk"].max()
 
 
-def test_windows_shorter_than_a_batch_are_fetched_by_fewer_nodes_than_told():
-    """Then a node gets whole pieces of a window and not some rows of all of it: what is told is too much, by 25 %."""
-    told, happens = tell_and_simulate([96], {"lanes": 1, "window": 100}, 4, 256, 1.5)
-    assert 1 < told["windows"].sum() / happens["windows"].sum() < 1.25
+def test_windows_shorter_than_a_batch_are_fetched_by_fewer_nodes_than_planned():
+    """Then a node gets whole pieces of a window, not some rows of all of it: what is planned is too much, by 25 %."""
+    reported, happens = plan_and_simulate([96], {"lanes": 1, "window": 100}, 4, 256, 1.5)
+    assert 1 < reported["windows"].sum() / happens["windows"].sum() < 1.25
 
 
-def test_some_batches_tell_what_all_of_them_do():
+def test_some_batches_show_what_all_of_them_do():
     sources = shapes(64, 32, 16)
     order = Order({s.name: s.rows for s in sources}, [Stage(0, {"s0": 4, "s1": 2, "s2": 1})], 3, 256, 8, 64)
     run = Run(256, 400)
@@ -236,7 +236,7 @@ def test_counts_epochs_and_first_samples_are_those_of_the_run(zoo):
     assert found.stages == (0, 30)
 
 
-def test_neighbours_on_disk_come_as_far_apart_as_told(tmp_path):
+def test_neighbours_on_disk_come_as_far_apart_as_planned(tmp_path):
     simulated(tmp_path / "shards" / "a", [50] * 40)
     for window, lanes in ((25, 4), (100, 8), (4096, 8)):
         found = plan(document(tmp_path, lanes=lanes, window=window, batch_size=20))
@@ -319,15 +319,15 @@ def test_remote_sources_cost_their_manifests_alone(zoo, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_run_fetches_what_was_told(tmp_path):
-    """Two nodes, each with a cache as large as told, over four epochs from a server: within 15 %."""
+def test_a_real_run_fetches_what_was_planned(tmp_path):
+    """Two nodes, each with a cache as large as planned, over four epochs from a server: within 15 %."""
     folder = built(tmp_path, "a", 200, shard_mb=0.012)
     server = FaultyServer()
     for path in folder.iterdir():
         server.files[f"/a/{path.name}"] = path.read_bytes()
     values = {"root": server.url, "lanes": 4, "window": 12, "batch_size": 12, "workers": 0, "image_size": 16}
     found = plan(document(tmp_path, **values), ranks=2, nodes=2, steps=200)
-    told = sum(found.fetched("windows")) + 2 * found.index_size
+    reported = sum(found.fetched("windows")) + 2 * found.index_size
     assert found.disk < found.whole_disk / 2
     fetched = 0
     try:
@@ -341,7 +341,7 @@ def test_a_real_run_fetches_what_was_told(tmp_path):
                 fetched += subsets[0].store.stats().fetched_bytes
     finally:
         server.down()
-    assert fetched == pytest.approx(told, rel=0.15)
+    assert fetched == pytest.approx(reported, rel=0.15)
 
 
 def test_every_fault_in_one_message(zoo, capsys):
@@ -350,7 +350,7 @@ def test_every_fault_in_one_message(zoo, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["shards", "plan", str(path), "--ranks", "10", "--nodes", "4", "--out", "plan.gif"])
     assert ended.value.code == 2
-    told = capsys.readouterr().err
+    reported = capsys.readouterr().err
     for fault in (
         "--out: plan.gif; expected a file name ending in .png",
         "--nodes: 10 ranks do not divide among 4 nodes",
@@ -360,7 +360,7 @@ def test_every_fault_in_one_message(zoo, capsys):
         "data.test.t: ",
         "no split 'tset'; it has train",
     ):
-        assert fault in told
+        assert fault in reported
 
 
 def test_what_has_no_part_in_the_plan_is_refused(zoo, tmp_path):
@@ -390,52 +390,52 @@ def advice(found: DataPlan) -> str:
     return "\n".join(advice_lines(in_a_store(found)))
 
 
-def changed(told: str, key: str) -> str:
+def changed(reported: str, key: str) -> str:
     """The change that a hint proposes, as an override."""
-    match = re.search(rf"{re.escape(key)}=\d+(\.\d+)?", told)
-    assert match, told
+    match = re.search(rf"{re.escape(key)}=\d+(\.\d+)?", reported)
+    assert match, reported
     return match[0]
 
 
-def test_lanes_that_do_not_fit_the_nodes_are_mended_by_the_lanes_proposed(tmp_path):
+def test_lanes_that_do_not_fit_the_nodes_are_fixed_by_the_lanes_proposed(tmp_path):
     simulated(tmp_path / "shards" / "a", [100] * 400)
     path = document(tmp_path, lanes=4, batch_size=256, window=256)
     found = plan(path, ranks=8, nodes=8)
-    told = advice(found)
+    reported = advice(found)
     assert found.copies > 1.9
-    assert "4 lanes are fewer than 8 nodes" in told
-    better = plan(path, changed(told, "lanes"), ranks=8, nodes=8)
+    assert "4 lanes are fewer than 8 nodes" in reported
+    better = plan(path, changed(reported, "lanes"), ranks=8, nodes=8)
     assert better.copies < 1.1
     assert "lanes" not in advice(better)
 
 
-def test_a_small_cache_is_mended_by_the_size_proposed(tmp_path):
+def test_a_small_cache_is_fixed_by_the_size_proposed(tmp_path):
     simulated(tmp_path / "shards" / "a", [100] * 400)
     path = document(tmp_path, lanes=8, batch_size=256, window=256, cache={"gb": 0.01})
-    told = advice(plan(path, ranks=2, nodes=2, steps=500))
-    assert "shards are fetched again and again" in told
+    reported = advice(plan(path, ranks=2, nodes=2, steps=500))
+    assert "shards are fetched again and again" in reported
     better = plan(path, "cache.gb=0.2", ranks=2, nodes=2, steps=500)
     assert better.disk < 0.2e9 < better.whole_disk
-    told = advice(better)
-    assert "fetched again in later epochs" in told
-    best = plan(path, changed(told, "cache.gb"), ranks=2, nodes=2, steps=500)
+    reported = advice(better)
+    assert "fetched again in later epochs" in reported
+    best = plan(path, changed(reported, "cache.gb"), ranks=2, nodes=2, steps=500)
     assert best.whole_disk <= best.config.cache.gb * 1e9 < 1.2 * best.whole_disk
     assert "cache.gb" not in advice(best)
     again = sum(best.fetched("windows")) - sum(best.fetched("ever"))
     assert again > best.size, "what is spared"
 
 
-def test_a_rare_source_is_mended_by_the_block_proposed(tmp_path):
+def test_a_rare_source_is_fixed_by_the_block_proposed(tmp_path):
     simulated(tmp_path / "shards" / "a", [100] * 100)
     simulated(tmp_path / "shards" / "b", [100] * 2)
     path = document(tmp_path, batch_size=20)
-    told = advice(plan(path))
-    assert "of the 20 samples in a block b gets 0.39" in told
-    mended = plan(path, changed(told, "block"))
-    counts = build_order([s.expected.subset for s in mended.sources], mended.config).blend.counts
-    ends = [counts(mended.order.blend.block * n)[1] for n in range(100)]
+    reported = advice(plan(path))
+    assert "of the 20 samples in a block b gets 0.39" in reported
+    fixed = plan(path, changed(reported, "block"))
+    counts = build_order([s.expected.subset for s in fixed.sources], fixed.config).blend.counts
+    ends = [counts(fixed.order.blend.block * n)[1] for n in range(100)]
     assert min(b - a for a, b in itertools.pairwise(ends)) >= 1
-    assert "block" not in advice(mended)
+    assert "block" not in advice(fixed)
 
 
 def test_advice_is_given_where_something_is_off_and_only_there(tmp_path):
@@ -496,8 +496,10 @@ def test_a_hundred_thousand_shards_need_their_manifests_alone(tmp_path, capsys):
     simulated(tmp_path / "shards" / "web", rows[:80_000], 100_000)
     simulated(tmp_path / "shards" / "own", rows[80_000:], 100_000)
     assert verb(document(tmp_path, batch_size=4096), "--ranks", 64, "--nodes", 8, "--steps", 50_000) in (0, None)
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     files = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "shards").rglob("*") if path.is_file())
     assert files == ["shards/own/train.manifest.json", "shards/web/train.manifest.json"]
-    assert re.search(rf"all +{sum(rows):,} +100,000 ", told)
-    assert re.search(r"one epoch of every source .* (1\.\d\d) x the data \(8\.00 x if samples went to any node\)", told)
+    assert re.search(rf"all +{sum(rows):,} +100,000 ", reported)
+    assert re.search(
+        r"one epoch of every source .* (1\.\d\d) x the data \(8\.00 x if samples went to any node\)", reported
+    )

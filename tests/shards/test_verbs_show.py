@@ -15,8 +15,8 @@ from shards.format.manifest import read_manifest, splits_in
 from shards.ingest.build import build
 from shards.inspect.glance import opened
 from shards.inspect.preview.paint import colour, fitted, font, shortened, wrapped
-from shards.inspect.preview.show import Look, choose, contact_sheet, save, sheet_look, tiles
-from shards.inspect.preview.terminal import print_tiles, shows_pictures, terminal_look
+from shards.inspect.preview.show import Preview, choose, contact_sheet, save, sheet_preview, tiles
+from shards.inspect.preview.terminal import print_tiles, shows_pictures, terminal_preview
 from shards.inspect.repair import repair
 from shards.inspect.verify import inspect
 from shards.loading.open import open_subset
@@ -38,14 +38,14 @@ def printed(folder, width: int = 80, **options) -> str:
     settings = {"force_terminal": True, "color_system": "truecolor", "no_color": False, **options}
     console = Console(file=io.StringIO(), width=width, height=50, legacy_windows=False, **settings)
     subset = open_subset(folder)
-    look = terminal_look(console, [subset], None, 0, None)
-    print_tiles(console, subset, tiles(subset, look), look.side)
+    preview = terminal_preview(console, [subset], None, 0, None)
+    print_tiles(console, subset, tiles(subset, preview), preview.side)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def test_each_picture_stands_with_its_own_class_and_key(tmp_path):
-    shown = tiles(open_subset(zoo(tmp_path)), Look(9, side=24))
+    shown = tiles(open_subset(zoo(tmp_path)), Preview(9, side=24))
     assert [tile.title for tile in shown] == ["cat"] * 3 + ["dog"] * 3 + ["owl"] * 3
     for tile in shown:
         assert tile.key.startswith(tile.title)
@@ -56,7 +56,7 @@ def test_each_picture_stands_with_its_own_class_and_key(tmp_path):
 
 def test_boxes_are_drawn_where_they_are_in_the_colour_of_their_class(tmp_path):
     subset = open_subset(cells(tmp_path))
-    found = {tile.key: tile for tile in tiles(subset, Look(9, side=240, names=False))}
+    found = {tile.key: tile for tile in tiles(subset, Preview(9, side=240, names=False))}
     assert set(found) == set(BOXES)
     for key, boxes in BOXES.items():
         picture = found[key].picture
@@ -71,7 +71,7 @@ def test_boxes_are_drawn_where_they_are_in_the_colour_of_their_class(tmp_path):
 
 
 def test_masks_colour_the_image_and_darken_what_has_no_class(tmp_path):
-    (tile, *_) = tiles(open_subset(street(tmp_path)), Look(1, side=24))
+    (tile, *_) = tiles(open_subset(street(tmp_path)), Preview(1, side=24))
     assert tile.picture is not None
     image = np.asarray(Image.open(io.BytesIO(encoded(int(tile.key))))).astype(int)
     drawn = np.asarray(tile.picture).astype(int)
@@ -82,15 +82,15 @@ def test_masks_colour_the_image_and_darken_what_has_no_class(tmp_path):
 
 
 def test_side_inputs_are_told(tmp_path):
-    shown = {tile.key: tile for tile in tiles(open_subset(captions(tmp_path)), Look(12))}
+    shown = {tile.key: tile for tile in tiles(open_subset(captions(tmp_path)), Preview(12))}
     assert shown["2"].said == ("text: word word end", "year: 1992")
 
 
 def test_a_damaged_sample_keeps_its_place_with_the_reason(tmp_path, capsys):
     folder = zoo(tmp_path)
-    before = tiles(open_subset(folder), Look(30))
+    before = tiles(open_subset(folder), Preview(30))
     damage(folder, 7)
-    after = tiles(open_subset(folder), Look(30))
+    after = tiles(open_subset(folder), Preview(30))
     (lost,) = [n for n, tile in enumerate(after) if tile.picture is None]
     assert after[lost].key == before[lost].key
     assert "crc32" in after[lost].said[0]
@@ -133,11 +133,11 @@ def test_without_colours_a_terminal_gets_words(tmp_path):
 
 
 def test_only_one_class(tmp_path):
-    shown = tiles(open_subset(zoo(tmp_path)), Look(50, only="dog"))
+    shown = tiles(open_subset(zoo(tmp_path)), Preview(50, only="dog"))
     assert [tile.title for tile in shown] == ["dog"] * 10
-    assert [tile.key for tile in tiles(open_subset(cells(tmp_path)), Look(5, only="rat"))] == ["a"]
-    assert {tile.key for tile in tiles(open_subset(cells(tmp_path / "2")), Look(5, only="ox"))} == {"a", "b"}
-    assert len(tiles(open_subset(street(tmp_path)), Look(3, only="road"))) == 3
+    assert [tile.key for tile in tiles(open_subset(cells(tmp_path)), Preview(5, only="rat"))] == ["a"]
+    assert {tile.key for tile in tiles(open_subset(cells(tmp_path / "2")), Preview(5, only="ox"))} == {"a", "b"}
+    assert len(tiles(open_subset(street(tmp_path)), Preview(3, only="road"))) == 3
 
 
 def test_a_class_that_nothing_has_is_said_to_be_missing(tmp_path, capsys):
@@ -202,8 +202,8 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         with pytest.raises(ConfigError, match=r"expected|no split"):
             verb(folder, *words)
     with opened([str(folder)], "train") as subsets:
-        look = sheet_look(subsets, 3, 0, None)
-        sheet = contact_sheet([(subsets[0], tiles(subsets[0], look))], look.side)
+        preview = sheet_preview(subsets, 3, 0, None)
+        sheet = contact_sheet([(subsets[0], tiles(subsets[0], preview))], preview.side)
     with pytest.raises(ConfigError, match="too high"):
         save(sheet.resize((10, 70_000)), tmp_path / "sheet.jpg")
     assert not list(tmp_path.glob("*sheet*"))

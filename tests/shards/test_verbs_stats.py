@@ -1,4 +1,4 @@
-"""`stats` tells what a person asks of data before training: in words, as a figure, for programs."""
+"""`stats` reports what a person asks of data before training: in words, as a figure, for programs."""
 
 import itertools
 import json

@@ -1,12 +1,12 @@
 """Finds what is there more than once, within splits and across them.
 
 Two samples are the same `exact`ly if the bytes of their images are, under whatever key; by `pixels` if these decode to
-the same; `near` if at most 8 of the 64 lowest signs of their prints (`prints.py`) differ and at most a fifth of all;
+the same; `near` if at most 8 of the 64 lowest signs of their perceptual hashes differ and at most a fifth of all;
 `mirrored` if so much holds of one and the mirror image of the other. What is near to one picture need not be near to
 another that is: two samples are a pair, or they are not, and a group is all that pairs connect.
 
-Costs, besides the prints (`printing.py`), the search of `near.py` and a decode of each picture whose print is like
-another's. Memory: about 200 bytes a sample, besides the prints, which are mapped, and some 500 for one that has a copy.
+Costs, besides the hashes (`scan.py`), the search of `near.py` and a decode of each picture whose hash is like
+another's. Memory: about 200 bytes a sample, besides the hashes, which are mapped, and some 500 for one that has a copy.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from shards.decode import DecodeError
 from shards.format.hashing import Ints
 from shards.inspect.dups.copies import Found, Link, Pair, Split, connected
 from shards.inspect.dups.near import find_near, num_sorts
-from shards.inspect.dups.perceptual_hash import PRINT, comparable, digest_pixels, distances, mirrored
+from shards.inspect.dups.perceptual_hash import HASH, comparable, digest_pixels, distances, mirrored
 from shards.loading.reader import DamagedSampleError, Reader
 from shards.loading.subset import Subset
 from shards.progress import progress
@@ -38,7 +38,7 @@ _TASKS_A_PROCESS = 8
 
 
 def compare(splits: Sequence[Split], near: float = NEAR, mirror: bool = True, processes: int | None = None) -> Found:
-    """All that is the same; prints may differ in a share of `near`; `mirror`: mirrored copies are the same too."""
+    """All that is the same; hashes may differ in a share of `near`; `mirror`: mirrored copies are the same too."""
     index = _Index.of(splits)
     copies = _equal(index.file)
     is_first = _there(index.file)
@@ -57,8 +57,8 @@ def compare(splits: Sequence[Split], near: float = NEAR, mirror: bool = True, pr
 
 @dataclass(frozen=True)
 class _Index:
-    """Of each sample of all splits, [n]: digests of file and pixels, whether its print can be compared, the 64 lowest
-    signs of the print and of its mirror image's.
+    """Of each sample of all splits, [n]: digests of file and pixels, whether its hash can be compared, the 64 lowest
+    signs of the hash and of its mirror image's.
     """
 
     file: NDArray[np.uint64]
@@ -69,11 +69,11 @@ class _Index:
 
     @classmethod
     def of(cls, splits: Sequence[Split]) -> "_Index":
-        """Reads all prints once."""
+        """Reads all hashes once."""
         parts = []
         for split in splits:
-            for start in range(0, len(split.prints.rows), _CHUNK):
-                rows = np.array(split.prints.rows[start : start + _CHUNK])
+            for start in range(0, len(split.hashes.rows), _CHUNK):
+                rows = np.array(split.hashes.rows[start : start + _CHUNK])
                 words = rows["signs"][:, 0].copy(), mirrored(rows)["signs"][:, 0].copy()
                 parts.append((rows["file"].copy(), rows["pixels"].copy(), comparable(rows), *words))
         return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -94,7 +94,7 @@ def _equal(digests: NDArray[np.uint64]) -> list[Ints]:
 
 
 def _flat_pairs(index: _Index, is_first: NDArray[np.bool_]) -> list[Pair]:
-    """Pictures too flat or too small for a print to tell anything, if their pixels are the same."""
+    """Pictures too flat or too small for a hash to tell anything, if their pixels are the same."""
     equal = _equal(index.pixels * is_first[:, None])
     return [Pair(int(group[0]), int(other), "pixels", 0.0) for group in equal for other in group[1:]]
 
@@ -152,7 +152,7 @@ def _crowded_pairs(splits: Sequence[Split], pairs: Sequence[Pair], crowded: set[
 
 
 def _distances(splits: Sequence[Split], a: Ints, b: Ints, turned: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """How far apart the prints of samples are, b's mirrored where `turned`; float32 [n]."""
+    """How far apart the hashes of samples are, b's mirrored where `turned`; float32 [n]."""
     found = [np.zeros(0, np.float32)]
     for start in range(0, len(a), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -163,12 +163,12 @@ def _distances(splits: Sequence[Split], a: Ints, b: Ints, turned: NDArray[np.boo
 
 
 def _rows(splits: Sequence[Split], samples: Ints) -> np.ndarray:
-    """The prints of samples, PRINT [n]."""
-    rows = np.empty(len(samples), PRINT)
+    """The hashes of samples, HASH [n]."""
+    rows = np.empty(len(samples), HASH)
     places = np.searchsorted([split.first for split in splits], samples, side="right") - 1
     for place in np.unique(places):
         here = places == place
-        rows[here] = splits[place].prints.rows[samples[here] - splits[place].first]
+        rows[here] = splits[place].hashes.rows[samples[here] - splits[place].first]
     return rows
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from shards.format.hashing import Ints
 from shards.format.manifest import splits_in
-from shards.inspect.dups.scan import Prints, prints_of
+from shards.inspect.dups.scan import Hashes, hashes_of
 from shards.loading.open import open_subset
 from shards.loading.subset import Subset
 from shards.settings import ConfigError, is_url
@@ -27,20 +27,20 @@ _TRAIN = "train"
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a folder: how it is called here, its samples and their prints, whether it is trained on, and the
+    """One split of a folder: how it is called here, its samples and their hashes, whether it is trained on, and the
     number of its first sample when those of all splits are counted through.
     """
 
     name: str
     split: str
     subset: Subset
-    prints: Prints
+    hashes: Hashes
     trains: bool
     first: int
 
 
 class Pair(NamedTuple):
-    """Two samples that are the same, by number: how, and how far apart their prints are."""
+    """Two samples that are the same, by number: how, and how far apart their hashes are."""
 
     a: int
     b: int
@@ -99,7 +99,7 @@ class Found:
 def open_splits(
     folders: Sequence[str], test: Sequence[str], names: Sequence[str], processes: int | None = None
 ) -> list[Split]:
-    """The splits called `names`, or all current ones, of folders of shards, with their prints.
+    """The splits called `names`, or all current ones, of folders of shards, with their hashes.
 
     Trained on are those whose name begins with `train`, but for those of the folders `test`. Raises ConfigError with
     all faults before any sample is looked at.
@@ -117,12 +117,12 @@ def open_splits(
     ]
     if faults or not subsets:
         raise ConfigError(faults or "expected one folder of shards, or several")
-    told = [f"{subset.name}/{split}" for split, subset, _ in subsets]
+    reported = [f"{subset.name}/{split}" for split, subset, _ in subsets]
     splits, first = [], 0
-    for name, (split, subset, may_train) in zip(told, subsets, strict=True):
-        name = name if told.count(name) == 1 else f"{subset.folder}/{split}"
+    for name, (split, subset, may_train) in zip(reported, subsets, strict=True):
+        name = name if reported.count(name) == 1 else f"{subset.folder}/{split}"
         trains = may_train and split.startswith(_TRAIN)
-        splits.append(Split(name, split, subset, prints_of(subset, processes), trains, first))
+        splits.append(Split(name, split, subset, hashes_of(subset, processes), trains, first))
         first += subset.num_samples
     return splits
 

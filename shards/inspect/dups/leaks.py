@@ -13,7 +13,7 @@ from shards.format.hashing import in_share
 from shards.inspect.dups.copies import KINDS, Found, Link, Pair
 
 _MANY = 32
-"""Of more samples alike than this not all pairs are told, only those with the first of them."""
+"""Of more samples alike than this not all pairs are reported, only those with the first of them."""
 
 Which = Callable[[int], bool]
 

@@ -7,8 +7,7 @@ bucket (Manku, Jain, Das Sarma, "Detecting near-duplicates for web crawling", WW
 More blocks make more choices to sort for, and smaller buckets; how many are best depends on the number of words alone:
 with 8 bits 45 sorts for 10^5 words, 165 for 10^6, 495 for 2 * 10^7. Memory: 50 bytes a word and 16 a pair found; time:
 benchmarks/results/dups.md. Thousands of words that resemble each other would be millions of pairs: a word that has 64
-partners gets no more from others that have 64. Such words are told, so that the caller can take their group for what
-it is.
+partners gets no more from others that have 64. Such words are reported: the caller can take their group for what it is.
 """
 
 from collections.abc import Callable, Iterator

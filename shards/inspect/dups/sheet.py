@@ -42,11 +42,11 @@ def pairs_sheet(found: Found) -> Image.Image:
 def _sections(found: Found) -> list[tuple[str, list[Pair]]]:
     """What is drawn, under which title."""
     leaked, contradicting = leaks(found), contradictions(found)
-    told = {frozenset(pair[:2]) for pair in (*leaked, *contradicting)}
+    reported = {frozenset(pair[:2]) for pair in (*leaked, *contradicting)}
     a_group = max(1, _EACH // max(1, len(found.groups)))
     taken, others = Counter[int](), []
     for number, pair in all_pairs(found):
-        if taken[number] < a_group and frozenset(pair[:2]) not in told:
+        if taken[number] < a_group and frozenset(pair[:2]) not in reported:
             taken[number] += 1
             others.append(pair)
     others.sort(key=lambda pair: (KINDS.index(pair.kind), pair.distance))

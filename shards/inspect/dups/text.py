@@ -1,6 +1,6 @@
 """What was found more than once in words, the worst first, and every pair as a table (.csv).
 
-Keys stand in the tars alone: each sample that is told is read for it, in the order in which they lie there.
+Keys stand in the tars alone: each sample that is reported is read for it, in the order in which they lie there.
 """
 
 import csv
@@ -67,12 +67,12 @@ def _head(splits: Sequence[Split]) -> list[str]:
         [split.name, "trained on" if split.trains else "held out", f"{split.subset.num_samples:,} samples"]
         for split in splits
     ]
-    known = sum(split.subset.num_samples - split.prints.taken for split in splits)
+    known = sum(split.subset.num_samples - split.hashes.taken for split in splits)
     return table(rows, 2) + ([f"{counted(known, 'sample')} had been looked at before"] if known else [])
 
 
 def _damage(splits: Sequence[Split]) -> list[str]:
-    faults = [(split.name, fault) for split in splits for fault in split.prints.faults]
+    faults = [(split.name, fault) for split in splits for fault in split.hashes.faults]
     if not faults:
         return []
     rows = [[name, fault.key, fault.reason] for name, fault in faults[:_FAULTS]]
@@ -102,9 +102,9 @@ def _contradictions(found: Found, pairs: Sequence[Pair]) -> list[str]:
     if not pairs:
         return ["labels: no contradiction, samples that are the same have the same class"]
     names = Counter(" / ".join(sorted((found.class_name(pair.a), found.class_name(pair.b)))) for pair in pairs)
-    told = ", ".join(f"{name} {count:,}" for name, count in names.most_common(_SHOWN))
+    reported = ", ".join(f"{name} {count:,}" for name, count in names.most_common(_SHOWN))
     title = f"LABELS THAT CONTRADICT: {counted(len(pairs), 'pair')} of one picture with two classes"
-    return [title, f"  {told}", *_pair_lines(found, pairs)]
+    return [title, f"  {reported}", *_pair_lines(found, pairs)]
 
 
 def _counts(found: Found) -> list[str]:
@@ -127,8 +127,8 @@ def _groups(found: Found) -> list[str]:
     lines = [f"{total:,} samples show only {counted(len(groups), 'picture')}, the most often shown ones:"]
     for group in largest:
         splits = " and ".join(dict.fromkeys(found.splits[found.place(sample)].name for sample in group))
-        told = ", ".join(_short(keys[sample], 28) for sample in group[:_KEYS])
-        lines.append(f"  {len(group):>{wide},} x  {splits}  {told}{', ...' if len(group) > _KEYS else ''}")
+        reported = ", ".join(_short(keys[sample], 28) for sample in group[:_KEYS])
+        lines.append(f"  {len(group):>{wide},} x  {splits}  {reported}{', ...' if len(group) > _KEYS else ''}")
     return lines + _more(len(groups) - len(largest), "--csv dups.csv has all")
 
 
@@ -141,7 +141,7 @@ def _advice(found: Found, leaked: Sequence[Pair], contradicting: Sequence[Pair])
             "option, neither of `build` nor in a recipe, that leaves out single samples.",
         ]
     if contradicting:
-        lines.append("Of two labels at most one is right: mend or remove it in the source, and build the split again.")
+        lines.append("Of two labels at most one is right: fix or remove it in the source, and build the split again.")
     cut = cut_leaks(found, _VALIDATION)
     if cut:
         lines += [

@@ -30,8 +30,8 @@ def advice_lines(found: DataPlan) -> list[str]:
     parts = (_blend, _repeats, _window, _ranks)
     if found.is_fetched:
         parts = (_lanes, _few_shards, _cache, _evaluation, _shared, *parts)
-    told = [line for part in parts for line in part(found)]
-    return ["what to change", *(f"  - {line}" for line in told)] if told else ["what to change: nothing stands out"]
+    lines = [line for part in parts for line in part(found)]
+    return ["what to change", *(f"  - {line}" for line in lines)] if lines else ["what to change: nothing stands out"]
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ def _few_shards(found: DataPlan) -> Iterator[str]:
     if few:
         wanted = math.ceil(borders / extra)
         mb = max(_MB_LEAST, min(source.size for source in few) / wanted / 1e6)
-        told = ", ".join(f"{_shards(source)} of {source.name}" for source in few[:5]) + (
+        named = ", ".join(f"{_shards(source)} of {source.name}" for source in few[:5]) + (
             ", ..." if len(few) > 5 else ""
         )
         yield (
-            f"shards are few for {found.world.nodes} nodes ({told}): those that lie in two nodes' lanes are fetched by "
+            f"shards are few for {found.world.nodes} nodes ({named}): what lies in two nodes' lanes is fetched by "
             f"both; `xfer shards build --shard-mb {mb:.2g}` would make at least {wanted}"
         )
 
@@ -167,12 +167,12 @@ def _repeats(found: DataPlan) -> Iterator[str]:
     often = sorted((s for s in found.sources if s.epochs > _MANY_EPOCHS), key=lambda source: -source.epochs)
     if not often:
         return
-    told = ", ".join(f"{source.name} {source.epochs:.0f} times" for source in often[:5])
+    reported = ", ".join(f"{source.name} {source.epochs:.0f} times" for source in often[:5])
     if len(often) == len(found.sources) and often[0].epochs < 1.1 * often[-1].epochs:
-        told = f"all of its data {often[0].epochs:.0f} times"
+        reported = f"all of its data {often[0].epochs:.0f} times"
     more = f", and {len(often) - 5} others more than {_MANY_EPOCHS} times" if len(often) > 5 else ""
     lower = "" if len(often) == len(found.sources) else f", lower weights of {'it' if len(often) == 1 else 'these'}"
-    yield f"weights: the run repeats {told}{more}; fewer steps{lower} or more data, unless that is wanted"
+    yield f"weights: the run repeats {reported}{more}; fewer steps{lower} or more data, unless that is wanted"
 
 
 def _window(found: DataPlan) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a run will find in its sources, told by their manifests alone: no index, no shard and no cache is touched.
+"""What a run will find in its sources, from their manifests alone: no index, no shard and no cache is touched.
 
 Which samples pass `where` and the cut for validation only an index says, so they are counted as expected shares:
 exact if there is neither, else off by about the square root of what is cut. Costs a second and 100 MB for 10^5 shards.
@@ -96,8 +96,8 @@ def _expect(whole: Subset, where: WhereConfig | None, validation: float) -> Expe
     if not whole.num_samples:
         raise ConfigError(f"{whole.folder}: split {whole.manifest.split!r} has no samples")
     if not expected.subset.num_samples:
-        told = f"of {whole.num_samples:,} samples about {whole.num_samples * expected.share:.1g}"
-        raise ConfigError(f"{told} pass `where` and are not validated on: nothing to train on")
+        reported = f"of {whole.num_samples:,} samples about {whole.num_samples * expected.share:.1g}"
+        raise ConfigError(f"{reported} pass `where` and are not validated on: nothing to train on")
     return expected
 
 

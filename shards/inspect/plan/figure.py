@@ -30,8 +30,8 @@ def plan_figure(found: DataPlan, timelines: Sequence[Timeline]) -> Figure:
     if 1 < nodes <= _SHOWN:
         handles = [Line2D([], [], marker="o", linestyle="", color=colours[n], label=f"node {n}") for n in range(nodes)]
         above.legend(handles=handles, loc="outside upper right", ncols=nodes, handletextpad=0.1, columnspacing=1)
-    told = f", colour: node, from 0 (blue) to {nodes - 1} (red)" if nodes > _SHOWN else ""
-    above.suptitle(f"Who reads what when{told}", x=0.01, ha="left", weight="bold")
+    reported = f", colour: node, from 0 (blue) to {nodes - 1} (red)" if nodes > _SHOWN else ""
+    above.suptitle(f"Who reads what when{reported}", x=0.01, ha="left", weight="bold")
     shares, repeats, downloads, disk = below.subplots(1, 4, width_ratios=(1.15, 1.15, 1, 1))
     _draw_shares(shares, found)
     _draw_repeats(repeats, found)

@@ -4,7 +4,7 @@ A run is cut into phases, at the stages of its blend and evenly between them, be
 time. The same number of batches is looked at in each, evenly spread and a little at random, or all of them if they are
 few. 2^20 samples in all, so a second or two, however long the run is.
 
-Who gets a lane is told for all sources together: within a lane samples go by position, and there sources are mixed.
+Who gets a lane is found for all sources together: within a lane samples go by position, and there sources are mixed.
 """
 
 from collections.abc import Callable

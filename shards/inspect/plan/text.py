@@ -31,7 +31,7 @@ def _head(found: DataPlan) -> list[str]:
 
 
 def _sources(found: DataPlan) -> list[str]:
-    about = "" if found.is_exact else "; samples are about, as only an index tells who passes `validation` and `where`"
+    about = "" if found.is_exact else "; samples are about, as only an index says who passes `validation` and `where`"
     share = "share at first" if len(found.stages) > 1 else "share"
     head = ["", "samples", "shards", "size", share, "in a batch", "in this run", "epochs", "epoch 1 ends"]
     shown = sorted(found.sources, key=lambda source: -source.given)[:_SHOWN]
@@ -104,8 +104,8 @@ def _downloads(found: DataPlan) -> list[str]:
     return [title, *_ragged(rows), f"  {speed}"]
 
 
-def _row(what: str, num_bytes: float, nodes: int, told: str) -> list[str]:
-    return [what, size(num_bytes / nodes), size(num_bytes), told]
+def _row(what: str, num_bytes: float, nodes: int, reported: str) -> list[str]:
+    return [what, size(num_bytes / nodes), size(num_bytes), reported]
 
 
 def _ragged(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -119,16 +119,16 @@ def _disk(found: DataPlan) -> list[str]:
     limit = found.config.cache.gb * 1e9
     given = f"cache.gb is {found.config.cache.gb:g}"
     rows = [
-        [size(need), told, "enough" if need <= limit else "more than there is"]
-        for need, told in (
+        [size(need), reported, "enough" if need <= limit else "more than there is"]
+        for need, reported in (
             (found.disk, "for the windows in use and the next: an epoch fetches nothing twice"),
             (found.whole_disk, "for every shard it ever reads: nothing is ever fetched twice"),
         )
     ]
     lines = table([row[:1] for row in rows], left=0)
     wide = max(len(row[1]) for row in rows)
-    told = [f"{line}  {row[1].ljust(wide)}  {row[2]}" for line, row in zip(lines, rows, strict=True)]
-    return [f"disk that a node needs ({given})", *told]
+    reported = [f"{line}  {row[1].ljust(wide)}  {row[2]}" for line, row in zip(lines, rows, strict=True)]
+    return [f"disk that a node needs ({given})", *reported]
 
 
 def _shuffle(found: DataPlan) -> list[str]:
@@ -150,10 +150,12 @@ def _shuffle(found: DataPlan) -> list[str]:
     title = (
         f"shuffle by {order.lanes} lanes and windows of {order.window:,} samples; perfect: a source shuffled as a whole"
     )
-    told = [f"  a rank reads from {_three(found.survey.open_shards)} shards in a step"] if ranks > 1 else []
+    reported = [f"  a rank reads from {_three(found.survey.open_shards)} shards in a step"] if ranks > 1 else []
     if not all(source.expected.is_indexed for source in found.sources):
-        told.append("  (`xfer shards build` mixes samples before it lays them on disk: neighbours there are not alike)")
-    return [title, *table([head, *rows]), *told]
+        reported.append(
+            "  (`xfer shards build` mixes samples before it lays them on disk: neighbours there are not alike)"
+        )
+    return [title, *table([head, *rows]), *reported]
 
 
 def _count(steps: float) -> str:

@@ -56,8 +56,8 @@ def _panels(profiles: Sequence[Profile]) -> list[Callable[[Axes], None]]:
     panels: list[Callable[[Axes], None]] = []
     if any(found.sizes for found in profiles):
         panels.append(partial(_draw_sizes, profiles=profiles))
-    told = [row for row in rows(profiles) if row.name not in ("width", "height")]
-    for row in told[:_PANELS]:
+    reported = [row for row in rows(profiles) if row.name not in ("width", "height")]
+    for row in reported[:_PANELS]:
         title = row.name if row.name.split(",")[0] in sides else row.name.capitalize()
         panels.append(partial(_draw_spread, row=row, title=title))
     for counted in ("boxes", "pixels"):

@@ -3,7 +3,7 @@ terminal (`terminal.py`).
 
 The quickest check that labels and images belong together. Samples come evenly from all classes, and each with its key,
 so that a wrong one can be found again. One that cannot be read has its place too, with the reason. Costs one decode a
-sample; `only` a class that the index does not tell (boxes, masks) reads on until enough are found, and decodes those.
+sample; `only` a class that the index does not hold (boxes, masks) reads on until enough are found, and decodes those.
 """
 
 import difflib
@@ -67,7 +67,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Look:
+class Preview:
     """How samples are looked at: how many, chosen by which seed, of one class `only`, in squares of how many pixels.
 
     `names`: write the class onto each box.
@@ -85,11 +85,11 @@ def is_drawn_on(subset: Subset) -> bool:
     return bool(subset.manifest.fields.keys() & {"boxes", "mask"})
 
 
-def sheet_look(subsets: Sequence[Subset], count: int | None, seed: int, only: str | None) -> Look:
-    """The look for a contact sheet; no `count`: of each subset as many as are seen well on one page."""
+def sheet_preview(subsets: Sequence[Subset], count: int | None, seed: int, only: str | None) -> Preview:
+    """The preview for a contact sheet; no `count`: of each subset as many as are seen well on one page."""
     large = any(map(is_drawn_on, subsets))
     few, many = (8, 24) if large else (24, 64)
-    return Look(count or (few if len(subsets) > 1 else many), seed, only, _LARGE_SIDE if large else _SIDE)
+    return Preview(count or (few if len(subsets) > 1 else many), seed, only, _LARGE_SIDE if large else _SIDE)
 
 
 def having(subsets: Sequence[Subset], only: str | None) -> list[Subset]:
@@ -106,19 +106,19 @@ def having(subsets: Sequence[Subset], only: str | None) -> list[Subset]:
     raise ConfigError(f"--only: no class {only!r}; {hint}there are {', '.join(known[:_NAMED])}{more}")
 
 
-def tiles(subset: Subset, look: Look) -> list[Tile]:
+def tiles(subset: Subset, preview: Preview) -> list[Tile]:
     """Samples evenly from all classes, sorted by class."""
-    if look.only is not None and is_drawn_on(subset):
-        return _search(subset, look)
-    if look.only is not None:
-        subset = subset.where(OfClasses((subset.classes.index(look.only),)))
-    among = candidates(subset, 4 * look.count, look.seed)
-    chosen = among[choose(subset.labels()[among], look.count, look.seed)]
+    if preview.only is not None and is_drawn_on(subset):
+        return _search(subset, preview)
+    if preview.only is not None:
+        subset = subset.where(OfClasses((subset.classes.index(preview.only),)))
+    among = candidates(subset, 4 * preview.count, preview.seed)
+    chosen = among[choose(subset.labels()[among], preview.count, preview.seed)]
     slow = subset.store is not None or len(chosen) > _QUICK
     with progress(f"show {subset.name}", len(chosen), "samples") if slow else nullcontext(_quietly) as advance:
         found = {}
         for i, sample in read(subset, np.sort(chosen).tolist()):
-            found[i] = _tile(subset, sample, look)
+            found[i] = _tile(subset, sample, preview)
             advance(1)
     return [found[i] for i in chosen.tolist()]
 
@@ -175,15 +175,15 @@ def _quietly(count: int = 1, note: str = "") -> None:
     """No progress is shown for what takes a moment."""
 
 
-def _search(subset: Subset, look: Look) -> list[Tile]:
-    assert look.only is not None
-    label, found = subset.classes.index(look.only), []
-    with progress(f"look for {look.only}", None, "samples") as advance:
-        for _, sample in read(subset, scattered(subset, look.seed)):
+def _search(subset: Subset, preview: Preview) -> list[Tile]:
+    assert preview.only is not None
+    label, found = subset.classes.index(preview.only), []
+    with progress(f"look for {preview.only}", None, "samples") as advance:
+        for _, sample in read(subset, scattered(subset, preview.seed)):
             advance(1, f"{len(found)} found")
             if not isinstance(sample, Damaged) and _holds(subset, sample, label):
-                found.append(_tile(subset, sample, look))
-                if len(found) == look.count:
+                found.append(_tile(subset, sample, preview))
+                if len(found) == preview.count:
                     break
     return found
 
@@ -196,7 +196,7 @@ def _holds(subset: Subset, sample: Sample, label: int) -> bool:
     return bool(said.class_counts(sample.label, len(subset.classes))[label])
 
 
-def _tile(subset: Subset, sample: Sample | Damaged, look: Look) -> Tile:
+def _tile(subset: Subset, sample: Sample | Damaged, preview: Preview) -> Tile:
     if isinstance(sample, Damaged):
         return _damaged(sample.key, sample.reason)
     roles, num_classes = subset.manifest.fields, len(subset.classes)
@@ -206,11 +206,11 @@ def _tile(subset: Subset, sample: Sample | Damaged, look: Look) -> Tile:
         said = annotations(sample.fields, roles, num_classes, *size)
     except (DecodeError, ValueError) as error:
         return _damaged(sample.key, str(error))
-    picture, scale = fitted(image, look.side)
+    picture, scale = fitted(image, preview.side)
     if said.mask is not None:
         picture = with_mask(picture, said.mask)
     if said.boxes is not None:
-        draw_boxes(picture, said.boxes, scale, subset.classes if look.names else None)
+        draw_boxes(picture, said.boxes, scale, subset.classes if preview.names else None)
     title = subset.classes[sample.label] if sample.label >= 0 else _title(subset, said)
     return Tile(printable(sample.key), printable(title), _side(said), size, picture, _drawn(said, num_classes))
 

@@ -109,7 +109,7 @@ def _facts(profiles: Sequence[Profile]) -> list[str]:
     def between(bounds: tuple[int, int]) -> str:
         return NONE.join(dict.fromkeys(map(str, bounds)))
 
-    told: list[tuple[str, Callable[[Profile], str]]] = [
+    reported: list[tuple[str, Callable[[Profile], str]]] = [
         ("samples", lambda found: f"{found.manifest.num_samples:,}"),
         ("task", lambda found: found.manifest.task),
         ("classes", lambda found: f"{len(found.manifest.classes):,}"),
@@ -122,7 +122,7 @@ def _facts(profiles: Sequence[Profile]) -> list[str]:
         ("deviation", lambda found: colour(found.manifest.stats.channel_std)),
         ("version", lambda found: found.manifest.version.removeprefix("sha256:")[:12]),
     ]
-    return table([_head(profiles), *([name, *map(tell, profiles)] for name, tell in told)])
+    return table([_head(profiles), *([name, *map(report, profiles)] for name, report in reported)])
 
 
 def _head(profiles: Sequence[Profile]) -> list[str]:
@@ -142,21 +142,23 @@ def _classes(profiles: Sequence[Profile]) -> Iterator[list[str]]:
 def _classes_of_one(found: Profile, title: str) -> list[str]:
     counts, total = found.counts, max(1, sum(found.counts.values()))
     head, most = [title, found.counted, "share"], max(*counts.values(), 1)
-    tells: list[Callable[[int, str], str]] = [
+    reports: list[Callable[[int, str], str]] = [
         lambda _, name: f"{counts[name]:,}",
         lambda _, name: _percent(counts[name] / total),
     ]
     if found.counted == "pixels":
-        del head[1], tells[0]
+        del head[1], reports[0]
     seen = found.num_read - found.damaged
     if found.counted != "samples" and seen:
         head.append("in images")
-        tells.append(lambda at, _: _percent(found.holding[at] / seen))
+        reports.append(lambda at, _: _percent(found.holding[at] / seen))
     if found.counted == "boxes" and seen:
         head.append("median side")
-        tells.append(lambda at, _: _percent(found.box_sizes[at].quantile(0.5)) if found.box_sizes[at].counts else NONE)
+        reports.append(
+            lambda at, _: _percent(found.box_sizes[at].quantile(0.5)) if found.box_sizes[at].counts else NONE
+        )
     place = {name: at for at, name in enumerate(counts)}
-    lines = [[_short(name), *(tell(place[name], name) for tell in tells)] for name in counts]
+    lines = [[_short(name), *(report(place[name], name) for report in reports)] for name in counts]
     bars = [" " + "█" * round(_BAR * counts[name] / most) for name in counts]
     kept, cut = _cut(counts)
     shown = table([head, *(lines[place[name]] for name in kept)])
@@ -200,18 +202,18 @@ def _with_gap(lines: list[str], cut: int) -> list[str]:
 
 def _balance(profiles: Sequence[Profile]) -> list[str]:
     """How uneven the classes are."""
-    told = []
+    reported = []
     for found in profiles:
         ranked = sorted(found.counts.items(), key=lambda pair: -pair[1])
         (most, high), (least, low) = ranked[0], ranked[-1]
         most, least, empty = _short(most), _short(least), sum(not count for count in found.counts.values())
         if empty:
-            told.append(f"{found.name}: {empty:,} of {len(ranked):,} classes have no {found.counted}")
+            reported.append(f"{found.name}: {empty:,} of {len(ranked):,} classes have no {found.counted}")
         elif high == low and len(ranked) > 1:
-            told.append(f"{found.name}: as many {found.counted} of each class")
+            reported.append(f"{found.name}: as many {found.counted} of each class")
         elif high > low:
-            told.append(f"{found.name}: {high / low:,.1f} times as many {found.counted} of {most} as of {least}")
-    return [f"  {line}" for line in told]
+            reported.append(f"{found.name}: {high / low:,.1f} times as many {found.counted} of {most} as of {least}")
+    return [f"  {line}" for line in reported]
 
 
 def _distributions(profiles: Sequence[Profile]) -> list[str]:
@@ -258,7 +260,7 @@ def blocks(spread: Spread, edges: Sequence[float]) -> str:
 
 def _found(profiles: Sequence[Profile]) -> list[str]:
     """What else was found in the samples that were read."""
-    told: list[tuple[str, Callable[[Profile], str]]] = [
+    reported: list[tuple[str, Callable[[Profile], str]]] = [
         ("most frequent size", lambda found: _most(found.sizes, lambda pixels: "{}x{}".format(*pixels), 1)),
         ("formats", lambda found: _most(found.formats, str)),
         ("images without box", lambda found: _part(found.boxes.counts[0], found.boxes.total)),
@@ -267,17 +269,17 @@ def _found(profiles: Sequence[Profile]) -> list[str]:
     ]
     for name in sorted({name for found in profiles for name in found.side}):
         if any(0 < _side(found, name).samples < found.num_read - found.damaged for found in profiles):
-            told.append((f"has {name}", lambda found, name=name: _part(_side(found, name).samples, found.num_read)))
-        told.append((name, lambda found, name=name: _texts(_side(found, name))))
-    lines = [[name, *map(tell, profiles)] for name, tell in told]
+            reported.append((f"has {name}", lambda found, name=name: _part(_side(found, name).samples, found.num_read)))
+        reported.append((name, lambda found, name=name: _texts(_side(found, name))))
+    lines = [[name, *map(report, profiles)] for name, report in reported]
     lines = [line for line in lines if any(cell != NONE for cell in line[1:])]
     return table(lines, left=1 + len(profiles)) if lines else []
 
 
 def _most(counts: Counter[Any], shown: Callable[[Any], str], limit: int = _TEXTS) -> str:
     total = counts.total()
-    told = [f"{shown(value)} {_percent(count / total)}" for value, count in counts.most_common(limit)]
-    return ", ".join(told) or NONE
+    reported = [f"{shown(value)} {_percent(count / total)}" for value, count in counts.most_common(limit)]
+    return ", ".join(reported) or NONE
 
 
 def _part(count: int, total: int) -> str:

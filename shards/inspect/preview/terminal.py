@@ -1,7 +1,7 @@
 """Pictures in a terminal: two pixels a character, the upper one as its ink and the lower one as its ground.
 
 Needs nothing of the terminal but colours: 24 bits, or the nearest of 256. Without them, in a file or a pipe, samples
-are told in words, one on a line.
+are shown in words, one on a line.
 """
 
 import textwrap
@@ -16,7 +16,7 @@ from rich.style import Style
 from rich.text import Text
 
 from shards.inspect.preview.paint import Colour
-from shards.inspect.preview.show import Look, Tile, colours, head, is_drawn_on
+from shards.inspect.preview.show import Preview, Tile, colours, head, is_drawn_on
 from shards.loading.subset import Subset
 
 _CELLS, _LARGE_CELLS, _MOST_CELLS = 24, 44, 64
@@ -31,12 +31,14 @@ def shows_pictures(console: Console) -> bool:
     return console.color_system in ("256", "truecolor", "windows") and not console.no_color
 
 
-def terminal_look(console: Console, subsets: Sequence[Subset], count: int | None, seed: int, only: str | None) -> Look:
-    """The look for a console; no `count`: some rows of pictures, or lines of words, of each subset."""
+def terminal_preview(
+    console: Console, subsets: Sequence[Subset], count: int | None, seed: int, only: str | None
+) -> Preview:
+    """The preview for a console; no `count`: some rows of pictures, or lines of words, of each subset."""
     if not shows_pictures(console):
-        return Look(count or _WORDS, seed, only)
+        return Preview(count or _WORDS, seed, only)
     across, cells = _columns(console, any(map(is_drawn_on, subsets)))
-    return Look(count or (_ROWS if len(subsets) == 1 else 2) * across, seed, only, cells, names=False)
+    return Preview(count or (_ROWS if len(subsets) == 1 else 2) * across, seed, only, cells, names=False)
 
 
 def print_tiles(console: Console, subset: Subset, tiles: Sequence[Tile], side: int) -> None:

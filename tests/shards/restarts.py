@@ -1,4 +1,4 @@
-"""A run that is killed and goes on: every life logs what it was given, and saves its state after every step.
+"""A run that is killed and goes on: every restart logs what it was given, and saves its state after every step.
 
 Used by the test of streams alone and by the one under Ray Train.
 """
@@ -30,28 +30,28 @@ class Run:
     end: int
 
     def state(self) -> StreamState:
-        """Where the next life goes on."""
+        """Where the next restart goes on."""
         path = self.folder / "state.json"
         return StreamState(**json.loads(path.read_text())) if path.exists() else StreamState()
 
     def logs(self) -> list[Path]:
-        """Those of each rank of each life; a life is named by when it began."""
+        """Those of each rank of each restart; a restart is named by when it began."""
         return sorted(self.folder.glob("*.log"))
 
 
 class End(Exception):
-    """This life is to end at the step that is done."""
+    """This restart is to end at the step that is done."""
 
 
-def live(run: Run, life: int, slot: Slot, batch_size: int, together: Callable[[], object]) -> None:
-    """One rank of one life: until the end of the run, or until it is killed.
+def run_rank(run: Run, restart: int, slot: Slot, batch_size: int, together: Callable[[], object]) -> None:
+    """One rank of one restart: until the end of the run, or until it is killed.
 
-    `together` waits for the other ranks; it ends the life on all of them by raising End.
+    `together` waits for the other ranks; it ends the restart on all of them by raising End.
     """
     config = replace(run.config, {"batch_size": batch_size})
     with (
         train_stream(open_data(config).train, config, slot, run.state()) as stream,
-        open(run.folder / f"{life:03d}-{stream.position:06d}-{slot.rank}.log", "a") as log,
+        open(run.folder / f"{restart:03d}-{stream.position:06d}-{slot.rank}.log", "a") as log,
     ):
         together()  # all have read the state
         while stream.position < run.end:
@@ -72,15 +72,15 @@ def _step(stream: TrainStream) -> Iterator[tuple[int, Sample]]:
 
 
 def delivered(run: Run) -> dict[int, Sample]:
-    """What counts of the logs: of each life what lies before the next one's start. Fails if a position counts twice."""
-    lives: dict[int, tuple[int, list[Path]]] = {}
+    """What counts of the logs: of each start what lies before the next one. Fails if a position counts twice."""
+    restarts: dict[int, tuple[int, list[Path]]] = {}
     for path in run.logs():
-        life, start, _ = path.stem.split("-")
-        lives.setdefault(int(life), (int(start), []))[1].append(path)
-    starts = [start for start, _ in lives.values()] + [run.state().position]
+        restart, start, _ = path.stem.split("-")
+        restarts.setdefault(int(restart), (int(start), []))[1].append(path)
+    starts = [start for start, _ in restarts.values()] + [run.state().position]
     assert starts == sorted(starts)
     found: dict[int, Sample] = {}
-    for (_, paths), next_start in zip(lives.values(), starts[1:], strict=True):
+    for (_, paths), next_start in zip(restarts.values(), starts[1:], strict=True):
         for position, sample in _rows(paths):
             if position < next_start:
                 assert position not in found, f"position {position} twice"

@@ -1,4 +1,4 @@
-"""A print survives copying, and that of another picture is another one; near words are all found."""
+"""A hash survives copying, and that of another picture is another one; near words are all found."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,12 @@ from PIL import Image
 
 from shards.inspect.dups import near
 from shards.inspect.dups.near import ENOUGH, find_near, num_sorts
-from shards.inspect.dups.perceptual_hash import comparable, distances, mirrored, take_print
+from shards.inspect.dups.perceptual_hash import comparable, distances, mirrored, take_hash
 from tests.shards.scenes import COPIES, file_of, mirror, scene
 
 
-def prints(files) -> np.ndarray:
-    return np.stack([take_print(data) for data in files])
+def hashes(files) -> np.ndarray:
+    return np.stack([take_hash(data) for data in files])
 
 
 def far_apart(a: np.ndarray, b: np.ndarray) -> float:
@@ -21,12 +21,12 @@ def far_apart(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("copy", COPIES)
 def test_a_copy_has_nearly_the_same_print(copy):
     scenes = [scene(seed) for seed in range(20)]
-    found = distances(prints(map(file_of, scenes)), prints(map(COPIES[copy], scenes)))
+    found = distances(hashes(map(file_of, scenes)), hashes(map(COPIES[copy], scenes)))
     assert found.max() < (0.2 if copy == "without its rim" else 0.06)
 
 
 def test_other_pictures_differ_in_about_half_of_all_signs():
-    some, others = (prints(file_of(scene(seed)) for seed in range(first, first + 60)) for first in (0, 100))
+    some, others = (hashes(file_of(scene(seed)) for seed in range(first, first + 60)) for first in (0, 100))
     for turned in (others, mirrored(others)):
         found = distances(some, turned)
         assert found.min() > 0.35
@@ -35,8 +35,8 @@ def test_other_pictures_differ_in_about_half_of_all_signs():
 
 def test_the_print_of_a_mirrored_picture_is_known_without_looking_at_it():
     scenes = [scene(seed, width=121) for seed in range(10)]
-    turned = prints(file_of(mirror(image), "PNG") for image in scenes)
-    assert far_apart(mirrored(prints(file_of(image, "PNG") for image in scenes)), turned) < 0.02
+    turned = hashes(file_of(mirror(image), "PNG") for image in scenes)
+    assert far_apart(mirrored(hashes(file_of(image, "PNG") for image in scenes)), turned) < 0.02
     assert far_apart(mirrored(mirrored(turned)), turned) == 0
 
 
@@ -44,24 +44,24 @@ def test_an_orientation_tag_makes_no_other_picture():
     image, exif = scene(3), Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
     lying = image.transpose(Image.Transpose.ROTATE_90)
-    assert far_apart(prints([file_of(lying, exif=exif)]), prints([file_of(image)])) < 0.02
+    assert far_apart(hashes([file_of(lying, exif=exif)]), hashes([file_of(image)])) < 0.02
 
 
 def test_pictures_with_nothing_in_them_are_near_to_nothing():
     ramp = np.tile(np.arange(120, dtype=np.uint8)[None, :, None], (96, 1, 3))
     grain = np.random.default_rng(0).normal(128, 2, (96, 120, 3)).astype(np.uint8)
     empty = [Image.new("RGB", (120, 96), colour) for colour in ("white", "navy")]
-    flat = prints(file_of(image) for image in (*empty, Image.fromarray(ramp), Image.fromarray(grain), scene(0, 8, 8)))
+    flat = hashes(file_of(image) for image in (*empty, Image.fromarray(ramp), Image.fromarray(grain), scene(0, 8, 8)))
     assert not comparable(flat).any()
     assert np.isinf(distances(flat[:, None], flat[None])).all()
     assert flat["pixels"].any(axis=1).all(), "they can be compared by their pixels"
-    assert comparable(prints([file_of(scene(0))])).all()
+    assert comparable(hashes([file_of(scene(0))])).all()
 
 
 def test_symmetric_pictures_are_not_near_for_what_both_lack():
     """Half of their signs say nothing; if these counted as equal, few of the others would have to be."""
     halves = [np.asarray(scene(seed, 60, 96)) for seed in range(40)]
-    whole = prints(file_of(Image.fromarray(np.concatenate([half, half[:, ::-1]], 1)), "PNG") for half in halves)
+    whole = hashes(file_of(Image.fromarray(np.concatenate([half, half[:, ::-1]], 1)), "PNG") for half in halves)
     found = distances(whole[:, None], whole[None])[~np.eye(40, dtype=bool)]
     assert found.min() > 0.3
     assert far_apart(whole, mirrored(whole)) < 0.02
