@@ -29,6 +29,7 @@ from shards.ingest import plan as planning
 from shards.ingest.build import build
 from shards.ingest.plan import Request
 from shards.sources import Item
+from shards.sources.notes import Notes
 
 CLASSES = 1000
 SIDE, TINY = 128, 16
@@ -38,7 +39,7 @@ MANY = 1_000_000
 class Drawn:
     """A source of `count` samples. Processes leave their peak memory in the folder `peaks` as they read."""
 
-    task, fields, ignored = "classification", {"label": "cls"}, 0
+    task, fields, ignored, notes = "classification", {"label": "cls"}, 0, Notes()
     classes = tuple(f"{label:03d}" for label in range(CLASSES))
 
     def __init__(self, count: int, peaks: Path):

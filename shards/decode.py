@@ -31,6 +31,20 @@ MAX_PIXELS = (1 << 28) // 3
 SHRINKS = (8, 4, 2, 1)
 """By how much a JPEG can be made smaller while it is decoded (the other eighths have no SIMD code and cost more)."""
 
+_UNREAD = {
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"8BPS": "PSD",
+    b"<svg": "SVG",
+}
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys((b"heic", b"heix", b"hevc", b"mif1", b"msf1"), "HEIC")}
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
 _UPRIGHT = (False, False, False)
@@ -99,6 +113,12 @@ def open_image(data: bytes) -> Encoded:
         encoded = _encoded(data, int(width), int(height), _jpeg_orientation(data))
         return encoded._replace(plain=colours in ("Gray", "YCbCr"))
     return _open_with_pil(data)
+
+
+def known_format(data: bytes) -> str | None:
+    """The name of an image format that is not read, if the bytes are of one."""
+    brand = data[8:12] if data[4:8] == b"ftyp" else b""
+    return _BRANDS.get(brand) or next((name for head, name in _UNREAD.items() if data.startswith(head)), None)
 
 
 def pixels(encoded: Encoded, shrink: int = 1) -> Raster:
@@ -183,8 +203,9 @@ def _open_with_pil(data: bytes) -> Encoded:
         except Image.UnidentifiedImageError:
             if data.startswith(_JPEG):
                 raise DecodeError("damaged image: a JPEG whose header cannot be read") from None
-            known = ", ".join(FORMATS)
-            raise DecodeError(f"not an image of a known kind ({known}); it begins with {data[:12]!r}") from None
+            known, kind = ", ".join(FORMATS), known_format(data)
+            named = f" ({kind}, which is not read)" if kind else ""
+            raise DecodeError(f"not an image of a known kind ({known}); it begins with {data[:12]!r}{named}") from None
         _encoded(data, *image.size, 1)  # refuses a size before its tags are looked for, which may load all of it
         return _encoded(data, *image.size, image.getexif().get(_ORIENTATION, 1), image)
 

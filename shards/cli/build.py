@@ -82,11 +82,9 @@ def build(
         f"{counted(manifest.num_samples, 'sample')} of {len(manifest.classes)} classes "
         f"in {counted(len(manifest.shards), 'shard')}, {size:,.1f} MB ({roles})"
     )
-    if manifest.classes and all(name.isdigit() for name in manifest.classes):
-        print("the classes have numbers for names: data sets share classes by name, so give them with --classes")
     for what, entries in (("samples refused", report.refused), ("boxes dropped", report.dropped)):
         if entries:
             print(f"{len(entries)} {what}, listed in {out / f'{split}.build-report.json'}:")
             print("\n".join(f"  {key}: {reason}" for key, reason in entries[:5]))
-    if report.ignored:
-        print(f"{report.ignored} files are no samples and were left out")
+    for note in report.notes:
+        print(f"note: {note}")

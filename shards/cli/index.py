@@ -64,8 +64,8 @@ def index(
         f"{report.folder}: {done} {manifest.name}/{manifest.split}: {manifest.num_samples:,} samples of "
         f"{len(manifest.classes)} classes in {len(manifest.shards)} tars ({roles})"
     )
-    if manifest.classes and all(name.isdigit() for name in manifest.classes):
-        print("the classes have numbers for names: data sets share classes by name, so give them with --classes")
     if report.refused:
         print(f"{len(report.refused)} samples left out, listed in {split}.build-report.json:")
         print("\n".join(f"  {key}: {reason}" for key, reason in report.refused[:5]))
+    for note in report.notes:
+        print(f"note: {note}")

@@ -52,7 +52,7 @@ def image_extension(members: Mapping[str, bytes], roles: Roles) -> str:
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} images ({', '.join(found)})" if found else "no image"
-    raise ValueError(f"{what} among its members ({', '.join(members)})")
+    raise ValueError(f"{what} among its members ({', '.join(members)}){'' if found else of_dots(members)}")
 
 
 def member_text(members: Mapping[str, bytes], role: str) -> str:
@@ -97,37 +97,109 @@ def _names_in(path: str) -> tuple[str, ...]:
     return names
 
 
-def class_names(found: Sequence[str], given: Sequence[str], where: str) -> tuple[str, ...]:
-    """Class names in label order: those given, else the labels' own texts, sorted; numbers stay their own index.
+@dataclass(frozen=True)
+class Numbering:
+    """Class names in order, the class index of each label's text, and what has to be told about that."""
 
-    Raises ConfigError if labels and names do not fit.
+    classes: tuple[str, ...]
+    places: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+
+def number_labels(
+    found: Iterable[str],
+    given: Sequence[str],
+    where: str,
+    numeric: bool = False,
+    told: Sequence[str] = (),
+    strict: bool = True,
+) -> Numbering:
+    """Which class each label is.
+
+    `found`: the labels' texts; `given`: class names of the user's; `told`: the source's own, by index. `numeric`:
+    labels are whole numbers by their kind, as in `.cls`, and not texts that look like them. Not `strict`: labels that
+    are none of the user's names have no place, instead of being a fault.
+
+    A label is the class of that name, or else an index into the names, if all labels are plain numbers and the names
+    are none. Numbers given as names are names. Without names, plain numbers stay their own index and all else is
+    sorted; `007` is no plain number. Raises ConfigError if labels and names do not fit, or fit in two ways.
     """
-    numbers = all(is_index(text) for text in found)
+    found = sorted(set(found))
+    if told:
+        return _renamed(_by_index(found, told, where), given, where) if given else _by_index(found, told, where)
     if given:
-        names = set(given)
-        wrong = [text for text in found if text not in names and not (is_index(text) and int(text) < len(given))]
-        if wrong:
-            raise ConfigError(f"{where}: labels {_some(wrong)} are none of the {len(given)} --classes")
-        return tuple(given)
-    if len(found) > MOST_CLASSES or (numbers and int(max(found, key=int)) >= MOST_CLASSES):
+        return _by_names(found, given, where, numeric, strict)
+    plain = bool(found) and all(is_plain(text) for text in found)
+    if len(found) > MOST_CLASSES or (plain and int(max(found, key=int)) >= MOST_CLASSES):
         raise ConfigError(
             f"{where}: {len(found):,} distinct labels ({_some(found)}): are these classes? Name another label with "
             f"--label, or the classes with --classes"
         )
     if len(found) == 1:
         raise ConfigError(f"{where}: only one class, {found[0]!r}; a classifier needs two; all of them: --classes")
-    return tuple(map(str, range(int(max(found, key=int)) + 1))) if numbers else tuple(sorted(found))
+    if plain:
+        names = tuple(map(str, range(int(max(found, key=int)) + 1)))
+        return Numbering(names, {text: int(text) for text in found})
+    odd = [text for text in found if is_index(text) and not is_plain(text)]
+    notes = (f"labels are names, not numbers: {_some(odd)} begin with a zero",) if odd else ()
+    return Numbering(tuple(found), {text: place for place, text in enumerate(found)}, notes)
 
 
-def label_table(found: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
-    """The class index of each label's text: that of the class with this name, else the text as a number."""
-    places = {name: place for place, name in enumerate(classes)}
-    return {text: places[text] if text in places else int(text) for text in found}
+def _by_index(found: Sequence[str], names: Sequence[str], where: str) -> Numbering:
+    """Labels that are places in `names`, or the names themselves."""
+    by_name = {name: place for place, name in enumerate(names)}
+    places = {text: int(text) if is_plain(text) and int(text) < len(names) else by_name.get(text, -1) for text in found}
+    wrong = [text for text, place in places.items() if place < 0]
+    if wrong:
+        raise ConfigError(f"{where}: labels {_some(wrong)} are none of its {len(names)} classes ({_some(names)})")
+    return Numbering(tuple(names), places)
+
+
+def _renamed(own: Numbering, given: Sequence[str], where: str) -> Numbering:
+    """The source's own numbering under names of the user's: by name, or by place if they have no name in common."""
+    shared = set(own.classes) & set(given)
+    used = {own.classes[place] for place in own.places.values()}
+    if used <= set(given):
+        places = {text: given.index(own.classes[place]) for text, place in own.places.items()}
+        return Numbering(tuple(given), places)
+    if shared or len(given) != len(own.classes):
+        raise ConfigError(
+            f"--classes: {where} names its classes {_some(own.classes)}; expected all of them that occur, in any "
+            f"order, or {len(own.classes)} new names for them"
+        )
+    pairs = [f"{old} -> {new}" for old, new in zip(own.classes, given, strict=True)]
+    return Numbering(tuple(given), own.places, (f"classes renamed by --classes: {', '.join(pairs[:10])}",))
+
+
+def _by_names(found: Sequence[str], given: Sequence[str], where: str, numeric: bool, strict: bool) -> Numbering:
+    names = {name: place for place, name in enumerate(given)}
+    as_names = {text: names[text] for text in found if text in names}
+    numbers = any(is_index(name) for name in given)
+    plain = all(map(is_plain, found))
+    as_indexes = {text: int(text) for text in found if int(text) < len(given)} if plain else {}
+    if plain and not numbers:
+        as_names = as_indexes
+    if numbers and numeric and len(as_indexes) == len(found) and as_indexes != as_names:
+        if len(as_names) < len(found):
+            return Numbering(tuple(given), as_indexes, ("labels are read as places in --classes, not as their names",))
+        raise ConfigError(
+            f"{where}: labels {_some(found)} may be names in --classes or places in it; give names that are no "
+            f"numbers ('class 1'), or the numbers from 0 on in order"
+        )
+    wrong = [text for text in found if text not in as_names]
+    if wrong and strict:
+        raise ConfigError(f"{where}: labels {_some(wrong)} are none of the {len(given)} --classes")
+    return Numbering(tuple(given), as_names)
 
 
 def is_index(text: str) -> bool:
-    """Whether a label is a class index and not a name."""
+    """Whether a label reads as a number from 0 on, `007` too."""
     return text.isascii() and text.isdigit() and len(text) <= 18
+
+
+def is_plain(text: str) -> bool:
+    """Whether a label is a whole number from 0 on in its usual spelling: 7, not 007."""
+    return is_index(text) and (text == "0" or not text.startswith("0"))
 
 
 def find(samples: list[dict[str, bytes]], given: Roles, where: str) -> Roles:
@@ -141,6 +213,7 @@ def find(samples: list[dict[str, bytes]], given: Roles, where: str) -> Roles:
         roles = replace(roles, image=IMAGES)
         counts = {len(_images(members)) for members in samples}
         if max(counts) == 0:
+            there += next((of_dots(members) for members in samples if of_dots(members)), "")
             faults.append(f"{where}: no images ({', '.join(IMAGES)}); {there}; name their extension with --image")
         elif max(counts) > 1:
             several = next(_images(members) for members in samples if len(_images(members)) > 1)
@@ -160,6 +233,14 @@ def find(samples: list[dict[str, bytes]], given: Roles, where: str) -> Roles:
     if faults:
         raise ConfigError(faults)
     return roles
+
+
+def of_dots(extensions: Iterable[str]) -> str:
+    """Why there are such extensions as `5 final.jpg`, in words; nothing if there are none."""
+    cut = [one for one in extensions if one.rpartition(".")[0] not in ("", "mask") and one.rpartition(".")[2] in IMAGES]
+    if not cut:
+        return ""
+    return f"; a key ends at the first dot of a name, as in WebDataset, so that {cut[0]!r} is an extension: rename them"
 
 
 def _look_for_annotations(roles: Roles, samples: list[dict[str, bytes]], seen: Counter[str]) -> Roles:

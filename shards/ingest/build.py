@@ -25,13 +25,26 @@ from shards.format.statistics import Tally
 from shards.format.whole import write_json
 from shards.ingest import plan as planning
 from shards.ingest.plan import Plan, Request
+from shards.ingest.remarks import remarks
 from shards.ingest.write import Finished, Task, index_part, read_finished, write_shard
 from shards.pool import WorkerDiedError, run, worthwhile
 from shards.progress import progress
 from shards.settings import ConfigError
 from shards.sources import SOURCES, Source, SourceOptions, open_source
+from shards.sources.colors import OPEN_VOID
+from shards.sources.frame import FRAMES
+from shards.sources.notes import Notes
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ADVICE = {
+    "bad_boxes": (
+        r"box \d+ .*(x0 < x1|reaches beyond)",
+        "--bad-boxes drop leaves out the unsound boxes and keeps their images",
+    ),
+    "values": ("it has pixels of class", "--values names the pixel values of the classes, in order"),
+    "frame": ("its EXIF tag", "--frame upright or --frame stored says what their boxes or masks are of"),
+}
+"""By option: the pattern of the reasons against which it helps, and how it does."""
 _HOPELESS = 1000  # refused samples: once too many, the build stops here instead of working through a wrong source
 
 
@@ -44,7 +57,8 @@ class BuildReport:
     """What a build made, from which kind of source.
 
     `refused`: (key, reason) of samples left out; `dropped`: (key, reason) of boxes left out; `ignored`: files that
-    are no samples.
+    are no samples; `notes`: what else was left out or read otherwise than it stands there, and what looks odd, a line
+    each.
     """
 
     folder: str
@@ -54,6 +68,7 @@ class BuildReport:
     already_built: bool = False
     kind: str = ""
     dropped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def build(
@@ -114,12 +129,34 @@ def _build(
     tasks = plan.tasks()
     refused = _write(source, out, plan, tasks, processes or worthwhile(plan.num_items), max_refused)
     dropped = [entry for record in _records(tasks) for entry in record.dropped]
-    _write_report(out, plan, refused, dropped)
+    found, tally = _gathered(plan, tasks)
+    notes = [*found.lines(), *remarks(plan.task, plan.classes, tally.class_counts)]
+    _write_report(out, plan, refused, dropped, notes)
     allowed = _allowed(plan, max_refused)
+    _check_void(plan, found, tally)
     if len(refused) > allowed:
         raise BuildError(_too_many(out, plan, refused, allowed))
-    manifest = _commit(out, state, plan, tasks)
-    return _report(out, plan, manifest, refused, dropped)
+    manifest = _commit(out, state, plan, tasks, tally)
+    return _report(out, plan, manifest, refused, dropped, notes)
+
+
+def _check_void(plan: Plan, notes: Notes, tally: Tally) -> None:
+    """Raises ConfigError where 255 may be the second of two classes or none: masks of 0 and 255 have two readings."""
+    if len(plan.classes) == 2 and notes.count(OPEN_VOID) and not tally.class_counts[1]:
+        raise ConfigError(
+            f"{plan.request.origin}: {notes.count(OPEN_VOID)} masks have pixels of 255 and none has any of 1, so that "
+            f"{plan.classes[1]!r} has no pixels; give --values 0,255 if 255 is {plan.classes[1]!r}, or --void 255 if "
+            "it means no class"
+        )
+
+
+def _gathered(plan: Plan, tasks: list[Task]) -> tuple[Notes, Tally]:
+    """What listing and all shards have to tell, and their sums."""
+    notes, tally = Notes(plan.notes.found), Tally([0] * len(plan.classes))
+    for record in _records(tasks):
+        notes.merge(Notes(record.notes))
+        tally.merge(Tally(**record.tally))
+    return notes, tally
 
 
 def _write(
@@ -148,19 +185,18 @@ def _write(
     return sorted(refused)
 
 
-def _commit(out: Path, state: Path, plan: Plan, tasks: list[Task]) -> Manifest:
+def _commit(out: Path, state: Path, plan: Plan, tasks: list[Task], tally: Tally) -> Manifest:
     """Moves the prepared files into place, the manifest last; can be repeated from any point where it was cut."""
     manifest_path(out, plan.request.split).unlink(missing_ok=True)
     keep = {task.path for task in tasks}
     for old in _shards_in(out, plan.request.split):
         if old.name not in keep:
             old.unlink()
-    shards, tally = [], Tally([0] * len(plan.classes))
+    shards = []
     for record in _records(tasks):
         if (state / record.path).is_file():
             os.replace(state / record.path, out / record.path)
         shards.append(File(record.path, record.bytes, record.samples, record.sha256))
-        tally.merge(Tally(**record.tally))
     index_file = out / f"{plan.request.split}.index.npy"
     num_samples = sum(shard.samples for shard in shards)
     parts = (np.load(index_part(state, shard.path), allow_pickle=False) for shard in shards)
@@ -234,7 +270,7 @@ def _already_built(out: Path, plan: Plan, overwrite: bool) -> BuildReport | None
     if any(not (out / f.path).is_file() or (out / f.path).stat().st_size != f.bytes for f in files):
         return None
     refused, dropped = ([[e["key"], e["reason"]] for e in there.get(part, [])] for part in ("refused", "dropped"))
-    return _report(out, plan, manifest, refused, dropped, already_built=True)
+    return _report(out, plan, manifest, refused, dropped, there.get("notes", []), already_built=True)
 
 
 def _spare_tars_of_others(out: Path, state: Path, split: str) -> None:
@@ -258,16 +294,19 @@ def _report(
     manifest: Manifest,
     refused: list[list[str]],
     dropped: list[list[str]],
+    notes: list[str],
     already_built: bool = False,
 ) -> BuildReport:
     left_out, boxes = (tuple((key, reason) for key, reason in entries) for entries in (refused, dropped))
-    return BuildReport(str(out), manifest, left_out, plan.ignored, already_built, plan.request.kind, boxes)
+    kind = plan.request.kind
+    return BuildReport(str(out), manifest, left_out, plan.ignored, already_built, kind, boxes, tuple(notes))
 
 
-def _write_report(out: Path, plan: Plan, refused: list[list[str]], dropped: list[list[str]]) -> None:
+def _write_report(out: Path, plan: Plan, refused: list[list[str]], dropped: list[list[str]], notes: list[str]) -> None:
     parts = {"refused": refused, "dropped": dropped}
     entries = {part: [{"key": key, "reason": reason} for key, reason in rows] for part, rows in parts.items()}
-    write_json(report_path(out, plan.request.split), {**plan.summary(), "ignored": plan.ignored, **entries})
+    content = {**plan.summary(), "ignored": plan.ignored, "notes": notes, **entries}
+    write_json(report_path(out, plan.request.split), content)
 
 
 def _check_arguments(origin, out, name, split, shard_mb, processes, max_refused, options) -> None:
@@ -280,6 +319,8 @@ def _check_arguments(origin, out, name, split, shard_mb, processes, max_refused,
         faults.append(f"--kind: {options.kind!r}; known here: {', '.join(SOURCES)}")
     if options.bad_boxes not in (None, "refuse", "drop"):
         faults.append(f"--bad-boxes: {options.bad_boxes!r}; expected refuse or drop")
+    if options.frame not in (None, *FRAMES):
+        faults.append(f"--frame: {options.frame!r}; expected {' or '.join(FRAMES)}")
     if not 0 < shard_mb < 1e6:
         faults.append(f"--shard-mb: {shard_mb}; expected megabytes, more than 0")
     if processes is not None and processes < 1:
@@ -301,12 +342,23 @@ def _check_space(out: Path, needed: int) -> None:
 
 
 def _too_many(out: Path, plan: Plan, refused: list[list[str]], allowed: int) -> str:
-    shown = "".join(f"\n  {key}: {reason}" for key, reason in refused[:10])
+    shown = _advice(plan.request.kind, refused) + "".join(f"\n  {key}: {reason}" for key, reason in refused[:10])
     more = f"\n  ... and {len(refused) - 10} more" if len(refused) > 10 else ""
     return (
         f"{len(refused)} of {plan.num_items} samples refused, {allowed} are tolerated; nothing was built. All of them: "
         f"{report_path(out, plan.request.split)}; fix or remove them, or raise --max-refused:{shown}{more}"
     )
+
+
+def _advice(kind: str, refused: list[list[str]]) -> str:
+    """Which options of this kind of source help."""
+    used = SOURCES[kind].options if kind in SOURCES else ()
+    counts = {
+        option: sum(bool(re.match(pattern, reason)) for _, reason in refused)
+        for option, (pattern, _) in _ADVICE.items()
+        if option in used
+    }
+    return "".join(f"\n{count} of them: {_ADVICE[option][1]}" for option, count in counts.items() if count)
 
 
 def _readable(error: OSError, out: Path) -> Exception:

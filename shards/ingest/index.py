@@ -21,17 +21,19 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.format.fields import Roles, class_names, label_table
+from shards.format.fields import Numbering, Roles, number_labels
 from shards.format.lock import locked
 from shards.format.manifest import File, Manifest, canonical, manifest_path, read_manifest, write_index, write_manifest
 from shards.format.statistics import Tally
 from shards.format.whole import write_json
 from shards.ingest.build import BuildError, BuildReport, report_path
 from shards.ingest.plan import describe, read_json
+from shards.ingest.remarks import remarks
 from shards.ingest.scan import Scanned, ScanTask, index_part, read_scanned, scan_shard
 from shards.pool import WorkerDiedError, run
 from shards.progress import progress
 from shards.settings import ConfigError
+from shards.sources.notes import Notes
 from shards.sources.tars import Foreign, open_foreign
 
 _VERSION = 1
@@ -72,8 +74,9 @@ def index(
                 return same
             records = _scan(tasks, f"index {name}/{split}", processes)
             refused = _refused(records, max_refused)
-            manifest = _manifest(records, foreign, name, split, classes)
-            return _commit(out, manifest, tasks, records, refused, identity)
+            numbering = _numbering(records, foreign, classes)
+            manifest = _manifest(records, foreign, name, split, numbering)
+            return _commit(out, manifest, tasks, records, refused, identity, numbering)
     except WorkerDiedError as error:
         raise BuildError(f"{out}: {error}; run the same command to go on, with fewer --processes if need be") from None
     except OSError as error:
@@ -111,7 +114,8 @@ def _already_indexed(out: Path, split: str, identity: str, overwrite: bool) -> B
     there = read_json(report_path(out, split))
     if there.get("plan") == identity and (out / f"{split}.index.npy").is_file():
         refused = tuple((entry["key"], entry["reason"]) for entry in there.get("refused", []))
-        return BuildReport(str(out), read_manifest(out, split), refused, there.get("ignored", 0), True, "index")
+        rest = {"ignored": there.get("ignored", 0), "notes": tuple(there.get("notes", []))}
+        return BuildReport(str(out), read_manifest(out, split), refused, already_built=True, kind="index", **rest)
     if overwrite:
         return None
     raise ConfigError(
@@ -158,11 +162,19 @@ def _refused(records: list[Scanned], max_refused: float) -> tuple[tuple[str, str
     return refused
 
 
-def _manifest(records: list[Scanned], foreign: Foreign, name: str, split: str, classes: Sequence[str]) -> Manifest:
+def _numbering(records: list[Scanned], foreign: Foreign, classes: Sequence[str]) -> Numbering:
+    """Which class each label is that was found; of boxes and masks, the names alone."""
+    label = foreign.roles.label
+    if not label:
+        return Numbering(tuple(classes), {})
+    found = {text for record in records for text in record.labels}
+    return number_labels(found, classes, f"{foreign.folder}: {label}", numeric=label == "cls")
+
+
+def _manifest(records: list[Scanned], foreign: Foreign, name: str, split: str, numbering: Numbering) -> Manifest:
     """The manifest, but for the size and hash of the index."""
-    roles, found = foreign.roles, sorted({text for record in records for text in record.labels})
-    names = class_names(found, classes, f"{foreign.folder}: {roles.label}") if roles.label else tuple(classes)
-    table = label_table(found, names)
+    roles = foreign.roles
+    names, table = numbering.classes, numbering.places
     tally = Tally([0] * len(names))
     for record in records:
         counts = record.tally["class_counts"] or [0] * len(names)
@@ -189,12 +201,12 @@ def _commit(
     records: list[Scanned],
     refused: tuple[tuple[str, str], ...],
     identity: str,
+    numbering: Numbering,
 ) -> BuildReport:
     """Writes the index, the report and last the manifest; can be repeated from any point where it was cut."""
     split, state = manifest.split, Path(tasks[0].state)
     manifest_path(out, split).unlink(missing_ok=True)
-    table = label_table(sorted({text for record in records for text in record.labels}), manifest.classes)
-    parts = (_labelled(task, record, table) for task, record in zip(tasks, records, strict=True))
+    parts = (_labelled(task, record, numbering.places) for task, record in zip(tasks, records, strict=True))
     write_index(state / "index.npy", parts, manifest.num_samples)
     described = describe(state / "index.npy", manifest.index.path, manifest.num_samples)
     os.replace(state / "index.npy", out / manifest.index.path)
@@ -203,10 +215,14 @@ def _commit(
     entries = [{"key": key, "reason": reason} for key, reason in refused]
     items = manifest.num_samples + len(refused)
     report = {"plan": identity, "name": manifest.name, "split": split, "items": items, "source": str(out)}
-    write_json(report_path(out, split), {**report, "ignored": ignored, "refused": entries})
+    notes = Notes()
+    for record in records:
+        notes.merge(Notes(record.notes))
+    said = [*notes.lines(), *numbering.notes, *remarks(manifest.task, manifest.classes, manifest.stats.class_counts)]
+    write_json(report_path(out, split), {**report, "ignored": ignored, "notes": said, "refused": entries})
     write_manifest(out, manifest)
     shutil.rmtree(state)
-    return BuildReport(str(out), manifest, refused, ignored, kind="index")
+    return BuildReport(str(out), manifest, refused, ignored, kind="index", notes=tuple(said))
 
 
 def _labelled(task: ScanTask, record: Scanned, table: dict[str, int]) -> np.ndarray:

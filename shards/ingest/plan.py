@@ -16,6 +16,7 @@ from shards.ingest.listing import Listing, write_listing
 from shards.ingest.write import Task
 from shards.progress import progress
 from shards.sources import Source
+from shards.sources.notes import Notes
 
 _VERSION = 2
 
@@ -39,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request and the listing of its source, in shard order and cut."""
+    """A request and the listing of its source, in shard order and cut; `notes`: what listing has to tell."""
 
     request: Request
     task: str
@@ -47,6 +48,7 @@ class Plan:
     fields: dict[str, str]
     listing: Listing
     ignored: int
+    notes: Notes
 
     @property
     def num_items(self) -> int:
@@ -88,7 +90,8 @@ def make(source: Source, request: Request, state: Path) -> Plan:
     """Lists the source into the folder `state`. The plan is a pure function of source and request."""
     with progress(f"list {request.name}/{request.split}", None, "samples") as advance:
         listing = write_listing(source.items(), state / "listing", request.seed, request.shard_bytes, advance)
-    return Plan(request, source.task, source.classes, source.fields, listing, source.ignored)
+    notes = Notes(source.notes.take())
+    return Plan(request, source.task, source.classes, source.fields, listing, source.ignored, notes)
 
 
 def open_state(out: Path, split: str) -> Path:

@@ -22,9 +22,10 @@ from shards.format.fields import Roles, image_extension, member_text
 from shards.format.hashing import name_key
 from shards.format.manifest import INDEX
 from shards.format.statistics import Tally
-from shards.format.tar import TarError, parse_sample, sample_key
+from shards.format.tar import TarError, members, parse_sample, sample_key
 from shards.format.whole import whole_file, write_json
-from shards.sources.tars import read_samples
+from shards.sources.notes import Notes
+from shards.sources.tars import OUTSIDE, read_samples
 
 _MB = 1_000_000
 
@@ -75,6 +76,7 @@ class Scanned:
     tally: dict = field(default_factory=dict)
     ignored: int = 0
     refused: list[list[str]] = field(default_factory=list)
+    notes: dict[str, list] = field(default_factory=dict)
     fault: str = ""
 
 
@@ -100,10 +102,25 @@ def scan_shard(task: ScanTask, advance: Callable[[int], None]) -> Scanned:
         tally=asdict(scan.tally),
         ignored=scan.ignored,
         refused=scan.refused,
+        notes=_passed_over(task),
     )
     write_json(task.record, asdict(done))
     advance(task.megabytes - scan.advanced)
     return done
+
+
+def _passed_over(task: ScanTask) -> dict[str, list]:
+    """What stands in the tar and is no part of a sample, and the samples that were excluded, as notes."""
+    notes = Notes()
+    with open(task.path, "rb") as file:
+        for member in members(file):
+            if member.is_file and not member.belongs_to_a_sample:
+                notes.tell(OUTSIDE, member.name)
+    mine = os.path.basename(task.path) + "/"
+    for name in task.excluded:
+        if name.startswith(mine):
+            notes.tell("samples excluded by .nv-meta", name)
+    return notes.take()
 
 
 def index_part(task: ScanTask) -> str:

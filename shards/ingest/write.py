@@ -9,7 +9,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -49,6 +49,7 @@ class Finished:
     refused: list[list[str]]
     dropped: list[list[str]]
     tally: dict
+    notes: dict[str, list] = field(default_factory=dict)
 
 
 class _Tee:
@@ -69,11 +70,13 @@ def write_shard(source: Source, drop_boxes: bool, task: Task, advance: Callable[
     with whole_file(tar) as tar_draft, whole_file(part) as part_draft:
         with open(tar_draft, "wb") as file:
             tee = _Tee(file)
+            source.notes.take()  # those of listing, or of the shard before
             rows, refused, dropped, tally = _pack(source, drop_boxes, task, tee, advance)
         index = np.array(rows, INDEX)
         index["crc32"] = _checksums(tar_draft, index)
         np.save(part_draft, index, allow_pickle=False)
-    done = Finished(task.plan, task.path, tee.size, len(rows), tee.hash.hexdigest(), refused, dropped, asdict(tally))
+    sums = refused, dropped, asdict(tally), source.notes.take()
+    done = Finished(task.plan, task.path, tee.size, len(rows), tee.hash.hexdigest(), *sums)
     write_json(record_path(task.state, task.path), asdict(done))
     return done
 

@@ -5,7 +5,7 @@
     litdata       a folder that litData's optimize left
     webdataset    tars, packed anew; `xfer shards index` uses them as they are
     torchvision   --dataset CIFAR10 below SOURCE, its root
-    voc           Annotations/*.xml and JPEGImages, as Pascal VOC has them
+    voc           Annotations/*.xml and JPEGImages, as Pascal VOC has them, or annotations/*.xml and images
     coco          instances_*.json, images beside it or in --images
     masks         images and masks, two folders with the same names
     table         a .csv, .tsv or .jsonl with a row for each image, or a folder with one
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.settings import ConfigError
+from shards.sources import yolo
 from shards.sources.folder import open_folder
 from shards.sources.source import TASKS, Item, Refused, Source, SourceOptions, flag
 
@@ -79,25 +80,25 @@ SOURCES: dict[str, Kind] = {
     ),
     "voc": Kind(
         _later("voc", "open_voc"),
-        frozenset({"images", "list", "classes", "bad_boxes"}),
-        lambda path: (path / "Annotations").is_dir(),
-        "a folder with Annotations/*.xml and JPEGImages (Pascal VOC)",
+        frozenset({"images", "list", "classes", "bad_boxes", "frame"}),
+        _later("voc", "is_voc"),
+        "a folder with Annotations/*.xml and JPEGImages (Pascal VOC), or annotations/*.xml and images",
     ),
     "coco": Kind(
         _later("coco", "open_coco"),
-        frozenset({"images", "captions", "bad_boxes"}),
+        frozenset({"images", "captions", "bad_boxes", "frame"}),
         _later("coco", "is_coco"),
         "an instances_*.json, or a folder with one in annotations/ (COCO)",
     ),
     "masks": Kind(
         _later("masks", "open_masks"),
-        frozenset({"images", "masks", "list", "classes", "void"}),
+        frozenset({"images", "masks", "list", "classes", "void", "values", "frame"}),
         _later("masks", "is_masks"),
         "a folder with images/ and masks/, or any with --masks",
     ),
     "table": Kind(
         _later("table", "open_table"),
-        frozenset({"images", "image", "label", "side", "classes"}),
+        frozenset({"images", "image", "label", "side", "classes", "encoding"}),
         _later("table", "is_table"),
         "a .csv, .tsv or .jsonl with a row for each image, or a folder with one",
     ),
@@ -126,6 +127,9 @@ def detect(path: Path, options: SourceOptions) -> str:
     # Every folder could be one of class folders, so that alone says less than an option that a single kind uses.
     likely = fitting or (users if len(users) == 1 and recognised in ([], ["folder"]) else recognised)
     if likely:
+        refused = yolo.fault(path) if likely[0] == "folder" and path.is_dir() else None
+        if refused:
+            raise ConfigError(refused)
         return likely[0]
     known = "".join(f"\n  {name:<12}{kind.looks}" for name, kind in SOURCES.items())
     raise ConfigError(f"{path}: looks like no kind of source; these are known:{known}\nsay which with --kind")

@@ -2,7 +2,8 @@
 
 Boxes are x, y, width, height with edges counted from 0, and become corners. Classes are the categories in the order of
 their ids. Polygons stay; a mask in run lengths is left out, its box stays and is a crowd where `iscrowd` says so.
-Polygons of less than three points are left out, as in detectron2. Images without annotations stay, as negatives.
+Polygons of less than three points are left out, as in detectron2. Images without annotations stay, as negatives. A
+file in which no annotation has a box (iNaturalist, camera traps) is one of classes: a category an image.
 
 The file is read as a whole, but each annotation is packed the moment it is parsed: the peak is about three times the
 file, 1.3 GB for the 450 MB of COCO's train2017, in the process that lists and only while it does. Those that read the
@@ -11,12 +12,15 @@ images get each its own annotations in its item.
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.format.manifest import canonical
 from shards.settings import ConfigError
 from shards.sources import files
+from shards.sources.frame import Frame, frame_of
+from shards.sources.notes import Notes
 from shards.sources.source import Item, Refused, SourceOptions
 
 _PROBED = 100
@@ -26,6 +30,7 @@ _IN_FOLDER = ("annotations/instances_*.json", "_annotations.coco.json")
 class _Image(NamedTuple):
     id: Any
     file_name: str
+    size: tuple[int, int] | None
 
 
 class _Note(NamedTuple):
@@ -38,16 +43,20 @@ class _Note(NamedTuple):
 class Coco:
     """The images that one file describes."""
 
-    task = "detection"
-
-    def __init__(self, path: Path, images: Path, captions: Path | None):
-        self.path, self.images, self.captions, self.ignored = path, images, captions, 0
-        self.fields = {"boxes": "boxes.json", **({"side": "json"} if captions else {})}
+    def __init__(self, path: Path, images: Path, captions: Path | None, frame: str | None = None):
+        self.path, self.images, self.captions, self.frame, self.ignored = path, images, captions, frame, 0
         self.classes: tuple[str, ...] = ()
+        self.notes = Notes()
         self._places: dict[Any, int] = {}
+        self._of("detection")
+
+    def _of(self, task: str) -> None:
+        role = {"detection": {"boxes": "boxes.json"}, "classification": {"label": "cls"}}[task]
+        self.task, self.fields = task, {**role, **({"side": "json"} if self.captions else {})}
 
     def items(self) -> Iterator[Item]:
-        """Every image. The classes are known when the first item is."""
+        """Every image. Task and classes are known when the first item is."""
+        self.notes = Notes()
         content = _load(self.path)
         faults: list[str] = []
         images = _list(content, "images", _Image, "`id` and `file_name`", faults)
@@ -56,15 +65,19 @@ class Coco:
         ids = {image.id for image in images}
         if len(ids) < len(images):
             faults.append(f"{len(images) - len(ids)} images have the id of another one")
-        by_image = _grouped(notes, ids, faults)
+        by_image, num = _grouped(notes, ids, faults), len(notes)
         del content, notes
         if faults:
             raise ConfigError([f"{self.path}: {fault}" for fault in faults])
+        without_boxes = bool(by_image) and not any(_has_shape(note) for notes in by_image.values() for note in notes)
+        self._of("classification" if without_boxes else "detection")
+        if without_boxes:
+            self.notes.tell("annotations without a box, which is all of them: read as classes, one an image", count=num)
         captions = self._read_captions(ids)
         self._probe(images)
         for image in images:
             packed = by_image.pop(image.id, [])
-            payload = {"notes": [json.loads(note) for note in packed]}
+            payload: dict[str, Any] = {"notes": [json.loads(note) for note in packed], "size": image.size}
             if self.captions:
                 payload["captions"] = captions.pop(image.id, [])
             yield self._item(image, payload, sum(map(len, packed)))
@@ -74,21 +87,40 @@ class Coco:
         if "refused" in item.payload:
             raise Refused(item.payload["refused"])
         image = item.payload["image"]
-        members = {files.extension(image): files.read(self.images, image)}
-        members["boxes.json"] = canonical(self._boxes(item.payload["notes"]))
+        data = files.read(self.images, image)
+        members = {files.extension(image): data}
+        if self.task == "classification":
+            members["cls"] = b"%d" % self._class(item.payload["notes"])
+        else:
+            size = item.payload["size"]
+            drawn = frame_of(data, size and (size[0], size[1]), self.frame, "boxes", self.notes)
+            members["boxes.json"] = canonical(self._boxes(item.payload["notes"], drawn))
         if self.captions:
             members["json"] = canonical({"captions": item.payload["captions"]})
         return members
 
-    def _item(self, image: _Image, payload: dict[str, list[Any]], note_bytes: int) -> Item:
+    def _item(self, image: _Image, payload: dict[str, Any], note_bytes: int) -> Item:
         try:
             name = files.relative(image.file_name, self.images)
         except Refused as error:
             return Item(f"image {image.id}", 0, "", payload={"refused": str(error)})
         size, stamp = files.measure(self.images / name)
-        return Item(files.stem(name), size + note_bytes, stamp, payload={"image": name, **payload})
+        label = -1
+        if self.task == "classification":
+            with suppress(Refused):  # said when it is read
+                label = self._class(payload["notes"])
+        return Item(files.stem(name), size + note_bytes, stamp, label, payload={"image": name, **payload})
 
-    def _boxes(self, notes: list[list[Any]]) -> dict[str, list]:
+    def _class(self, notes: list[list[Any]]) -> int:
+        """The class of an image that has categories and no boxes."""
+        named = sorted({str(category) for _, category, *_ in notes})
+        if len(named) != 1:
+            raise Refused(f"it has {len(named)} categories ({files.some(named) or 'none'}), expected one")
+        if notes[0][1] not in self._places:
+            raise Refused(f"it has category {notes[0][1]!r}, which is none of the {len(self.classes)} known")
+        return self._places[notes[0][1]]
+
+    def _boxes(self, notes: list[list[Any]], drawn: Frame) -> dict[str, list]:
         boxes, labels, crowds, shapes = [], [], [], []
         for number, (box, category, crowd, polygons) in enumerate(notes):
             if not isinstance(box, list) or len(box) != 4 or not all(type(part) in (int, float) for part in box):
@@ -96,10 +128,10 @@ class Coco:
             if category not in self._places:
                 raise Refused(f"box {number} has category {category!r}, which is none of the {len(self.classes)} known")
             x, y, width, height = box
-            boxes.append([x, y, x + width, y + height])
+            boxes.append(drawn.box([x, y, x + width, y + height]))
             labels.append(self._places[category])
             crowds.append(crowd)
-            shapes.append(polygons or None)
+            shapes.append([drawn.points(points) for points in polygons] if polygons else None)
         always = {"boxes": boxes, "labels": labels}
         return always | ({"crowd": crowds} if any(crowds) else {}) | ({"polygons": shapes} if any(shapes) else {})
 
@@ -150,7 +182,7 @@ def open_coco(path: Path, options: SourceOptions) -> Coco:
         faults.append(f"--captions: {options.captions}: no such file")
     if faults:
         raise ConfigError(faults)
-    return Coco(file, images, options.captions)
+    return Coco(file, images, options.captions, options.frame)
 
 
 def is_coco(path: Path) -> bool:
@@ -201,11 +233,24 @@ def _pack(found: dict[str, Any]) -> Any:
             if isinstance(shapes, list)
             else None
         )
-        crowd = int(found.get("iscrowd") == 1)
-        return _Note(_id(found["image_id"]), canonical([found.get("bbox"), _id(found["category_id"]), crowd, shapes]))
+        box, crowd = found.get("bbox"), int(found.get("iscrowd") == 1)
+        if not box and isinstance(found.get("segmentation"), dict):
+            box = "missing, there are run lengths alone"
+        return _Note(_id(found["image_id"]), canonical([box, _id(found["category_id"]), crowd, shapes]))
     if "file_name" in found and "id" in found:
-        return _Image(_id(found["id"]), str(found["file_name"]))
+        return _Image(_id(found["id"]), str(found["file_name"]), _size(found.get("width"), found.get("height")))
     return found
+
+
+def _size(width: Any, height: Any) -> tuple[int, int] | None:
+    """The size that the file names; none where it is no size."""
+    sound = all(isinstance(side, (int, float)) and 0 < side < 1e9 for side in (width, height))
+    return (int(width), int(height)) if sound else None
+
+
+def _has_shape(note: bytes) -> bool:
+    """Whether a packed annotation has a box or an outline."""
+    return not note.startswith((b"[null,", b"[[],")) or not note.endswith((b",null]", b",[]]"))
 
 
 def _id(value: Any) -> Any:

@@ -13,12 +13,15 @@ from PIL import Image
 
 from shards.format.annotations import VOID
 from shards.settings import ConfigError
+from shards.sources.encoded import png
+from shards.sources.notes import Notes
 from shards.sources.source import Refused
 
 FILE = "label_colors.txt"
 _LINE = re.compile(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\S.*)")
 _VOID_NAMES = ("void", "unlabelled", "unlabeled")
 _PNG = b"\x89PNG\r\n\x1a\n"
+OPEN_VOID = "masks with pixels of value 255, which means no class"
 _GREY, _RGB, _PALETTE, _RGBA = 0, 2, 3, 6
 
 
@@ -57,17 +60,27 @@ def class_names_of(colors: dict[int, str]) -> tuple[str, ...]:
 
 
 class Painter:
-    """Turns mask images into index masks. `colors`: 0xRRGGBB -> class name; `void`: an index that means no class."""
+    """Turns mask images into index masks.
 
-    def __init__(self, colors: dict[int, str], classes: tuple[str, ...], void: int | None):
+    `colors`: 0xRRGGBB -> class name; `void`: an index that means no class; `values`: the pixel value of each class, if
+    these are not 0, 1, 2, ...
+    """
+
+    def __init__(
+        self, colors: dict[int, str], classes: tuple[str, ...], void: int | None, values: tuple[int, ...] = ()
+    ):
+        self.table = np.full(256, -1, np.int16)
+        self.table[VOID if void is None else void] = VOID
+        self.table[list(values)] = np.arange(len(values))
+        self.has_values, self.is_plain = bool(values), not values and void is None
         places = {name: place for place, name in enumerate(classes)}
         voids = {name: VOID for name in colors.values() if name.lower() in _VOID_NAMES}
         known = {code: (voids | places)[name] for code, name in colors.items() if name in voids or name in places}
-        self.void, self.names = void, colors
+        self.void, self.names = None if void == VOID else void, colors
         self.codes = np.array(sorted(known), np.int32)
         self.values = np.array([known[code] for code in sorted(known)], np.uint8)
 
-    def index(self, data: bytes) -> bytes:
+    def index(self, data: bytes, notes: Notes) -> bytes:
         """The same mask as class indices, an 8-bit PNG of one channel. Raises Refused."""
         if data[:8] != _PNG or len(data) < 26:
             raise Refused(f"its mask is no PNG; it begins with {data[:12]!r}")
@@ -77,9 +90,21 @@ class Painter:
         if kind != _PALETTE and (kind != _GREY or depth != 8):
             raise Refused(f"its mask has {depth} bits and PNG colour type {kind}; expected 8-bit grey, palette, or RGB")
         mask = _pixels(data, None)
+        if self.has_values:
+            return self._encoded(self._of_values(mask))
+        if self.is_plain and (mask == VOID).any():
+            notes.tell(OPEN_VOID)
         if depth == 8 and (self.void is None or not (mask == self.void).any()):
             return data
         return self._encoded(mask)
+
+    def _of_values(self, mask: np.ndarray) -> np.ndarray:
+        """uint8 [H, W] -> uint8 [H, W]."""
+        places = self.table[mask]
+        if (places < 0).any():
+            value = int(mask[places < 0][0])
+            raise Refused(f"its mask has pixels of value {value}, which is none of --values, nor void")
+        return places.astype(np.uint8)
 
     def _of_colors(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] -> uint8 [H, W]."""
@@ -97,11 +122,9 @@ class Painter:
         return self.values[places]
 
     def _encoded(self, mask: np.ndarray) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(mask if self.void is None else np.where(mask == self.void, np.uint8(VOID), mask)).save(
-            buffer, "PNG"
-        )
-        return buffer.getvalue()
+        if self.void is not None and not self.has_values:
+            mask = np.where(mask == self.void, np.uint8(VOID), mask)
+        return png(mask)
 
 
 def _pixels(data: bytes, mode: str | None) -> np.ndarray:

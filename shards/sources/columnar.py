@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.format.fields import label_table, read_classes
+from shards.format.fields import read_classes
 from shards.settings import ConfigError
 from shards.sources import files
-from shards.sources.columns import Columns, classes_of, find_columns, image_member, side_member
+from shards.sources.columns import Columns, find_columns, image_member, numbering_of, side_member
+from shards.sources.notes import Notes
 from shards.sources.parts import choose
 from shards.sources.source import Item, Refused, SourceOptions
 
@@ -45,12 +46,12 @@ class Columnar:
     def __init__(self, root: Path, names: tuple[str, ...], form: str, columns: Columns, given: tuple[str, ...]):
         self.root, self.names, self.form, self.columns, self.ignored = root, names, form, columns, 0
         self.task = "classification" if columns.label else "captioning"
-        self.fields, self.classes = columns.fields, ()
+        self.fields, self.classes, self.notes = columns.fields, (), Notes()
         self._forget()
         if columns.label:
             texts = {text for name in names for block in self._labels(name) for text in block if text is not None}
-            self.classes = classes_of(list(texts), columns, given, str(root))
-            self.table = label_table(list(texts), self.classes)
+            self.given, self.numbering = given, numbering_of(texts, columns, given, str(root))
+            self.classes = self.numbering.classes
 
     def _forget(self) -> None:
         self._files: OrderedDict[str, Any] = OrderedDict()
@@ -66,20 +67,29 @@ class Columnar:
 
     def items(self) -> Iterator[Item]:
         """Every row; the key is file and row."""
+        self.notes = Notes()
+        for note in self.numbering.notes if self.columns.label else ():
+            self.notes.tell(note, count=0)
         for name in self.names:
             stamp, first = files.measure(self.root / name)[1], 0
             labels = self._labels(name) if self.columns.label else None
             for number, (rows, size) in enumerate(self._opened(name, FORMATS[self.form].blocks, self.columns.image)):
                 texts = next(labels) if labels else [None] * rows
                 for row, text in enumerate(texts):
-                    label = -1 if text is None else self.table[text]
+                    label = -1 if text is None else self.numbering.places.get(text, -1)
                     payload = {"file": name, "block": number, "row": row}
+                    if text is not None and label < 0:
+                        payload["refused"] = f"it has no class (column {self.columns.label} is {text})"
+                    if text is not None and self._spelled:
+                        self.notes.tell(self._spelled)
                     key = f"{files.stem(name)}/{first + row:07d}"
                     yield Item(key, size // max(rows, 1), f"{stamp}:{first + row}", label, payload)
                 first += rows
 
     def read(self, item: Item) -> dict[str, bytes]:
         """The image of a row, its class and its side inputs."""
+        if "refused" in item.payload:
+            raise Refused(item.payload["refused"])
         if self.columns.label and item.label < 0:
             raise Refused(f"it has no class (column {self.columns.label} is empty)")
         block = self._block(item.payload["file"], item.payload["block"])
@@ -97,9 +107,16 @@ class Columnar:
         assert label
         blocks = self._opened(name, form.blocks, self.columns.image)
         for number in range(len(blocks)):
-            texts = self._opened(name, lambda file, n=number: _texts(form.load(file, n, [label]), label))
-            # Hugging Face writes -1 where the class is not known, as in hidden test sets.
-            yield [None if text is None or (text.startswith("-") and text[1:].isdigit()) else text for text in texts]
+            yield self._opened(name, lambda file, n=number: _texts(form.load(file, n, [label]), label))
+
+    @property
+    def _spelled(self) -> str:
+        """What becomes of labels that are neither whole numbers nor texts, for a note."""
+        kind = self.columns.kind
+        if kind is not None and pa.types.is_boolean(kind):
+            return "labels that are true or false: read as the names 'true' and 'false'"
+        floats = kind is not None and pa.types.is_floating(kind)
+        return "labels that are whole numbers written as floating ones (1.0): read as whole ones" if floats else ""
 
     def _block(self, name: str, number: int) -> pa.Table:
         """A block's columns in use. The last ones are kept, up to `_KEPT_BYTES`."""
@@ -208,7 +225,17 @@ def _row_groups(file: pq.ParquetFile, image: str) -> list[tuple[int, int]]:
 
 
 def _texts(table: pa.Table, column: str) -> list[str | None]:
-    return pc.cast(table.column(column), pa.string()).to_pylist()
+    """The labels as texts; floating numbers have to be whole ones, and NaN is none. Raises ValueError."""
+    labels = table.column(column)
+    if pa.types.is_floating(labels.type):
+        values = labels.to_pylist()
+        odd = [value for value in values if value is not None and value == value and not float(value).is_integer()]
+        if odd:
+            raise ConfigError(
+                f"--label: column {column} holds {labels.type}; expected whole numbers or texts, found {odd[0]}"
+            )
+        return [None if value is None or value != value else str(int(value)) for value in values]
+    return pc.cast(labels, pa.string()).to_pylist()
 
 
 def _load_row_group(file: pq.ParquetFile, number: int, columns: list[str]) -> pa.Table:

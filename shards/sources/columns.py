@@ -4,13 +4,13 @@ An image is binary, or a struct {bytes, path} as Hugging Face writes it. A class
 of numbers stand in Hugging Face's `features`, beside the schema. Names given by the user count before what is found.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from shards.format.fields import class_names
+from shards.format.fields import Numbering, number_labels
 from shards.format.manifest import canonical
 from shards.settings import ConfigError
 from shards.sources.encoded import image_extension
@@ -21,12 +21,18 @@ _LABELS = ("label", "labels", "class", "cls", "category")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns in use. `names`: of the classes by number, if the source tells them."""
+    """The columns in use. `names`: of the classes by number, if the source tells them; `kind`: what labels are."""
 
     image: str
     label: str | None
     side: tuple[str, ...]
     names: tuple[str, ...]
+    kind: pa.DataType | None = None
+
+    @property
+    def numeric(self) -> bool:
+        """Whether classes are numbers by the type of their column."""
+        return self.kind is not None and (pa.types.is_integer(self.kind) or pa.types.is_floating(self.kind))
 
     @property
     def fields(self) -> dict[str, str]:
@@ -50,8 +56,8 @@ def find_columns(schema: pa.Schema, features: Mapping[str, Any], options: Source
         label = _one(None, _labels(schema, features), "--label", "class", where, faults)
     if not label and not options.side:
         faults.append(f"--label: no column with a class found in {where}; it has {', '.join(schema.names)}")
-    if label in schema.names and not _is_class(schema.field(label).type):
-        faults.append(f"--label: column {label} holds {schema.field(label).type}; expected whole numbers or texts")
+    if label in schema.names and not _is_label(schema.field(label).type):
+        faults.append(f"--label: column {label} holds {schema.field(label).type}; expected numbers, booleans or texts")
     for name in set(options.side) & set(schema.names):
         if not _is_side(schema.field(name).type):
             faults.append(f"--side: column {name} holds {schema.field(name).type}; expected texts, numbers, text lists")
@@ -60,14 +66,31 @@ def find_columns(schema: pa.Schema, features: Mapping[str, Any], options: Source
     assert image
     feature = features.get(label or "")
     names = feature.get("names") if isinstance(feature, dict) else None
-    return Columns(image, label, options.side, tuple(map(str, names)) if isinstance(names, list) else ())
+    kind = schema.field(label).type if label else None
+    return Columns(image, label, options.side, tuple(map(str, names)) if isinstance(names, list) else (), kind)
 
 
-def classes_of(texts: Sequence[str], columns: Columns, given: Sequence[str], where: str) -> tuple[str, ...]:
-    """Class names in label order: given, told by the source, or found among the labels' `texts`. Raises ConfigError."""
+def numbering_of(texts: Iterable[str], columns: Columns, given: Sequence[str], where: str) -> Numbering:
+    """Which class each of the labels' `texts` is. Raises ConfigError."""
+    where, texts = f"{where}, column {columns.label}", set(texts)
+    unknown = sorted(text for text in texts if is_unknown(text, columns, given))
+    texts -= set(unknown)
     if not texts:
-        raise ConfigError(f"{where}: column {columns.label} is empty; expected a class in each row")
-    return class_names(sorted(texts), given or columns.names, f"{where}, column {columns.label}")
+        holds = f"holds {', '.join(unknown)} alone, which means no class" if unknown else "is empty"
+        raise ConfigError(f"{where} {holds}; expected a class in each row")
+    try:
+        return number_labels(texts, given, where, columns.numeric, columns.names)
+    except ConfigError as error:
+        if not unknown:
+            raise
+        names = ",".join([*unknown, *sorted(texts)][:9])
+        more = f"{where}: {', '.join(unknown)} is taken for 'no class'; if it is one: --classes={names}"
+        raise ConfigError([*error.faults, more]) from None
+
+
+def is_unknown(text: str, columns: Columns, given: Sequence[str]) -> bool:
+    """Hugging Face writes -1 where the class is not known, as in hidden test sets; a text or a given name it is not."""
+    return columns.numeric and text.startswith("-") and text not in given
 
 
 def image_member(value: Any) -> dict[str, bytes]:
@@ -127,6 +150,10 @@ def _is_class(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
     return pa.types.is_integer(kind) or _is_text(kind)
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    return _is_class(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
 def _is_side(kind: pa.DataType) -> bool:

@@ -9,6 +9,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from shards.decode import known_format
 from shards.format.fields import IMAGES
 from shards.sources.source import Refused
 
@@ -23,7 +24,9 @@ def image_extension(data: bytes) -> str:
             return extension
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    raise Refused(f"its image begins with {data[:12]!r}; expected one of {', '.join(IMAGES)}")
+    kind = known_format(data)
+    named = f" ({kind}, which is not read)" if kind else ""
+    raise Refused(f"its image begins with {data[:12]!r}{named}; expected one of {', '.join(IMAGES)}")
 
 
 def png(pixels: Image.Image | np.ndarray) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from shards.format.fields import IMAGES
 from shards.settings import ConfigError
 from shards.sources import files
+from shards.sources.notes import Notes
 from shards.sources.source import Item, SourceOptions
 
 _FITTED = {"train", "training"}
@@ -25,19 +26,26 @@ class Folder:
 
     def __init__(self, root: Path, classes: tuple[str, ...]):
         self.root, self.classes, self.ignored = root, classes, 0
-        self.fields = {"label": "cls"}
+        self.fields, self.notes = {"label": "cls"}, Notes()
 
     def items(self) -> Iterator[Item]:
         """Every image."""
-        self.ignored = sum(not entry.is_dir() for entry in os.scandir(self.root) if not entry.name.startswith("."))
+        self.notes, left_out = Notes(), files.LeftOut()
+        for entry in os.scandir(self.root):
+            if files.is_hidden(entry.name):
+                self.notes.tell(files.HIDDEN, entry.name)
+            elif not entry.is_dir():
+                left_out.add(entry.name)
         for label, name in enumerate(self.classes):
-            for entry in files.walk(self.root / name):
+            for entry in files.walk(self.root / name, self.notes):
                 if not files.is_image(entry.name):
-                    self.ignored += 1
+                    left_out.add(entry.name)
                     continue
                 size, stamp = files.measure(entry.path)
                 path = os.path.relpath(entry.path, self.root).replace(os.sep, "/")
                 yield Item(files.stem(path), size, stamp, label, {"image": path})
+        self.ignored = left_out.total
+        left_out.tell(self.notes)
 
     def read(self, item: Item) -> dict[str, bytes]:
         """The image and its class."""
@@ -51,7 +59,7 @@ def open_folder(root: Path, options: SourceOptions) -> Folder:
         raise ConfigError(f"{root}: {'is a file' if root.exists() else 'no such folder'}; {_LAYOUT}")
     classes, loose = [], []
     for entry in os.scandir(root):
-        if entry.name.startswith("."):
+        if files.is_hidden(entry.name):
             continue
         if entry.is_dir():
             classes.append(entry.name)
@@ -64,16 +72,34 @@ def open_folder(root: Path, options: SourceOptions) -> Folder:
 
 
 def _faults(root: Path, classes: list[str], loose: list[str]) -> list[str]:
-    empty = [name for name in classes if not any(files.is_image(entry.name) for entry in files.walk(root / name))]
+    empty = {name: held for name in classes if (held := _without_images(root / name)) is not None}
     if len(empty) == len(classes):
+        held = "".join(f"; {name!r} holds {what}" for name, what in list(empty.items())[: files.SHOWN] if what)
         where = f"{len(loose)} images lie directly in it" if loose else "no images in it"
-        return [f"{root}: {where}; {_LAYOUT}"]
-    faults = [f"{root}: class folder {name!r} holds no images; remove it, or fill it" for name in empty]
+        return [f"{root}: {where}{held}; {_LAYOUT}"]
+    faults = []
+    for name, held in empty.items():
+        advice = (
+            f" but {held}; convert them, or move the folder away if it is no class"
+            if held
+            else "; remove it, or fill it"
+        )
+        faults.append(f"{root}: class folder {name!r} holds no images{advice}")
     if loose:
         faults.append(f"{root}: {len(loose)} images lie beside the class folders ({files.some(loose)}); {_LAYOUT}")
     if len(classes) == 1:
         faults.append(f"{root}: only one class, {classes[0]!r}; a classifier needs two; {_LAYOUT}")
     return faults + _splits(root, classes)
+
+
+def _without_images(folder: Path) -> str | None:
+    """What a folder without an image holds instead, in words; None if it has an image."""
+    held = files.LeftOut()
+    for entry in files.walk(folder):
+        if files.is_image(entry.name):
+            return None
+        held.add(entry.name)
+    return str(held)
 
 
 def _splits(root: Path, classes: list[str]) -> list[str]:

@@ -18,11 +18,12 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from shards.format.fields import class_names, label_table, read_classes
+from shards.format.fields import number_labels, read_classes
 from shards.format.manifest import canonical
 from shards.settings import ConfigError
 from shards.sources import files
 from shards.sources.encoded import image_extension, png
+from shards.sources.notes import Notes
 from shards.sources.source import Item, Refused, SourceOptions
 
 _IMAGES, _LABELS, _SIDES = (
@@ -59,20 +60,24 @@ class LitData:
         given: tuple[str, ...],
     ):
         self.root, self.chunks, self.num_leaves, self.ignored = root, chunks, num_leaves, 0
+        self.notes = Notes()
         self.image, self.label, self.side = image, label, side
         self.fields = {"label": "cls", **({"side": "json"} if side else {})}
         texts = sorted({text for chunk in chunks for *_, text in self._walk(*chunk) if text is not None})
         if not texts:
             raise ConfigError(f"{root}: no item has a class")
-        self.classes = class_names(texts, given, f"{root}, {label.name}")
-        self.table = label_table(texts, self.classes)
+        self.numbering = number_labels(texts, given, f"{root}, {label.name}", numeric=label.kind == "int")
+        self.classes = self.numbering.classes
 
     def items(self) -> Iterator[Item]:
         """Every item; the key is chunk and place."""
+        self.notes = Notes()
+        for note in self.numbering.notes:
+            self.notes.tell(note, count=0)
         for name, count in self.chunks:
             stamp = files.measure(self.root / name)[1]
             for number, (start, end, text) in enumerate(self._walk(name, count)):
-                label = -1 if text is None else self.table[text]
+                label = -1 if text is None else self.numbering.places[text]
                 payload = {"chunk": name, "start": start, "end": end}
                 yield Item(f"{files.stem(name)}/{number:07d}", end - start, f"{stamp}:{number}", label, payload)
 
@@ -112,7 +117,8 @@ class LitData:
             text = str(_value(_part(file, (first, last)), self.label.kind)).strip()
         except Refused:
             return None
-        return text if text and text.isprintable() and not text.startswith("-") else None
+        unknown = self.label.kind == "int" and text.startswith("-")
+        return text if text and text.isprintable() and not unknown else None
 
     def _leaves(self, file: BinaryIO, start: int, end: int) -> list[tuple[int, int]]:
         """First byte and end of each leaf of an item. Raises Refused."""

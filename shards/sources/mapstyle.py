@@ -21,6 +21,7 @@ from shards.format.fields import read_classes
 from shards.settings import ConfigError
 from shards.sources import files
 from shards.sources.encoded import png
+from shards.sources.notes import Notes
 from shards.sources.source import Item, Refused, SourceOptions
 
 _FILE_LISTS = ("samples", "_samples", "imgs", "_image_files", "_images")
@@ -41,7 +42,7 @@ class Dataset:
 
     def __init__(self, data: MapStyle, classes: Sequence[str]):
         self.data, self.classes, self.ignored = data, tuple(classes), 0
-        self.fields = {"label": "cls"}
+        self.fields, self.notes = {"label": "cls"}, Notes()
         self.paths = _image_paths(data)
 
     def items(self) -> Iterator[Item]:

@@ -2,7 +2,8 @@
 
 Listing is cheap (names, sizes, labels; no image is opened) and streamed: nobody ever holds all items, so ten million
 cost no more memory than ten thousand. Bytes are read later, by the process that writes them into a shard; for that a
-source must be picklable. `classes`, `fields` and `ignored` are final once `items` has run to its end.
+source must be picklable. `task`, `classes`, `fields`, `ignored` and the `notes` of listing are final once `items` has
+run to its end.
 
 What makes the whole source unusable is a `ConfigError`, from the function that opens it or from `items`, with every
 fault. What makes one sample unusable is `Refused`, from `read`: the build goes on and reports it.
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
+
+from shards.sources.notes import Notes
 
 TASKS = ("classification", "detection", "segmentation", "captioning")
 
@@ -54,6 +57,11 @@ class Source(Protocol):
         """Files that are no samples and were passed over."""
         ...
 
+    @property
+    def notes(self) -> Notes:
+        """What was left out, or read otherwise than it stands there; `items` begins anew, `read` adds to them."""
+        ...
+
     def items(self) -> Iterator[Item]:
         """Every sample, in any order; can be called again. Raises ConfigError, at the latest at the end."""
         ...
@@ -83,6 +91,9 @@ class SourceOptions:
         Folder of masks, one for each image, with the same name.
     void
         Class index in the masks that means "no class"; it is stored as 255.
+    values
+        Pixel values of the classes in the masks, in the order of the classes, where they are not 0, 1, 2, ...
+        (`--values 0,255`).
     classes
         Class names in order (`--classes cat,dog`), or a file with one name a line.
     list
@@ -91,6 +102,11 @@ class SourceOptions:
         COCO captions (json) of the same images.
     bad_boxes
         What becomes of an image with an empty box or one outside of it: `refuse` the image, or `drop` the box.
+    encoding
+        How a table's text is encoded (`--encoding latin-1`), if not as UTF-8.
+    frame
+        Whether boxes and masks were drawn on images as they are `stored`, or `upright`, as their EXIF tags turn them;
+        found out from the sizes that annotations name if not given.
     part
         Which part of SOURCE, where it has several (`--part train`).
     dataset
@@ -104,10 +120,13 @@ class SourceOptions:
     side: tuple[str, ...] = ()
     masks: Path | None = None
     void: int | None = None
+    values: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     list: str | None = None
     captions: Path | None = None
     bad_boxes: str | None = None
+    encoding: str | None = None
+    frame: str | None = None
     part: str | None = None
     dataset: str | None = None
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.format.fields import MOST_CLASSES, class_names, is_index, read_classes
+from shards.format.fields import IMAGES, MOST_CLASSES, number_labels, read_classes
 from shards.format.manifest import canonical
 from shards.settings import ConfigError
 from shards.sources import files
-from shards.sources.rows import TABLES, columns_of, read_rows
+from shards.sources.notes import Notes
+from shards.sources.rows import TABLES, check_encoding, columns_of, read_rows
 from shards.sources.source import Item, Refused, SourceOptions
 
 _IMAGE = ("image", "file_name", "filename", "file", "image_path", "filepath", "file_path", "path", "img", "image_id")
@@ -40,21 +41,26 @@ class Columns:
 class Table:
     """The rows of one table."""
 
-    def __init__(self, path: Path, images: Path, columns: Columns, classes: tuple[str, ...]):
+    def __init__(
+        self, path: Path, images: Path, columns: Columns, classes: tuple[str, ...], encoding: str | None = None
+    ):
         self.path, self.images, self.columns, self.classes, self.ignored = path, images, columns, classes, 0
-        self.task = "classification" if columns.label else "captioning"
+        self.encoding, self._given, self._find_image = encoding, classes, files.Finder(images)
+        self.task, self.notes = "classification" if columns.label else "captioning", Notes()
         roles = {"label": columns.label and "cls", "side": columns.side and "json"}
         self.fields = {role: extension for role, extension in roles.items() if extension}
-        self._places = {name: place for place, name in enumerate(classes)}
+        self._places: dict[str, int] = {}
         self._typed = path.suffix.lower() == ".jsonl"
 
     def items(self) -> Iterator[Item]:
         """Every row."""
-        if self.columns.label and not self.classes:
-            self.classes = self._find_classes(self.columns.label)
-            self._places = {name: place for place, name in enumerate(self.classes)}
+        self.notes = Notes()
+        if self.columns.label:
+            self._number(self.columns.label)
+        if self.encoding:
+            self.notes.tell(f"tables read as {self.encoding}", self.path.name)
         stems: dict[str, str] = {}
-        for line, row in read_rows(self.path):
+        for line, row in read_rows(self.path, self.encoding):
             try:
                 image = self._find(_text(row.get(self.columns.image)), stems)
                 key = files.stem(image)
@@ -83,28 +89,37 @@ class Table:
             members["json"] = canonical(item.payload["side"])
         return members
 
-    def _find_classes(self, column: str) -> tuple[str, ...]:
+    def _number(self, column: str) -> None:
+        """Finds the classes and which label is which."""
         texts: set[str] = set()
-        for _, row in read_rows(self.path):
+        for _, row in read_rows(self.path, self.encoding):
+            cell = row.get(column)
             with suppress(Refused):  # said when its row is read
-                texts.add(_text(row.get(column)))
-            if len(texts) > MOST_CLASSES + 1:
+                texts.add(_text(cell))
+            if isinstance(cell, bool):
+                self.notes.tell("labels that are true or false: read as the names 'true' and 'false'")
+            elif isinstance(cell, str) and cell.strip() and cell.strip() != cell:
+                self.notes.tell("labels with spaces around them, which were left out", repr(cell))
+            if len(texts) > MOST_CLASSES + 1 and not self._given:
                 break
-        if not texts - {""}:
+        texts -= {""}
+        where = f"{self.path}, column {column!r}"
+        if not texts and not self._given:
             raise ConfigError(f"{self.path}: column {column!r} is empty; expected a class in each row")
-        return class_names(sorted(texts - {""}), (), f"{self.path}, column {column!r}")
+        numbering = number_labels(texts, self._given, where, strict=False)
+        self.classes, self._places = numbering.classes, numbering.places
+        for note in numbering.notes:
+            self.notes.tell(note, count=0)
 
     def _label(self, row: dict[str, Any]) -> int:
         if not self.columns.label:
             return -1
         text = _text(row.get(self.columns.label))
-        if text in self._places:
-            return self._places[text]
         if not text:
             raise Refused(f"no class in column {self.columns.label!r}")
-        if is_index(text) and int(text) < len(self.classes):
-            return int(text)
-        raise Refused(f"its class {text[:60]!r} is none of the {len(self.classes)} known")
+        if text not in self._places:
+            raise Refused(f"its class {text[:60]!r} is none of the {len(self.classes)} known")
+        return self._places[text]
 
     def _find(self, name: str, stems: dict[str, str]) -> str:
         """The image's path below the folder of images; `stems` is filled when it is first needed. Raises Refused."""
@@ -113,7 +128,10 @@ class Table:
         inside = files.relative(name, self.images)
         if files.is_image(inside):
             return inside
-        found = files.find_image(self.images, inside)
+        if files.extension(inside) in files.UNREAD:
+            kind = files.UNREAD[files.extension(inside)]
+            raise Refused(f"{inside!r} is an image of format {kind}, which is not read; expected {', '.join(IMAGES)}")
+        found = self._find_image(inside)
         if found:
             return found
         if not stems:
@@ -129,7 +147,8 @@ def open_table(path: Path, options: SourceOptions) -> Table:
     """Finds the table and its columns. Raises ConfigError with every fault."""
     table = _the_table(path)
     images = options.images or table.parent
-    there = columns_of(table)
+    encoding = check_encoding(table, options.encoding)
+    there = columns_of(table, encoding)
     faults = [] if images.is_dir() else [f"--images: {images}: no such folder"]
     listed = ", ".join(map(repr, there)) or "none"
     image = _column("--image", "the file names", options.image, _IMAGE, there, listed, faults)
@@ -140,7 +159,8 @@ def open_table(path: Path, options: SourceOptions) -> Table:
     if faults:
         raise ConfigError([f"{table}: {fault}" for fault in faults])
     assert image
-    return Table(table, images, Columns(image, label, options.side), read_classes(options.classes) if label else ())
+    given = read_classes(options.classes) if label else ()
+    return Table(table, images, Columns(image, label, options.side), given, encoding)
 
 
 def is_table(path: Path) -> bool:

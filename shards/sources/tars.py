@@ -17,6 +17,7 @@ from shards.sources.energon import Prepared, read_prepared
 
 _SPLIT_WORDS = ("train", "training", "val", "valid", "validation", "test", "testing")
 _SHOWN = 5
+OUTSIDE = "files in tars that belong to no sample (hidden, or without a dot in their names), left out"
 
 
 @dataclass(frozen=True)

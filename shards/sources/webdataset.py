@@ -8,13 +8,14 @@ Listing reads all headers and the labels, one tar at a time; `index` costs less 
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.format.fields import IMAGES, Roles, class_names, label_table, member_text, read_classes
+from shards.format.fields import IMAGES, Roles, member_text, number_labels, of_dots, read_classes
 from shards.format.manifest import Manifest, canonical, read_manifest, splits_in
 from shards.format.tar import LARGEST_SAMPLE, TarError, members, sample_key, split_name
 from shards.settings import ConfigError
 from shards.sources import files
+from shards.sources.notes import Notes
 from shards.sources.source import Item, Refused, SourceOptions
-from shards.sources.tars import Foreign, open_foreign
+from shards.sources.tars import OUTSIDE, Foreign, open_foreign
 
 Parts = dict[str, tuple[int, int]]
 """Where the members of a sample are, by extension: first byte, bytes."""
@@ -25,25 +26,28 @@ class WebDataset:
 
     def __init__(self, foreign: Foreign, given: tuple[str, ...], own: Manifest | None):
         self.foreign, self.roles, self.own, self.ignored = foreign, foreign.roles, own, 0
-        self.task, self.classes, self.table = self.roles.task, given, {}
+        self.task, self.classes, self.table, self.notes = self.roles.task, given, {}, Notes()
         packed = {"label": "cls", "boxes": "boxes.json", "mask": "mask.png", "side": "json"}
         self.fields = {role: packed[role] for role in self.roles.fields() if role in packed}
         if self.roles.label:
             texts = sorted({text for tar in foreign.tars for text, *_ in self._walk(tar) if text is not None})
             if not texts:
                 raise ConfigError(f"{foreign.folder}: no sample has a label ({self.roles.label})")
-            names = given or (own.classes if own else ())
-            self.classes = class_names(texts, names, f"{foreign.folder}: {self.roles.label}")
-            self.table = label_table(texts, self.classes)
+            where, numeric = f"{foreign.folder}: {self.roles.label}", self.roles.label == "cls"
+            self.numbering = number_labels(texts, given, where, numeric, own.classes if own else ())
+            self.classes, self.table = self.numbering.classes, self.numbering.places
 
     def items(self) -> Iterator[Item]:
         """Every sample."""
-        self.ignored = 0
+        self.ignored, self.notes = 0, Notes()
+        for note in self.numbering.notes if self.roles.label else ():
+            self.notes.tell(note, count=0)
         for tar in self.foreign.tars:
             stamp = files.measure(tar)[1]
             for text, key, parts in self._walk(tar):
                 if f"{tar.name}/{key}" in self.foreign.excluded:
                     self.ignored += 1
+                    self.notes.tell("samples excluded by .nv-meta", f"{tar.name}/{key}")
                     continue
                 name = sample_key(key) if self.own else f"{tar.stem}/{sample_key(key)}"
                 size = sum(length for _, length in parts.values())
@@ -57,7 +61,8 @@ class WebDataset:
             raise Refused(f"no label ({roles.label}) among its members ({', '.join(parts)})")
         images = [extension for extension in parts if extension in roles.image]
         if len(images) != 1:
-            raise Refused(f"{len(images)} images among its members ({', '.join(parts)}), expected one")
+            dots = "" if images else of_dots(parts)
+            raise Refused(f"{len(images)} images among its members ({', '.join(parts)}), expected one{dots}")
         found = {images[0].rpartition(".")[2]: _read(tar, *parts[images[0]])}
         if roles.label:
             found["cls"] = b"%d" % item.label
@@ -76,6 +81,8 @@ class WebDataset:
             with open(tar, "rb") as file:
                 for member in members(file):
                     if not member.belongs_to_a_sample:
+                        if member.is_file:
+                            self.notes.tell(OUTSIDE, member.name)
                         continue
                     key, extension = split_name(member.name)
                     parts = samples.setdefault(key, {})

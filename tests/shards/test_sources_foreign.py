@@ -154,15 +154,19 @@ def test_a_thousand_class_names_are_not_taken_for_a_file(tmp_path):
 def test_rows_without_image_or_class_are_refused_one_by_one(tmp_path):
     images = [{"bytes": encoded(n), "path": None} for n in range(20)]
     images[3] = {"bytes": None, "path": "/etc/passwd"}
-    images[4] = {"bytes": b"GIF89a" + bytes(20), "path": None}
+    gif = b"GIF89a" + bytes(20)
+    images[4] = {"bytes": gif, "path": None}
     labels = [n % 2 for n in range(20)]
     labels[6] = -1
     file = parquet(tmp_path / "x.parquet", pa.table({"image": images, "label": labels}))
     report = build(file, tmp_path / "out", processes=1, max_refused=0.2)
     assert [(key[-1], reason) for key, reason in report.refused] == [
         ("3", "its image is only the name of a file, '/etc/passwd'"),
-        ("4", f"its image begins with {b'GIF89a' + bytes(6)!r}; expected one of jpg, jpeg, png, webp, bmp"),
-        ("6", "it has no class (column label is empty)"),
+        (
+            "4",
+            f"its image begins with {gif[:12]!r} (GIF, which is not read); expected one of jpg, jpeg, png, webp, bmp",
+        ),
+        ("6", "it has no class (column label is -1)"),
     ]
 
 
