@@ -259,11 +259,22 @@ class DeepSpeedEngine:
         for name, p in _trained(self.module):
             for key in STATE_KEYS:
                 if f"{name}/{key}" in state:
-                    value = state[f"{name}/{key}"].to(self.device)
-                    self._deepspeed.utils.safe_set_full_optimizer_state(p, value, key)
+                    self._set_state(p, state[f"{name}/{key}"].to(self.device), key)
         for values in self._base_optimizer.state.values():
             if "step" in values:
                 values["step"].fill_(step)
+
+    def _set_state(self, parameter: Any, value: Tensor, key: str) -> None:
+        """Stage 3 cuts each parameter into equal parts, one a rank, the last one padded. DeepSpeed 0.19.8 sets whole
+        values only where nothing is padded; elsewhere it fails on the last rank, and the others wait for ever.
+        """
+        if self.zero_stage < 3:
+            self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
+            return
+        size = parameter.ds_tensor.numel()
+        padded = nn.functional.pad(value.flatten(), (0, size * self.world_size - value.numel()))
+        part = padded.narrow(0, size * self.rank, size)
+        self._deepspeed.utils.safe_set_local_optimizer_state(parameter, part, key)
 
     @property
     def _base_optimizer(self) -> Optimizer:

@@ -6,7 +6,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -25,13 +25,17 @@ class Ranks:
         """What `function(*arguments)`, of a module that can be imported, returns on each rank."""
         for pipe in self._pipes:
             pipe.send((function, arguments))
-        answers = []
-        for rank, pipe in enumerate(self._pipes):
-            assert pipe.poll(PATIENCE_S), f"rank {rank} does not answer: a deadlock?"
-            failed, answer = pipe.recv()
-            assert not failed, f"rank {rank}: {answer}"
-            answers.append(answer)
-        return answers
+        answers: dict[int, Any] = {}
+        while len(answers) < len(self._pipes):  # in any order: where one fails, the others wait for it for ever
+            silent = {pipe: rank for rank, pipe in enumerate(self._pipes) if rank not in answers}
+            ready = wait(list(silent), PATIENCE_S)
+            assert ready, f"ranks {list(silent.values())} do not answer: a deadlock?"
+            for pipe in ready:
+                assert isinstance(pipe, Connection)
+                failed, answer = pipe.recv()
+                assert not failed, f"rank {silent[pipe]}: {answer}"
+                answers[silent[pipe]] = answer
+        return [answers[rank] for rank in range(len(self._pipes))]
 
 
 @contextlib.contextmanager

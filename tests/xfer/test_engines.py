@@ -45,9 +45,11 @@ def share(step: int, batch: int, slot: Slot) -> Batch:
     return Batch(*(tensor[part] for tensor in whole))
 
 
-def make(kind: str, optimizer: str, state: dict[str, Tensor] | None = None, **options: Any) -> Engine:
+def make(
+    kind: str, optimizer: str, state: dict[str, Tensor] | None = None, config: ModelConfig = MODEL, **options: Any
+) -> Engine:
     """`kind`: "plain" or a ZeRO stage."""
-    model = build_model(MODEL, 3, seed=0)
+    model = build_model(config, 3, seed=0)
     if state:
         model.load_state_dict(state)
     built = build_optimizer(model, optimizer, RATES[optimizer], 0.9, 1e-3)
@@ -129,7 +131,9 @@ def test_bf16_is_used_and_stays_near_fp32(one):
         assert found[0] == pytest.approx(plain("sgd", "as it is")[0], abs=5e-2)
 
 
-@pytest.mark.parametrize(("stage", "optimizer"), [("0", "adamw"), ("1", "sgd"), ("2", "adamw")])
+@pytest.mark.parametrize(
+    ("stage", "optimizer"), [("0", "adamw"), ("1", "sgd"), ("2", "adamw"), ("3", "sgd"), ("3", "adamw")]
+)
 def test_every_stage_continues_a_plain_run_and_back(two, stage, optimizer):
     engine = make("plain", optimizer)
     steps(engine, 0, 2)
@@ -155,6 +159,16 @@ def test_ranks_whose_shares_differ_make_the_same_number_of_micro_steps(two, stag
     expected = steps(make("plain", "sgd", accumulation=5), 0, 2, batch=5)
     for found in two.run(uneven, stage):
         assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_empty_micro_batch_leaves_batchnorm_as_it_was():
+    """A share of 2 in four micro-batches, as where another rank's share is larger, and in two."""
+    one_branch = ModelConfig.model_validate({"branches": {"a": {"backbone": "resnet10"}}, "fusion": {"width": 8}})
+    more, two = (make("plain", "sgd", config=one_branch, accumulation=count) for count in (4, 2))
+    assert steps(more, 0, 1, batch=2, frozen=False) == pytest.approx(steps(two, 0, 1, batch=2, frozen=False))
+    for found, expected in zip(more.module.buffers(), two.module.buffers(), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert all(part.training for part in more.module.modules() if isinstance(part, torch.nn.BatchNorm2d))
 
 
 def statistics(stage: str) -> tuple[Tensor, Tensor, Tensor]:
