@@ -304,7 +304,7 @@ BREAKS = (
         "shards/order/order.py",
         'np.argsort(lane, kind="stable")',
         "np.arange(len(lane))",
-        ("tests/shards/test_order.py",),
+        ("tests/shards/order/test_order.py",),
     ),
     Break(
         "epoch-not-in-key",
@@ -312,7 +312,7 @@ BREAKS = (
         "shards/order/order.py",
         "fold(self._keys[source], epoch, lane, j)",
         "fold(self._keys[source], 0 * epoch, lane, j)",
-        ("tests/shards/test_order.py",),
+        ("tests/shards/order/test_order.py",),
     ),
     Break(
         "counters-shuffled",
@@ -320,7 +320,7 @@ BREAKS = (
         "shards/order/blend.py",
         "        return sources, in_order\n",
         "        return sources, counts\n",
-        ("tests/shards/test_order.py",),
+        ("tests/shards/order/test_order.py",),
     ),
     Break(
         "crc-unchecked",
@@ -328,7 +328,7 @@ BREAKS = (
         "shards/loading/reader.py",
         "if zlib.crc32(span) != crc32:",
         "if False:",
-        ("tests/shards/test_damage.py",),
+        ("tests/shards/loading/test_damage.py",),
     ),
     Break(
         "validation-trained-on",
@@ -336,7 +336,7 @@ BREAKS = (
         "shards/loading/open.py",
         "((share, 1), (0, share))",
         "((0, 1), (0, share))",
-        ("tests/shards/test_validation.py",),
+        ("tests/shards/loading/test_validation.py",),
     ),
     Break(
         "held-source-trained-on",
@@ -344,7 +344,7 @@ BREAKS = (
         "shards/loading/open.py",
         "            validation.append(subset)\n            continue\n",
         "            validation.append(subset)\n",
-        ("tests/shards/test_validation.py",),
+        ("tests/shards/loading/test_validation.py",),
     ),
     Break(
         "stored-order",
@@ -352,7 +352,7 @@ BREAKS = (
         "shards/loading/few.py",
         "mix_array(subset.key_hashes() ^ _SALT)",
         "np.arange(subset.num_samples)",
-        ("tests/shards/test_few.py",),
+        ("tests/shards/loading/test_few.py",),
     ),
     Break(
         "strict-ignored",

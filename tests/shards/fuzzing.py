@@ -31,7 +31,7 @@ from shards.settings import ConfigError
 from shards.sources import Refused, SourceOptions, open_source
 from tests.shards.foreign import energon_folder, plain_tar, webdataset_tars
 from tests.shards.images import encoded, image_folder
-from tests.shards.test_sources_foreign import int64, litdata, parquet, saved, table
+from tests.shards.sources.test_foreign import int64, litdata, parquet, saved, table
 
 SECONDS = 5.0
 NAMED = (TarError, ConfigError, BuildError, DamagedSampleError, DecodeError, Refused)

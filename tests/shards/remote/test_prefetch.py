@@ -21,8 +21,8 @@ from shards.remote.cache import cached_path
 from shards.remote.prefetch import Ahead
 from shards.remote.store import Remote, Store
 from shards.remote.transport import StoreError
+from tests.shards.remote.test_store import put
 from tests.shards.server import FaultyServer
-from tests.shards.test_store import put
 
 SIZE = 1000
 Request = tuple[int, ...]

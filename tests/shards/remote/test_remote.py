@@ -16,8 +16,8 @@ from shards.loading.open import open_data
 from shards.loading.train import train_stream
 from shards.settings import ConfigError
 from tests.shards.images import built, config
+from tests.shards.loading.test_stream import rows
 from tests.shards.server import FaultyServer
-from tests.shards.test_stream import rows
 
 
 @pytest.fixture
