@@ -41,7 +41,7 @@ def _room(package: str, module: str) -> str:
 
 
 def _imports(root: Path, path: Path) -> Iterator[str]:
-    """Modules that are imported, also inside functions; not those for types alone, nor those of a package's own names."""
+    """Modules that are imported, also inside functions; the names that a package itself offers do not count."""
     if path.parent.parent == root and path.name == "__init__.py":
         return
     for node in ast.walk(ast.parse(path.read_text())):
