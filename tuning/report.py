@@ -18,6 +18,7 @@ from tuning.pareto import choose, describe, front, hypervolume, remarks
 from tuning.record import Row, num_trials, read_rows
 from xfer import figures
 from xfer.bundle import open_model
+from xfer.folds import score_rows
 from xfer.run import read_metrics
 
 PAGE = jinja2.Template(
@@ -92,6 +93,9 @@ def run_sections(folder: Path) -> list[Section]:
     if any("accuracy" in row for row in rows):
         plots.append((figures.accuracy_curve(rows), "On the held-out part of each training source."))
     sections = [Section("Training", f"{steps} steps.", plots)]
+    if left_out := score_rows(folder):
+        text = "Each training source, scored by the model of a run that never saw it."
+        sections.append(Section("Leave one source out", text, table=left_out))
     weights = open_model(folder).model.fusion_weights
     if weights:
         caption = "w = softmax(alpha): how much each branch counts."

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,18 @@ def unknown_classes(sources: Mapping[str, Sequence[str]], classes: Sequence[str]
     """Per source, the classes the model cannot name."""
     unknown = {name: sorted(set(own) - set(classes)) for name, own in sources.items()}
     return {name: found for name, found in unknown.items() if found}
+
+
+def score_to_keep(score: Score, version: str) -> dict[str, Any]:
+    """A score as plain values, with the version of the data it was counted on."""
+    return {
+        "correct": score.correct,
+        "count": score.count,
+        "accuracy": score.accuracy,
+        "interval": score.interval,
+        "per_class": dict(score.per_class),
+        "version": version,
+    }
 
 
 def score_row(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:

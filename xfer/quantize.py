@@ -63,15 +63,18 @@ def check_sound(model: FusionModel, images: Tensor) -> None:
             )
 
 
-def make_bundle(trained: Trained, recipe: Recipe, data: Splits, folder: Path) -> tuple[Trained, Comparison | None]:
+def make_bundle(
+    trained: Trained, recipe: Recipe, data: Splits, folder: Path, compared: Comparison | None = None
+) -> tuple[Trained, Comparison | None]:
     """Quantizes a run, measures what that cost, and writes the bundle. Returns the bundle, read back from disk, and how
-    it compares with the run on held-out images: None if there are none.
+    it compares with the run: as `compared` says, if that is known; if not, on held-out images (None: there are none).
     """
     check_replaceable(folder)
     calibration = calibration_images(data, recipe.data, recipe.quantize.calibration)
     quantized = quantize_model(trained.model, recipe.quantize, calibration)
     what, subsets = held_out(data, recipe.data)
-    compared = compare(trained, quantized, recipe.data, what, subsets) if subsets else None
+    if compared is None and subsets:
+        compared = compare(trained, quantized, recipe.data, what, subsets)
     return ship(trained, recipe, quantized, folder, [compared] if compared else []), compared
 
 

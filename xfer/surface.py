@@ -18,14 +18,15 @@ from shards.settings import ConfigError, parse, replace
 from shards.settings import load as load_yaml
 from xfer import run as runs
 from xfer.bundle import Trained, open_model
+from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.engine import build_engine, default_device
 from xfer.evaluate import evaluate_subsets
+from xfer.folds import prepare_folds, quantize_run, train_folds
 from xfer.follow import follow
 from xfer.metrics import Score
 from xfer.model import FusionModel
-from xfer.prepare import load_document, open_labelled, prepare
-from xfer.quantize import make_bundle
+from xfer.prepare import load_document, prepare
 
 Picture = str | Path | np.ndarray | Tensor | Image.Image
 """An image: a file, uint8 [H, W, 3] (NumPy), uint8 [3, H, W] (torch), or PIL's."""
@@ -107,8 +108,7 @@ class Run:
         """
         changes = {"quantize.bits": bits, "quantize.groups": None if groups is None else dict(groups)}
         recipe = replace(self.recipe, {path: value for path, value in changes.items() if value is not None})
-        data = open_labelled(recipe.data)
-        bundle, _ = make_bundle(open_model(self.folder), recipe, data, Path(out or self.folder / "bundle"))
+        bundle, _ = quantize_run(open_model(self.folder), recipe, Path(out or self.folder / "bundle"))
         return Model(bundle)
 
     def predict(self, images: Picture | Iterable[Picture], top: int = 3) -> list[dict[str, float]]:
@@ -125,20 +125,29 @@ def fit(
     overrides: Mapping[str, Any] | Sequence[str] = (),
     quiet: bool = False,
 ) -> Run:
-    """Trains a recipe in this process, from its newest checkpoint on: what `xfer fit` does.
+    """Trains a recipe in this process, from its newest checkpoint on: what `xfer fit` does. With data.validation:
+    leave_one_source_out, the runs that leave a source out come first.
 
     `recipe`: a YAML file, its values, or a Recipe. `overrides`: values by dotted path, or `path=value` texts.
     Raises ConfigError with every fault.
     """
     config = _recipe(recipe, overrides)
     with runs.run_lock(config.folder):
-        _, checkpoint = prepare(config)
-        done = checkpoint.state.step if checkpoint else 0
+        prepare(config)
+        prepared = prepare_folds(config)
         runs.begin(config)
-        watch = nullcontext(lambda row: None) if quiet else follow(config.name, config.train.steps, done)
-        with watch as show:
-            runs.fit(config, Slot(), build_engine, show)
+        train_folds(config, prepared, lambda fold, what: _train(fold, f"{config.name}, {what}", quiet))
+        _train(config, config.name, quiet)
     return Run(config.folder)
+
+
+def _train(recipe: Recipe, what: str, quiet: bool) -> None:
+    """Trains one recipe, from its newest checkpoint on."""
+    checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
+    runs.begin(recipe)
+    done = checkpoint.state.step if checkpoint else 0
+    with nullcontext(lambda row: None) if quiet else follow(what, recipe.train.steps, done) as show:
+        runs.fit(recipe, Slot(), build_engine, show)
 
 
 def load(path: str | Path) -> Model:
@@ -152,10 +161,12 @@ def _recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[
         if isinstance(overrides, Mapping):
             texts = [f"{path}={json.dumps(value, default=str)}" for path, value in overrides.items()]
         return load_document(recipe, Recipe, list(texts))
-    if not isinstance(overrides, Mapping):
-        raise ConfigError("overrides: with a recipe that is no file, give values by dotted path")
     config = recipe if isinstance(recipe, Recipe) else parse(recipe, Recipe)
-    return replace(config, overrides)
+    if isinstance(overrides, Mapping):
+        return replace(config, overrides)
+    if overrides:
+        raise ConfigError("overrides: with a recipe that is no file, give values by dotted path")
+    return config
 
 
 def _square(image: Picture, size: int, at: int) -> Tensor:

@@ -33,7 +33,8 @@ def evaluate(
 
     On the validation and test sources of the recipe, which a bundle takes from the run folder it lies in, or on any
     built data sets with --data. Classes are compared by name. The scores are kept in evaluation.json beside the model;
-    those on other data than the recipe's own go into a list of their own there.
+    those on other data than the recipe's own go into a list of their own there. Of a run with data.validation:
+    leave_one_source_out, the scores of its folds are shown too.
 
     Parameters
     ----------
@@ -45,9 +46,10 @@ def evaluate(
         A folder of shards, or FOLDER/SPLIT; give the option once for each. Needs no run folder.
     """
     from xfer.bundle import open_model
+    from xfer.folds import scores_text
     from xfer.records import record, record_path
 
-    trained = open_model(model)
+    trained, left_out = open_model(model), "" if data else scores_text(model)
     if data:
         if overrides or split != "all":
             raise ConfigError("--data: names what is evaluated on; leave out --split and changes to the recipe")
@@ -56,14 +58,17 @@ def evaluate(
     else:
         config, parts, own = _of_recipe(model, overrides, split)
         changes = overrides
-    _check(parts, trained.classes, model, split)
+    if parts or not left_out:
+        _check(parts, trained.classes, model, split)
     print(f"model: {model}, weights {trained.weights_bytes / 1e6:.2f} MB ({trained.weights_file})")
+    if left_out and split != "test":
+        print(f"\n{left_out}")
     path = record_path(model)
     for part, subsets in parts.items():
         rows = _scores(trained, subsets, config, part)
         if path:
             record(path, part, rows, changes, own)
-    if path:
+    if path and parts:
         print(f"\nkept in {path}")
 
 
@@ -109,7 +114,7 @@ def _check(parts: "dict[str, tuple[Subset, ...]]", classes: Sequence[str], model
 
 def _scores(trained: "Trained", subsets: "tuple[Subset, ...]", config: "DataConfig", part: str) -> dict[str, Any]:
     """Scores one part, prints its table, and returns its rows."""
-    from xfer.evaluate import evaluate_subsets, unknown_classes
+    from xfer.evaluate import evaluate_subsets, score_to_keep, unknown_classes
     from xfer.metrics import mean_accuracy
 
     scores = evaluate_subsets(trained.model, subsets, config, trained.classes, f"evaluate {part}")
@@ -124,14 +129,7 @@ def _scores(trained: "Trained", subsets: "tuple[Subset, ...]", config: "DataConf
         left = next(subset.num_samples for subset in subsets if subset.name == name) - scores[name].count
         print(f"  {name}: {left} images not counted, the model has no such class: {', '.join(classes)}")
     return {
-        subset.name: {
-            "correct": score.correct,
-            "count": score.count,
-            "accuracy": score.accuracy,
-            "interval": score.interval,
-            "per_class": dict(score.per_class),
-            "version": subset.manifest.version,
-        }
+        subset.name: score_to_keep(score, subset.manifest.version)
         for subset in subsets
         if (score := scores[subset.name]).count
     }

@@ -13,7 +13,8 @@ def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
         xfer quantize runs/pacs quantize.bits=6 quantize.groups.layer4=4 --out runs/pacs/bundle-small
 
     Groups: stem, layer1, layer2, layer3, layer4, project, head. Both models are then run on the same held-out images;
-    the interval of their difference says whether these images can tell them apart.
+    the interval of their difference says whether these images can tell them apart. Of a run with data.validation:
+    leave_one_source_out, every fold is quantized so too, and compared on the source it never saw.
 
     Parameters
     ----------
@@ -25,13 +26,12 @@ def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
         Where the bundle goes; RUN/bundle if not given.
     """
     from xfer.bundle import open_model
-    from xfer.prepare import open_labelled
-    from xfer.quantize import make_bundle
+    from xfer.folds import quantize_run
 
     trained, recipe = open_model(run), recipe_of(run, overrides)
     if trained.bits is not None:
         raise ConfigError(f"{run}: this is a bundle already; quantize the run it came from")
-    bundle, compared = make_bundle(trained, recipe, open_labelled(recipe.data), out or run / "bundle")
+    bundle, compared = quantize_run(trained, recipe, out or run / "bundle")
     print(compared.text() if compared else "nothing is held out, so what packing cost in accuracy is not known")
     times = trained.weights_bytes / bundle.weights_bytes
     print(f"bytes: {trained.weights_bytes:,} float32, {bundle.weights_bytes:,} packed, {times:.1f} times smaller")

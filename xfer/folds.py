@@ -1,0 +1,194 @@
+"""Leave one source out: how well a recipe does on a source that its model has never seen.
+
+Every source in turn is left out: an ordinary run is trained on the others and scored on all of the one that it never
+saw. Then a run is trained on all sources, and that is the model. A part held out of each training source says how well
+a model does on more of the same; what is chosen by it may be worse on a new source. Cost: N + 1 runs for N sources.
+
+    runs/<name>/folds/without-<source>/     a run folder each: evaluate, quantize or report it like any other
+                leave_one_source_out.json   the scores, by the source that was left out
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.config import LEAVE_ONE_OUT
+from shards.format.whole import write_json
+from shards.loading.open import Splits
+from shards.settings import ConfigError, replace
+from shards.text import table
+from xfer.bundle import Trained, check_replaceable, open_model
+from xfer.checkpoint import latest_checkpoint
+from xfer.config import Recipe
+from xfer.evaluate import evaluate_subsets, score_to_keep
+from xfer.metrics import Estimate, mean_of
+from xfer.outcomes import Comparison
+from xfer.prepare import open_labelled, prepare
+from xfer.quantize import calibration_images, compare, make_bundle, quantize_model
+from xfer.run import run_lock
+
+RESULT = "leave_one_source_out.json"
+WHAT = "each source, by a model that never saw it"
+Trainer = Callable[[Recipe, str], str | None]
+"""Trains a recipe to its last step; gets what to call it, and returns the error if there was one."""
+
+
+def folds(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipes of the runs that leave one source out, by that source; none unless the recipe validates so."""
+    if recipe.data.validation != LEAVE_ONE_OUT:
+        return {}
+    return {source: _without(recipe, source) for source in sorted(recipe.data.sources)}
+
+
+def fold_folder(run: Path, source: str) -> Path:
+    """Where the run without `source` lies."""
+    return run / "folds" / f"without-{source}"
+
+
+def _without(recipe: Recipe, source: str) -> Recipe:
+    folder = fold_folder(recipe.folder, source)
+    rest = set(recipe.data.sources) - {source}
+    stages = [s for s in recipe.data.stages if any(s.weights.get(name, 0) > 0 for name in rest)]
+    plain = [stage.model_dump(mode="json") for stage in stages]
+    changes = {"data.validation": [source], "data.test": {}, "data.stages": plain}
+    return replace(recipe, {"name": folder.name, "output": str(folder.parent), **changes})
+
+
+def prepare_folds(recipe: Recipe, world_size: int = 1) -> dict[str, tuple[Recipe, Splits]]:
+    """The folds and their data, by the source that is left out. Raises ConfigError with the faults of all of them."""
+    prepared, faults = {}, []
+    for source, fold in folds(recipe).items():
+        try:
+            prepared[source] = (fold, prepare(fold, world_size)[0])
+        except ConfigError as error:
+            faults += [f"without {source}: {fault}" for fault in error.faults]
+    if faults:
+        raise ConfigError(faults, "data.validation: leave_one_source_out")
+    return prepared
+
+
+def train_folds(recipe: Recipe, prepared: Mapping[str, tuple[Recipe, Splits]], train: Trainer) -> str | None:
+    """Trains and scores the folds that are not done yet, and keeps the scores in the run folder after each of them.
+
+    Returns the error of the first that failed, naming it.
+    """
+    if prepared:
+        print(_cost(recipe, list(prepared)), file=sys.stderr)
+    for number, (source, (fold, data)) in enumerate(prepared.items(), 1):
+        what = f"fold {number} of {len(prepared)}, without {source}"
+        if _is_done(recipe, source, fold, data):
+            print(f"{what}: trained and scored already", file=sys.stderr)
+            continue
+        with run_lock(fold.folder):
+            error = train(fold, what)
+        if error:
+            return f"{what}: {error}"
+        _keep(recipe, list(prepared), source, _score(fold, data))
+    return None
+
+
+def _cost(recipe: Recipe, sources: list[str]) -> str:
+    each = ", ".join(f"without {source}" for source in sources)
+    return (
+        f"leave one source out: {len(sources) + 1} runs of {recipe.train.steps} steps, {each}, then on all sources; "
+        "those that are done are not run again"
+    )
+
+
+def _is_done(recipe: Recipe, source: str, fold: Recipe, data: Splits) -> bool:
+    row = read_scores(recipe.folder).get(source, {})
+    version = data.validation[0].manifest.version
+    return (row.get("steps"), row.get("version")) == (fold.train.steps, version) and _is_trained(fold.folder, fold)
+
+
+def _is_trained(folder: Path, fold: Recipe) -> bool:
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    return checkpoint is not None and checkpoint.state.step >= fold.train.steps
+
+
+def _score(fold: Recipe, data: Splits) -> dict[str, Any]:
+    trained, (held,) = open_model(fold.folder), data.validation
+    score = evaluate_subsets(trained.model, [held], fold.data, trained.classes, f"score {fold.name}")[held.name]
+    return {
+        **score_to_keep(score, held.manifest.version),
+        "not_counted": held.num_samples - score.count,
+        "steps": fold.train.steps,
+    }
+
+
+def _keep(recipe: Recipe, sources: list[str], source: str, row: Mapping[str, Any]) -> None:
+    rows = {**read_scores(recipe.folder), source: row}
+    kept = {name: rows[name] for name in sources if name in rows}
+    mean = _mean(kept)
+    content = {"sources": kept, "mean": {"accuracy": mean.value, "interval": [mean.low, mean.high]}}
+    write_json(recipe.folder / RESULT, content)
+
+
+def read_scores(run: Path) -> dict[str, dict[str, Any]]:
+    """By the source that was left out: correct, count, accuracy, interval, per_class, version; not_counted: its images
+    of classes that the model did not know; steps. Empty if there is nothing yet.
+    """
+    path = run / RESULT
+    return json.loads(path.read_text())["sources"] if path.is_file() else {}
+
+
+def _mean(rows: Mapping[str, Mapping[str, Any]]) -> Estimate:
+    mean = mean_of([Estimate(row["accuracy"], *row["interval"]) for row in rows.values()])
+    return Estimate(mean.value, max(0.0, mean.low), min(1.0, mean.high))
+
+
+def score_rows(run: Path) -> list[list[str]]:
+    """The scores as a table for people, its header first; empty if there are none yet."""
+    rows = read_scores(run)
+    if not rows:
+        return []
+    shown = [["left out", "images", "accuracy", "95 % interval"]]
+    for source, row in rows.items():
+        shown.append([source, f"{row['count']:,}", *_percents(Estimate(row["accuracy"], *row["interval"]))])
+    return [*shown, ["mean of sources", "", *_percents(_mean(rows))]] if len(rows) > 1 else shown
+
+
+def scores_text(run: Path) -> str:
+    """The scores for a terminal; empty if there are none yet."""
+    rows = score_rows(run)
+    if not rows:
+        return ""
+    left = {source: row["not_counted"] for source, row in read_scores(run).items() if row["not_counted"]}
+    notes = [f"  {source}: {count} images not counted, only it has their class" for source, count in left.items()]
+    return "\n".join([f"leave one source out: {WHAT}", *table(rows), *notes])
+
+
+def _percents(mean: Estimate) -> list[str]:
+    return [f"{100 * mean.value:.1f} %", f"{100 * mean.low:.1f} - {100 * mean.high:.1f}"]
+
+
+def quantize_run(trained: Trained, recipe: Recipe, folder: Path) -> tuple[Trained, Comparison | None]:
+    """The bundle of a run, and how it compares with the run: on the folds, if the recipe leaves one source out; if not,
+    on what it holds out.
+    """
+    check_replaceable(folder)
+    data = open_labelled(recipe.data)
+    return make_bundle(trained, recipe, data, folder, compare_folds(trained.path, recipe))
+
+
+def compare_folds(run: Path, recipe: Recipe) -> Comparison | None:
+    """The runs without a source, and what `recipe.quantize` makes of each, on the source that it never saw. None unless
+    the recipe leaves one source out. Raises ConfigError if the folds are not all trained.
+    """
+    found = folds(recipe)
+    missing = [source for source, fold in found.items() if not _is_trained(fold_folder(run, source), fold)]
+    if missing:
+        raise ConfigError(
+            f"{run}: the run without {', without '.join(missing)} is not trained to its end; run the training command "
+            "again, or measure on other images, with data.validation=0 on the test sources"
+        )
+    before, after = {}, {}
+    for source, fold in found.items():
+        trained, data = open_model(fold_folder(run, source)), open_labelled(fold.data)
+        calibration = calibration_images(data, fold.data, fold.quantize.calibration)
+        quantized = quantize_model(trained.model, fold.quantize, calibration)
+        one = compare(trained, quantized, fold.data, WHAT, data.validation)
+        before, after = before | one.float32, after | one.packed
+    return Comparison(WHAT, before, after) if found else None
