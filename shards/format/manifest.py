@@ -2,11 +2,13 @@
 
     train-000000.tar ...     samples; plain WebDataset tars
     train.index.npy          one row for each sample (INDEX); memory-mapped, never loaded, never unpickled
+    train.content.npy        hash of each sample's encoded image (CONTENT), to find the same image in other data sets
     train.manifest.json      written last, in one rename: a split without it does not exist
 
 The index holds each sample's key hash and label too, so splits by hash and by class read no tar. `version` hashes the
 content alone (classes, fields, the tars' and the index's sha256): it survives renaming and moving, and changes with
-any byte of a sample.
+any byte of a sample. Content hashes follow from the tars and are not part of it: data sets built before there were any
+have none, and are what they were.
 """
 
 import hashlib
@@ -23,6 +25,7 @@ from shards.format.whole import write_json
 from shards.settings import ConfigError
 
 FORMAT = 1
+CONTENT = np.dtype("<u8")
 INDEX = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4"), ("key", "<u8"), ("label", "<i4")])
 
 
@@ -49,7 +52,9 @@ class Stats:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One split of one data set. `parent` is the version it was derived from; `made_by` is for people."""
+    """One split of one data set. `parent` is the version it was derived from; `made_by` is for people; `content`: the
+    hashes of its images, if there are any.
+    """
 
     name: str
     split: str
@@ -61,6 +66,7 @@ class Manifest:
     task: str = "classification"
     parent: str | None = None
     made_by: dict[str, str | int | float] = field(default_factory=dict)
+    content: File | None = None
     format: int = FORMAT
 
     @property
@@ -144,15 +150,27 @@ def parse_manifest(data: bytes, path: str | Path) -> Manifest:
     return manifest
 
 
-def write_index(path: Path, parts: Iterable[np.ndarray], num_rows: int) -> None:
-    """One index out of INDEX arrays, in order, on disk for good; never holds more than one of them."""
-    header = {"descr": np.lib.format.dtype_to_descr(INDEX), "fortran_order": False, "shape": (num_rows,)}
+def content_name(split: str) -> str:
+    """The file name of a split's content hashes."""
+    return f"{split}.content.npy"
+
+
+def write_rows(path: Path, parts: Iterable[np.ndarray], num_rows: int, kind: np.dtype = INDEX) -> None:
+    """One array file out of arrays of `kind`, in order, on disk for good; never holds more than one of them."""
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (num_rows,)}
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for part in parts:
             file.write(part.tobytes())
         file.flush()
         os.fsync(file.fileno())
+
+
+def describe(path: Path, name: str, samples: int) -> File:
+    """The manifest entry of a file on disk."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return File(name, path.stat().st_size, samples, digest)
 
 
 def open_index(folder: str | Path, manifest: Manifest, path: str | Path = "") -> np.ndarray:
@@ -173,10 +191,31 @@ def open_index(folder: str | Path, manifest: Manifest, path: str | Path = "") ->
     return index
 
 
+def open_content(folder: str | Path, manifest: Manifest, path: str | Path = "") -> np.ndarray | None:
+    """Hash of each sample's encoded image, CONTENT [num_samples], memory-mapped; None if there are none.
+
+    `path`: where they are, if not beside the manifest. Raises ConfigError if they are not what was written.
+    """
+    if manifest.content is None:
+        return None
+    path = Path(path or Path(folder) / manifest.content.path)
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # as for the index
+        raise ConfigError(f"{path}: not readable content hashes ({error}); build the shards again") from None
+    if digest != manifest.content.sha256 or content.dtype != CONTENT or content.shape != (manifest.num_samples,):
+        raise ConfigError(f"{path}: not the content hashes that the manifest names; copy it again, or build again")
+    return content
+
+
 def _disagreements(manifest: Manifest, version: str | None) -> list[str]:
     """What a manifest that parses still contradicts itself in."""
     faults = []
-    for file in (*manifest.shards, manifest.index):
+    for file in (*manifest.shards, manifest.index, *([manifest.content] if manifest.content else [])):
         # A manifest may come from anywhere: it must not lead out of its own folder.
         if file.path != os.path.basename(file.path) or file.path in ("", ".", ".."):
             faults.append(f"{file.path!r} is not the name of a file beside the manifest")

@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from shards.format.lock import locked
-from shards.format.manifest import File, Manifest, manifest_path, read_manifest, write_index, write_manifest
+from shards.format.manifest import File, Manifest, manifest_path, read_manifest, write_manifest
 from shards.format.statistics import Tally
 from shards.format.whole import write_json
 from shards.ingest import plan as planning
 from shards.ingest.plan import Plan, Request
 from shards.ingest.remarks import remarks
+from shards.ingest.rows import write_files
 from shards.ingest.write import Finished, Task, index_part, read_finished, write_shard
 from shards.pool import WorkerDiedError, run, worthwhile
 from shards.progress import progress
@@ -197,19 +198,19 @@ def _commit(out: Path, state: Path, plan: Plan, tasks: list[Task], tally: Tally)
         if (state / record.path).is_file():
             os.replace(state / record.path, out / record.path)
         shards.append(File(record.path, record.bytes, record.samples, record.sha256))
-    index_file = out / f"{plan.request.split}.index.npy"
+
+    def parts() -> Iterator[np.ndarray]:
+        return (np.load(index_part(state, shard.path), allow_pickle=False) for shard in shards)
+
     num_samples = sum(shard.samples for shard in shards)
-    parts = (np.load(index_part(state, shard.path), allow_pickle=False) for shard in shards)
-    write_index(state / "index.npy", parts, num_samples)
-    index = planning.describe(state / "index.npy", index_file.name, num_samples)
-    os.replace(state / "index.npy", index_file)
-    manifest = _manifest(plan, tuple(shards), tally, index)
+    index, content = write_files(state, out, plan.request.split, parts, num_samples)
+    manifest = _manifest(plan, tuple(shards), tally, index, content)
     write_manifest(out, manifest)
     planning.close_state(state)
     return manifest
 
 
-def _manifest(plan: Plan, shards: tuple[File, ...], tally: Tally, index: File) -> Manifest:
+def _manifest(plan: Plan, shards: tuple[File, ...], tally: Tally, index: File, content: File) -> Manifest:
     request = plan.request
     return Manifest(
         name=request.name,
@@ -218,6 +219,7 @@ def _manifest(plan: Plan, shards: tuple[File, ...], tally: Tally, index: File) -
         fields={"image": ", ".join(tally.images), **plan.fields},
         shards=shards,
         index=index,
+        content=content,
         stats=tally.stats(),
         task=plan.task,
         made_by={

@@ -14,8 +14,8 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,12 +23,13 @@ import numpy as np
 
 from shards.format.fields import Numbering, Roles, number_labels
 from shards.format.lock import locked
-from shards.format.manifest import File, Manifest, canonical, manifest_path, read_manifest, write_index, write_manifest
+from shards.format.manifest import File, Manifest, canonical, manifest_path, read_manifest, write_manifest
 from shards.format.statistics import Tally
 from shards.format.whole import write_json
 from shards.ingest.build import BuildError, BuildReport, report_path
-from shards.ingest.plan import describe, read_json
+from shards.ingest.plan import read_json
 from shards.ingest.remarks import remarks
+from shards.ingest.rows import write_files
 from shards.ingest.scan import Scanned, ScanTask, index_part, read_scanned, scan_shard
 from shards.pool import WorkerDiedError, run
 from shards.progress import progress
@@ -206,11 +207,12 @@ def _commit(
     """Writes the index, the report and last the manifest; can be repeated from any point where it was cut."""
     split, state = manifest.split, Path(tasks[0].state)
     manifest_path(out, split).unlink(missing_ok=True)
-    parts = (_labelled(task, record, numbering.places) for task, record in zip(tasks, records, strict=True))
-    write_index(state / "index.npy", parts, manifest.num_samples)
-    described = describe(state / "index.npy", manifest.index.path, manifest.num_samples)
-    os.replace(state / "index.npy", out / manifest.index.path)
-    manifest = Manifest(**{**vars(manifest), "index": described})
+
+    def parts() -> Iterator[np.ndarray]:
+        return (_labelled(task, record, numbering.places) for task, record in zip(tasks, records, strict=True))
+
+    described, content = write_files(state, out, split, parts, manifest.num_samples)
+    manifest = replace(manifest, index=described, content=content)
     ignored = sum(record.ignored for record in records)
     entries = [{"key": key, "reason": reason} for key, reason in refused]
     items = manifest.num_samples + len(refused)
@@ -226,7 +228,7 @@ def _commit(
 
 
 def _labelled(task: ScanTask, record: Scanned, table: dict[str, int]) -> np.ndarray:
-    """The index rows of a tar, with class indexes for the places of its labels among its distinct ones."""
+    """The rows of a tar, with class indexes for the places of its labels among its distinct ones."""
     rows = np.load(index_part(task), allow_pickle=False)
     if record.labels:
         rows["label"] = np.array([table[text] for text in record.labels], np.int32)[rows["label"]]

@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.format.manifest import File, canonical
+from shards.format.manifest import canonical
 from shards.format.whole import write_json
 from shards.ingest.listing import Listing, write_listing
 from shards.ingest.write import Task
@@ -123,13 +123,6 @@ def leave(state: Path) -> None:
 def close_state(state: Path) -> None:
     """Removes the folder of a build that is committed."""
     shutil.rmtree(state)
-
-
-def describe(path: Path, name: str, samples: int) -> File:
-    """The manifest entry of a file on disk."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return File(name, path.stat().st_size, samples, digest)
 
 
 def read_json(path: Path) -> dict:

@@ -19,11 +19,11 @@ import numpy as np
 from shards.decode import DecodeError, decode
 from shards.format.annotations import annotations
 from shards.format.fields import Roles, image_extension, member_text
-from shards.format.hashing import name_key
-from shards.format.manifest import INDEX
+from shards.format.hashing import content_key, name_key
 from shards.format.statistics import Tally
 from shards.format.tar import TarError, members, parse_sample, sample_key
 from shards.format.whole import whole_file, write_json
+from shards.ingest.rows import PART
 from shards.sources.notes import Notes
 from shards.sources.tars import OUTSIDE, read_samples
 
@@ -92,7 +92,7 @@ def scan_shard(task: ScanTask, advance: Callable[[int], None]) -> Scanned:
     with open(task.path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     with whole_file(index_part(task)) as draft:
-        np.save(draft, np.array(scan.rows, INDEX), allow_pickle=False)
+        np.save(draft, np.array(scan.rows, PART), allow_pickle=False)
     done = replace(
         found,
         samples=len(scan.rows),
@@ -124,8 +124,8 @@ def _passed_over(task: ScanTask) -> dict[str, list]:
 
 
 def index_part(task: ScanTask) -> str:
-    """Where the index rows of a scanned tar are."""
-    return os.path.join(task.state, os.path.basename(task.path) + ".index.npy")
+    """Where the rows of a scanned tar are, PART [samples]."""
+    return os.path.join(task.state, os.path.basename(task.path) + ".rows.npy")
 
 
 def read_scanned(task: ScanTask) -> Scanned | None:
@@ -143,7 +143,7 @@ class _Scan:
 
     def __init__(self, task: ScanTask, advance: Callable[[int], None]):
         self.task, self.advance, self.advanced = task, advance, 0
-        self.rows: list[tuple[int, int, int, int, int]] = []
+        self.rows: list[tuple[int, int, int, int, int, int]] = []
         self.refused: list[list[str]] = []
         self.labels: dict[str, int] = {}
         self.counts: Counter[str] = Counter()
@@ -166,14 +166,16 @@ class _Scan:
 
     def _sample(self, key: str, start: int, span: bytes) -> None:
         try:
-            label = self._check(span)
+            label, content = self._check(span)
         except (TarError, ValueError, DecodeError) as error:
             self.refused.append([sample_key(key), str(error)])
             return
-        self.rows.append((start, len(span), zlib.crc32(span), name_key(sample_key(key)), label))
+        self.rows.append((start, len(span), zlib.crc32(span), name_key(sample_key(key)), label, content))
 
-    def _check(self, span: bytes) -> int:
-        """Place of the sample's label among the distinct ones; everything counted. Raises what refuses the sample."""
+    def _check(self, span: bytes) -> tuple[int, int]:
+        """Place of the sample's label among the distinct ones, and the hash of its image; everything counted. Raises
+        what refuses the sample.
+        """
         members, roles = parse_sample(span)[1], self.task.roles
         extension = image_extension(members, roles)
         text = member_text(members, roles.label) if roles.label else None
@@ -181,10 +183,11 @@ class _Scan:
         height, width = image.shape[:2]
         said = annotations(members, roles.fields(), self.task.num_classes, width, height)
         self.tally.add(image, extension, said.class_counts(-1, self.task.num_classes))
+        content = content_key(members[extension])
         if text is None:
-            return -1
+            return -1, content
         self.counts[text] += 1
-        return self.labels.setdefault(text, len(self.labels))
+        return self.labels.setdefault(text, len(self.labels)), content
 
     def _tell(self, position: int) -> None:
         megabytes = position // _MB - self.advanced

@@ -16,13 +16,13 @@ from typing import BinaryIO, cast
 import numpy as np
 from webdataset.writer import TarWriter
 
-from shards.format.hashing import name_key
-from shards.format.manifest import INDEX
+from shards.format.hashing import content_key, name_key
 from shards.format.statistics import Tally
 from shards.format.tar import member_key
 from shards.format.whole import whole_file, write_json
 from shards.ingest.check import check
 from shards.ingest.listing import Span, read_span
+from shards.ingest.rows import PART
 from shards.sources import Refused, Source
 
 
@@ -72,7 +72,7 @@ def write_shard(source: Source, drop_boxes: bool, task: Task, advance: Callable[
             tee = _Tee(file)
             source.notes.take()  # those of listing, or of the shard before
             rows, refused, dropped, tally = _pack(source, drop_boxes, task, tee, advance)
-        index = np.array(rows, INDEX)
+        index = np.array(rows, PART)
         index["crc32"] = _checksums(tar_draft, index)
         np.save(part_draft, index, allow_pickle=False)
     sums = refused, dropped, asdict(tally), source.notes.take()
@@ -82,8 +82,8 @@ def write_shard(source: Source, drop_boxes: bool, task: Task, advance: Callable[
 
 
 def index_part(state: str | Path, shard: str) -> Path:
-    """Where the index rows of a prepared shard are."""
-    return Path(state) / f"{shard}.index.npy"
+    """Where the rows of a prepared shard are, PART [samples]."""
+    return Path(state) / f"{shard}.rows.npy"
 
 
 def record_path(state: str | Path, shard: str) -> Path:
@@ -106,7 +106,7 @@ def read_finished(state: str | Path, shard: str, plan: str) -> Finished | None:
 def _pack(
     source: Source, drop_boxes: bool, task: Task, tee: _Tee, advance: Callable[[int], None]
 ) -> tuple[list[tuple], list[list[str]], list[list[str]], Tally]:
-    """Index rows (crc32 still 0), refused [key, reason], dropped boxes [key, reason] and statistics of the shard."""
+    """Rows (crc32 still 0), refused [key, reason], dropped boxes [key, reason] and statistics of the shard."""
     rows, refused, dropped, tally = [], [], [], Tally([0] * len(source.classes))
     # pax is plain USTAR until a name is too long for it; mtime must be the integer 0: a float costs a pax header each.
     with TarWriter(cast(BinaryIO, tee), mtime=0, encoder=False, format="PAX_FORMAT") as tar:
@@ -118,7 +118,8 @@ def _pack(
             else:
                 start = tar.tarstream.offset
                 tar.write({"__key__": member_key(item.key), **sample.members})
-                rows.append((start, tar.tarstream.offset - start, 0, name_key(item.key), sample.label))
+                content = content_key(sample.members[sample.extension])
+                rows.append((start, tar.tarstream.offset - start, 0, name_key(item.key), sample.label, content))
                 tally.add(sample.image, sample.extension, sample.class_counts)
                 dropped += [[item.key, reason] for reason in sample.dropped]
             advance(1)

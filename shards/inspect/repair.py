@@ -18,9 +18,18 @@ from pathlib import Path
 import numpy as np
 
 from shards.format.lock import locked
-from shards.format.manifest import File, Manifest, manifest_path, older_split, open_index, read_manifest, write_manifest
+from shards.format.manifest import (
+    File,
+    Manifest,
+    describe,
+    manifest_path,
+    older_split,
+    open_content,
+    open_index,
+    read_manifest,
+    write_manifest,
+)
 from shards.format.whole import whole_file, write_json
-from shards.ingest.plan import describe
 from shards.inspect.verify import Inspection
 from shards.loading.damage import DamagedDataError
 from shards.settings import ConfigError
@@ -42,14 +51,15 @@ def repair(found: Inspection) -> Manifest:
     with locked(folder / f".build-{old.split}.lock", f"a build is writing split {old.split!r} into {folder}; wait"):
         if read_manifest(folder, old.split).version != old.version:
             raise ConfigError(f"{folder}: split {old.split!r} was written anew in the meantime; verify it again")
-        rows, shards = _kept(found)
+        rows, content, shards = _kept(found)
         if not len(rows):
             raise DamagedDataError(f"{folder}: no sample of split {old.split!r} is sound; copy it again, or build it")
-        index = _write_index(folder, old.split, rows)
+        index = _write(folder, f"{old.split}.index", rows)
         new = replace(
             old,
             shards=shards,
             index=index,
+            content=None if content is None else _write(folder, f"{old.split}.content", content),
             stats=found.tally.stats(),
             parent=old.version,
             made_by={**old.made_by, "repair_left_out": old.num_samples - len(rows)},
@@ -59,8 +69,8 @@ def repair(found: Inspection) -> Manifest:
     return new
 
 
-def _kept(found: Inspection) -> tuple[np.ndarray, tuple[File, ...]]:
-    """The index rows that stay, INDEX [kept], and the shards that still hold any."""
+def _kept(found: Inspection) -> tuple[np.ndarray, np.ndarray | None, tuple[File, ...]]:
+    """The index rows that stay, INDEX [kept], the hashes of their images, and the shards that still hold any."""
     index = open_index(found.folder, found.manifest)
     keep = np.ones(len(index), bool)
     keep[[fault.row for fault in found.faults if fault.row is not None]] = False
@@ -72,12 +82,21 @@ def _kept(found: Inspection) -> tuple[np.ndarray, tuple[File, ...]]:
         elif keep[of].any():
             shards.append(replace(now, samples=int(keep[of].sum())))
         first += shard.samples
-    return np.array(index[keep]), tuple(shards)
+    return np.array(index[keep]), _content(found, keep), tuple(shards)
 
 
-def _write_index(folder: Path, split: str, rows: np.ndarray) -> File:
-    """Writes the rows beside the index they come from, under a name made of their content."""
-    name = f"{split}.index.{hashlib.sha256(rows.tobytes()).hexdigest()[:12]}.npy"
+def _content(found: Inspection, keep: np.ndarray) -> np.ndarray | None:
+    """The content hashes of the rows that stay; none where the file itself is damaged."""
+    try:
+        content = open_content(found.folder, found.manifest)
+    except ConfigError:
+        return None
+    return None if content is None else np.array(content[keep])
+
+
+def _write(folder: Path, stem: str, rows: np.ndarray) -> File:
+    """Writes the rows beside the file they come from, under a name made of their content."""
+    name = f"{stem}.{hashlib.sha256(rows.tobytes()).hexdigest()[:12]}.npy"
     with whole_file(folder / name) as temporary:
         np.save(temporary, rows, allow_pickle=False)
     return describe(folder / name, name, len(rows))

@@ -16,10 +16,9 @@ from shards import pool
 from shards.decode import DecodeError, decode
 from shards.format.annotations import annotations
 from shards.format.hashing import name_key
-from shards.format.manifest import File, Manifest, open_index, read_manifest
+from shards.format.manifest import File, Manifest, describe, open_index, read_manifest
 from shards.format.statistics import Tally
 from shards.format.whole import whole_file
-from shards.ingest.plan import describe
 from shards.loading.damage import DamagedDataError
 from shards.loading.reader import DamagedSampleError, Reader
 from shards.loading.subset import Subset

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shards.config import DataConfig, SourceConfig, WhereConfig
 from shards.format.manifest import Manifest, manifest_name, open_index, parse_manifest, read_manifest
+from shards.loading.leaks import leaks
 from shards.loading.subset import Filter, InShare, OfClasses, Subset
 from shards.remote.store import Remote, Store
 from shards.remote.transport import StoreError, join, shown
@@ -54,7 +55,8 @@ def open_data(config: DataConfig, unfit: Callable[[Subset], Sequence[str]] = lam
                 )
         train.append(parts[0])
         validation += [parts[1]] if parts[1] is not None else []
-    faults += _leaks(sources, test)
+    with _faults_of_stores("test"):
+        faults += leaks(sources, test)
     if faults:
         raise ConfigError(faults)
     return Splits(tuple(train), tuple(validation), tuple(test))
@@ -145,14 +147,3 @@ def _filtered(subset: Subset, where: WhereConfig | None) -> Subset:
     if not subset.num_samples:
         raise ConfigError(f"where: none of {subset.folder}'s {subset.manifest.num_samples} samples passes")
     return subset
-
-
-def _leaks(sources: Sequence[Subset], test: Sequence[Subset]) -> list[str]:
-    """The same samples under another path or filter are leakage too."""
-    return [
-        f"data.test.{subset.name}: samples of {subset.folder} are also in sources.{other.name} ({other.folder}): the "
-        "model would be tested on what it was trained on"
-        for subset in test
-        for other in sources
-        if subset.overlaps(other)
-    ]

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from shards.format.hashing import Ints, in_share, mix_array
-from shards.format.manifest import Manifest, open_index
+from shards.format.manifest import Manifest, open_content, open_index
 from shards.remote.cache import cached_path
 from shards.remote.store import Remote, Store
 from shards.remote.transport import join
@@ -149,7 +149,7 @@ class Subset:
         counts = np.zeros_like(counts)
         index = self.index()
         for start in range(0, len(index), _CHUNK):
-            rows = start + np.flatnonzero(self._passes(index[start : start + _CHUNK]))
+            rows = start + np.flatnonzero(self.passes(index[start : start + _CHUNK]))
             counts += np.diff(np.searchsorted(rows, self.shard_starts))
         return counts
 
@@ -162,10 +162,24 @@ class Subset:
         """The whole index of the split, INDEX [samples], memory-mapped."""
         return open_index(self.folder, self.manifest, self.index_path)
 
+    def content(self) -> np.ndarray | None:
+        """Hash of each image of the whole split, CONTENT [samples], memory-mapped; None if there are none.
+
+        Fetched where the split is remote. Raises ConfigError, StoreError.
+        """
+        if self.store is None or self.manifest.content is None:
+            return open_content(self.folder, self.manifest)
+        file = self.manifest.content
+        try:
+            path = self.store.keep(Remote(join(self.folder, file.path), file))
+        except FileNotFoundError:  # not copied there
+            return None
+        return open_content(self.folder, self.manifest, path)
+
     def rows_of(self, shard: int, index: np.ndarray) -> Ints:
         """Index rows of the subset's samples in a shard, int64 ascending."""
         start, end = self.shard_starts[shard : shard + 2]
-        return start + np.flatnonzero(self._passes(index[start:end])) if self.filters else np.arange(start, end)
+        return start + np.flatnonzero(self.passes(index[start:end])) if self.filters else np.arange(start, end)
 
     def locate(self, i: int) -> tuple[int, int]:
         """Shard and row in it of the subset's i-th sample."""
@@ -175,7 +189,7 @@ class Subset:
     @property
     def rows(self) -> Ints:
         """Index rows of all the subset's samples, int64 [num_samples]: 8 bytes a sample."""
-        return np.flatnonzero(self._passes(self.index())) if self.filters else np.arange(self.manifest.num_samples)
+        return np.flatnonzero(self.passes(self.index())) if self.filters else np.arange(self.manifest.num_samples)
 
     def labels(self) -> Ints:
         """The subset's class index of each sample, int64 [num_samples]; -1 where samples have none."""
@@ -205,15 +219,8 @@ class Subset:
             "where": [one.identity() for one in self.filters],
         }
 
-    def overlaps(self, other: "Subset") -> bool:
-        """Whether a sample is in both subsets: the same row of the same content."""
-        if self.manifest.version != other.manifest.version:
-            return False
-        index = self.index()
-        chunks = (index[start : start + _CHUNK] for start in range(0, len(index), _CHUNK))
-        return any((self._passes(chunk) & other._passes(chunk)).any() for chunk in chunks)
-
-    def _passes(self, index: np.ndarray) -> np.ndarray:
+    def passes(self, index: np.ndarray) -> np.ndarray:
+        """Which of these index rows are in the subset, bool [n]; index INDEX [n]."""
         passing = np.ones(len(index), bool)
         for one in self.filters:
             passing &= one.passes(index)
