@@ -367,8 +367,8 @@ BREAKS = (
         "capacity-of-all",
         "capacity counts what others hold",
         "cluster/capacity.py",
-        "while _room(_free(), config.resources)",
-        "while _room(_total(), config.resources)",
+        "while room(free(), config.resources)",
+        "while room(total(), config.resources)",
         ("tests/cluster/test_session.py",),
     ),
     Break(

@@ -139,7 +139,7 @@ def test_other_paths_train_a_run_in_each_trial_and_one_that_diverges_is_a_row_wi
     assert set(rows) == {0.01, 0.02, 1e30, "plain-4-bits"}  # the job itself, at plain 8 bits, is one of the three
     assert rows[0.01].baseline == "plain 8 bits"
     assert {row.host for row in rows.values()} == {socket.gethostname()}
-    assert len(list(folder.glob("trials/*/run/checkpoints"))) == 3  # the two baselines share one
+    assert len(list(folder.glob("trials/*/run/recipe.yaml"))) == 3  # the two baselines share one
     diverged = rows[1e30]
     assert diverged.error
     assert diverged.traceback
