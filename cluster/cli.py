@@ -7,7 +7,8 @@ from pathlib import Path
 def train(job: Path, *overrides: str) -> None:
     """Train a job with Ray Train and DeepSpeed, here or on a cluster.
 
-    The same command again goes on from the newest checkpoint. Any value of the job is changed by its dotted path:
+    The same command again goes on from the newest checkpoint. With data.validation: leave_one_source_out, a run without
+    each source comes first. Any value of the job is changed by its dotted path:
 
         xfer train examples/pacs/job.yaml data.root=data/pacs cluster.workers=2 train.steps=400
 
@@ -20,6 +21,7 @@ def train(job: Path, *overrides: str) -> None:
     """
     from cluster.config import Job
     from cluster.launch import run
+    from xfer.folds import scores_text
     from xfer.prepare import load_document
 
     result = run(load_document(job, Job, overrides))
@@ -27,6 +29,8 @@ def train(job: Path, *overrides: str) -> None:
         advice = "" if result.comes_again else "; the same command resumes it"
         print(f"xfer: training failed{advice}\n{result.error}", file=sys.stderr)
         sys.exit(1)
+    if left_out := scores_text(result.path):
+        print(left_out)
     print(f"trained: {result.path}")
     print(f"  checkpoint  {result.checkpoint}")
     print(f"next: xfer evaluate {result.path}")

@@ -8,13 +8,16 @@ sees.
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.config import Job
+from cluster.failure import Failure
 from cluster.session import connect
 from shards.settings import dump
 from xfer.checkpoint import latest_checkpoint
+from xfer.config import Recipe
+from xfer.folds import prepare_folds, train_folds
 from xfer.follow import follow
 from xfer.prepare import prepare
 from xfer.run import begin, last_scored, read_metrics, run_lock
@@ -37,26 +40,43 @@ class RunResult:
 
 
 def run(job: Job) -> RunResult:
-    """Trains `job` to its last step. Raises ConfigError for what can be seen to be wrong before a worker starts."""
+    """Trains `job` to its last step; with data.validation: leave_one_source_out, the runs without a source first.
+
+    Raises ConfigError for what can be seen to be wrong before a worker starts.
+    """
     recipe = job.recipe
     with run_lock(recipe.folder):
-        _, checkpoint = prepare(recipe, job.cluster.workers)
-        done = checkpoint.state.step if checkpoint else 0
-        failure = None
-        if done < recipe.train.steps or last_scored(recipe.folder, done) < done:
-            with connect(job.cluster.address, job.cluster.timeout_s):
-                from cluster.attempts import attempt
-                from cluster.capacity import check_capacity
-
-                check_capacity(job.cluster, recipe.data.batch_size)
-                begin(recipe, dump(job))
-                print(f"starting {job.cluster.workers} Ray workers: half a minute or more", file=sys.stderr)
-                with follow(recipe.name, recipe.train.steps, done) as show, _tail(recipe.folder, done, show):
-                    failure = attempt(job)
+        prepare(recipe, job.cluster.workers)
+        prepared = prepare_folds(recipe, job.cluster.workers)
+        failure = train_folds(recipe, prepared, lambda fold, what: _train_fold(job, fold, what))
+        failure = failure or _train(job, recipe.name)
         rows = [row for row in read_metrics(recipe.folder) if "accuracy" in row]
         latest = latest_checkpoint(recipe.folder / "checkpoints")
         error, comes_again = (failure.message, failure.comes_again) if failure else (None, False)
         return RunResult(recipe.folder, latest.path if latest else None, rows[-1] if rows else {}, error, comes_again)
+
+
+def _train_fold(job: Job, fold: Recipe, what: str) -> Failure | None:
+    failure = _train(job.model_copy(update={"recipe": fold}), f"{job.recipe.name}, {what}")
+    return replace(failure, message=f"{what}: {failure.message}") if failure else None
+
+
+def _train(job: Job, what: str) -> Failure | None:
+    """Trains a job's recipe from its newest checkpoint on, called `what` in the terminal."""
+    recipe = job.recipe
+    checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
+    done = checkpoint.state.step if checkpoint else 0
+    if done >= recipe.train.steps and last_scored(recipe.folder, done) >= done:
+        return None
+    with connect(job.cluster.address, job.cluster.timeout_s):
+        from cluster.attempts import attempt
+        from cluster.capacity import check_capacity
+
+        check_capacity(job.cluster, recipe.data.batch_size)
+        begin(recipe, dump(job))
+        print(f"starting {job.cluster.workers} Ray workers: half a minute or more", file=sys.stderr)
+        with follow(what, recipe.train.steps, done) as show, _tail(recipe.folder, done, show):
+            return attempt(job)
 
 
 class _tail:

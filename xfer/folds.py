@@ -11,8 +11,9 @@ a model does on more of the same; what is chosen by it may be worse on a new sou
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shards.config import LEAVE_ONE_OUT
 from shards.format.whole import write_json
@@ -31,8 +32,7 @@ from xfer.run import run_lock
 
 RESULT = "leave_one_source_out.json"
 WHAT = "each source, by a model that never saw it"
-Trainer = Callable[[Recipe, str], str | None]
-"""Trains a recipe to its last step; gets what to call it, and returns the error if there was one."""
+Failure = TypeVar("Failure")
 
 
 def folds(recipe: Recipe) -> dict[str, Recipe]:
@@ -69,10 +69,15 @@ def prepare_folds(recipe: Recipe, world_size: int = 1) -> dict[str, tuple[Recipe
     return prepared
 
 
-def train_folds(recipe: Recipe, prepared: Mapping[str, tuple[Recipe, Splits]], train: Trainer) -> str | None:
+def train_folds(
+    recipe: Recipe,
+    prepared: Mapping[str, tuple[Recipe, Splits]],
+    train: Callable[[Recipe, str], Failure | None],
+) -> Failure | None:
     """Trains and scores the folds that are not done yet, and keeps the scores in the run folder after each of them.
 
-    Returns the error of the first that failed, naming it.
+    train: trains a recipe to its last step; gets what to call it. The first failure it returns ends it all, and is
+    returned.
     """
     if prepared:
         print(_cost(recipe, list(prepared)), file=sys.stderr)
@@ -81,10 +86,14 @@ def train_folds(recipe: Recipe, prepared: Mapping[str, tuple[Recipe, Splits]], t
         if _is_done(recipe, source, fold, data):
             print(f"{what}: trained and scored already", file=sys.stderr)
             continue
-        with run_lock(fold.folder):
-            error = train(fold, what)
-        if error:
-            return f"{what}: {error}"
+        try:
+            with run_lock(fold.folder):
+                failure = train(fold, what)
+        finally:
+            with suppress(OSError):
+                fold.folder.parent.rmdir()  # if nothing came of it
+        if failure:
+            return failure
         _keep(recipe, list(prepared), source, _score(fold, data))
     return None
 
@@ -101,6 +110,11 @@ def _is_done(recipe: Recipe, source: str, fold: Recipe, data: Splits) -> bool:
     row = read_scores(recipe.folder).get(source, {})
     version = data.validation[0].manifest.version
     return (row.get("steps"), row.get("version")) == (fold.train.steps, version) and _is_trained(fold.folder, fold)
+
+
+def untrained(run: Path, recipe: Recipe) -> list[str]:
+    """The sources whose fold in the folder `run` is not trained to its end."""
+    return [source for source, fold in folds(recipe).items() if not _is_trained(fold_folder(run, source), fold)]
 
 
 def _is_trained(folder: Path, fold: Recipe) -> bool:
@@ -178,8 +192,7 @@ def compare_folds(run: Path, recipe: Recipe) -> Comparison | None:
     the recipe leaves one source out. Raises ConfigError if the folds are not all trained.
     """
     found = folds(recipe)
-    missing = [source for source, fold in found.items() if not _is_trained(fold_folder(run, source), fold)]
-    if missing:
+    if missing := untrained(run, recipe):
         raise ConfigError(
             f"{run}: the run without {', without '.join(missing)} is not trained to its end; run the training command "
             "again, or measure on other images, with data.validation=0 on the test sources"

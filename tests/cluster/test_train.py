@@ -19,6 +19,7 @@ from xfer import run as one_process
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.engine import build_engine
+from xfer.folds import folds, read_scores
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.slow]
 
@@ -91,6 +92,24 @@ def test_ctrl_c_then_the_same_command(recipe_values, tmp_path):
     rows = losses(folder)
     assert len(rows) == 60
     assert 0 < done < 60
+
+
+def test_leave_one_source_out_trains_a_run_without_each_source_and_is_not_run_again(recipe_values, capsys):
+    recipe_values["data"]["validation"] = "leave_one_source_out"
+    one = job(recipe_values, workers=2)
+    result = run(one)
+    assert result.error is None
+    assert "fold 2 of 2, without paint" in capsys.readouterr().err
+    for source, fold in folds(one.recipe).items():
+        expected = fit(replace(fold, {"name": f"plain-{source}"}))
+        assert losses(fold.folder) == pytest.approx(expected, abs=1e-4)
+        assert (fold.folder / "job.yaml").is_file()
+    assert set(read_scores(result.path)) == {"outline", "paint"}
+    assert latest_checkpoint(result.path / "checkpoints").state.classes == ["circle", "cross", "square", "star"]
+    started = time.monotonic()
+    assert run(one).error is None
+    assert time.monotonic() - started < 5  # no Ray
+    assert capsys.readouterr().err.count("trained and scored already") == 2
 
 
 def test_impossible_worker_counts_are_refused_before_anything_starts(recipe_values):

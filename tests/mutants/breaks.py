@@ -282,6 +282,14 @@ BREAKS = (
         ("tests/xfer/test_quantize.py",),
     ),
     Break(
+        "fold-sees-the-source",
+        "a fold is trained on the source it leaves out",
+        "xfer/folds.py",
+        '"data.validation": [source]',
+        '"data.validation": 0.1',
+        ("tests/xfer/test_folds.py",),
+    ),
+    Break(
         "groups-ignored",
         "quantize.groups changes nothing",
         "xfer/quantize.py",
