@@ -12,7 +12,6 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cluster.config import Job
-from shards.config import LEAVE_ONE_OUT
 from shards.settings import ConfigError, Strict, full_path, replace
 from tuning.config import Distribution
 from tuning.space import draw, needs_training
@@ -56,11 +55,10 @@ def check_space(job: Job, space: Mapping[str, Distribution]) -> None:
             "space.quantize.calibration: changes nothing, since all trials share the calibration images of the one "
             "trained run; set it in the job"
         )
-    held_out = job.recipe.data.validation
-    if held_out in (0, LEAVE_ONE_OUT):
+    if job.recipe.data.validation == 0:
         faults.append(
-            f"data.validation: {held_out} leaves no images that all trials can be compared on; hold out a part of each "
-            "source, such as 0.1, or whole sources by name"
+            "data.validation: 0 leaves no images that all trials can be compared on; hold out a part of each source, "
+            "such as 0.1, whole sources by name, or leave_one_source_out"
         )
     faults = faults or list(_together(job, space))
     if faults:

@@ -38,7 +38,7 @@ def baselines(study: Study) -> list[Row]:
     return rows
 
 
-def search(study: Study, folder: Path, shared: Shared | None, retry_failed: bool = False) -> list[Row]:
+def search(study: Study, folder: Path, shared: tuple[Shared, ...] | None, retry_failed: bool = False) -> list[Row]:
     """Runs what is missing of the study, in a Ray session, and returns the last attempt at each trial.
 
     Raises ClusterGoneError; the rows that ended by then are kept.
@@ -154,7 +154,7 @@ def _again(row: Row) -> Row:
     return Row(row.trial, row.values, attempt=row.attempt + 1, baseline=row.baseline, in_space=row.in_space)
 
 
-def _make(job: dict[str, Any], num_images: int, shared: Shared | None) -> Any:
+def _make(job: dict[str, Any], num_images: int, shared: tuple[Shared, ...] | None) -> Any:
     """In the worker: what is called for each trial."""
     from tuning.trial import trial
 

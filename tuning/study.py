@@ -22,9 +22,10 @@ from tuning.record import Row
 from tuning.report import write_report
 from tuning.search import search
 from tuning.space import needs_training
-from tuning.trial import compared, float_row, realize, share
+from tuning.trial import compared, float_row, realize, share, share_run
 from xfer.bundle import open_model
 from xfer.checkpoint import latest_checkpoint
+from xfer.folds import prepare_folds, untrained
 from xfer.prepare import prepare
 from xfer.quantize import ship
 from xfer.run import run_lock
@@ -60,11 +61,12 @@ def run(study: Study, retry_failed: bool = False) -> Searched:
         shared = None
         if needs_training(study.space):
             prepare(study.job.recipe)
+            prepare_folds(study.job.recipe)
         else:
             _train_first(study)
             print("preparing what the trials share", file=sys.stderr)
             shared = share(study.job, study.search.images)
-            write_text(folder / "float.json", json.dumps(float_row(shared), allow_nan=False))
+            write_text(folder / "float.json", json.dumps(float_row(study.job, shared), allow_nan=False))
         rows = search(study, folder, shared, retry_failed)
         best = choose(rows, study.search.tolerance)
         if best is not None:
@@ -72,8 +74,9 @@ def run(study: Study, retry_failed: bool = False) -> Searched:
             write_text(folder / "best.yaml", dump(job))
             if shared is not None:
                 write_text(folder / "recipe.yaml", dump(job.recipe))
-                chosen = realize(job.recipe, shared)
-                ship(open_model(shared.run), job.recipe, chosen, folder / "bundle", [compared(chosen, shared)])
+                chosen = realize(job.recipe, share_run(study.job.recipe, 1, shared[0].num_classes))
+                card = [compared(job.recipe, shared)]
+                ship(open_model(study.job.recipe.folder), job.recipe, chosen, folder / "bundle", card)
         return Searched(rows, best, write_report(folder))
 
 
@@ -96,10 +99,12 @@ def _check_same(study: Study, folder: Path) -> None:
 def _train_first(study: Study) -> None:
     recipe = study.job.recipe
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
-    if checkpoint is None or checkpoint.state.step < recipe.train.steps:
+    missing = untrained(recipe.folder, recipe)
+    if checkpoint is None or checkpoint.state.step < recipe.train.steps or missing:
         print(f"{recipe.folder} is not trained yet: training it first")
         result = run_job(study.job)
         if result.error:
             raise RuntimeError(f"training {recipe.folder} failed: {result.error}")
     else:
         prepare(recipe)
+        prepare_folds(recipe)

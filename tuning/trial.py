@@ -6,7 +6,7 @@ over the scored images.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,15 @@ from xfer.bundle import open_model
 from xfer.config import Recipe
 from xfer.engine import build_engine
 from xfer.evaluate import evaluate
+from xfer.folds import folds
 from xfer.fusion import WeightedSum
 from xfer.labels import LabelSpace, masked_cross_entropy, unify
-from xfer.metrics import mean_accuracy
-from xfer.model import FusionModel
+from xfer.metrics import Score, mean_accuracy
+from xfer.model import FusionModel, build_model
 from xfer.outcomes import Comparison, outcomes
+from xfer.quant.bits import layer_bits
 from xfer.quant.cost import predicted_bytes
+from xfer.quant.fold import fold
 from xfer.quant.weights import Quantized
 from xfer.quantize import calibration_images, quantize_model
 from xfer.run import begin, fit, label_space
@@ -42,7 +45,7 @@ PULL = 1e-3  # of the refitted head towards the trained one
 @dataclass(frozen=True)
 class Shared:
     """What trials on one trained run have in common. features: [n, N, d] float32; targets: [n] unified; masks: [n, K]
-    bool.
+    bool; num_classes: of the model on all sources, which a fold may know fewer of.
     """
 
     run: Path
@@ -52,22 +55,37 @@ class Shared:
     calibration: list[Tensor]
     scored: list[Batch]
     sources: dict[str, tuple[str, ...]]
+    num_classes: int
 
 
-def share(job: Job, num_images: int) -> Shared:
-    """Reads the trained run of `job` and makes what its trials share."""
-    recipe = job.recipe
+def share(job: Job, num_images: int) -> tuple[Shared, ...]:
+    """What trials on the trained runs of `job` share: on the run itself, or on each of its folds if it leaves one
+    source out. Together they score about `num_images`.
+    """
+    recipes, whole = scored_recipes(job.recipe), len(label_space(open_data(job.recipe.data)).classes)
+    return tuple(share_run(recipe, -(-num_images // len(recipes)), whole) for recipe in recipes)
+
+
+def scored_recipes(recipe: Recipe) -> list[Recipe]:
+    """The runs that a trial is scored on."""
+    return list(folds(recipe).values()) or [recipe]
+
+
+def share_run(recipe: Recipe, num_images: int, num_classes: int) -> Shared:
+    """Reads the trained run of `recipe` and makes what trials on it share."""
     data = open_data(recipe.data)
     trained = open_model(recipe.folder)
     features, targets, masks = _features(trained.model, data, recipe, label_space(data))
+    scored = few(data.validation, recipe.data, num_images, batch_size=SCORED_BATCH) if data.validation else []
     return Shared(
         recipe.folder,
         features,
         targets,
         masks,
         calibration_images(data, recipe.data, recipe.quantize.calibration),
-        few(data.validation, recipe.data, num_images, batch_size=SCORED_BATCH),
+        scored,
         {subset.name: tuple(subset.classes) for subset in data.validation},
+        num_classes,
     )
 
 
@@ -109,34 +127,43 @@ def refit_head(model: FusionModel, shared: Shared, steps: int = 30) -> None:
 
 
 def trial(
-    values: Mapping[str, Any], run: Path, job: Mapping[str, Any], num_images: int, shared: Shared | None
+    values: Mapping[str, Any], run: Path, job: Mapping[str, Any], num_images: int, shared: Sequence[Shared] | None
 ) -> dict[str, Any]:
     """What one set of values comes to: accuracy, bytes, and images right and scored by source, as plain values.
 
-    Without `shared` the trial first trains its own run in `run`, going on with what is there of it. Raises ValueError
-    if that diverged or nothing was scored. `job` is given as plain values: they cross process borders.
+    Without `shared` the trial first trains its own run in `run`, or its folds there, going on with what is there of
+    them. Raises ValueError if that diverged or nothing was scored. `job` is given as plain values: they cross process
+    borders.
     """
     one = replace(Job.model_validate(job), values)
     if shared is None:
         one = replace(one, {"output": str(run.parent), "name": run.name, "data.workers": 0})
-        _train(one.recipe)
+        for recipe in scored_recipes(one.recipe):
+            _train(recipe)
         shared = share(one, num_images)
-    quantized = realize(one.recipe, shared)
-    scores = _score(quantized.model, shared)
+    scores: dict[str, Score] = {}
+    for each in shared:
+        scores |= _score(realize(one.recipe, each).model, each)
     accuracy = mean_accuracy(scores)
     if not math.isfinite(accuracy):
         raise ValueError("no validation image has a class that the model knows")
     return {
         "accuracy": accuracy,
-        "bytes": int(predicted_bytes(quantized.model, {name: codes.bits for name, codes in quantized.codes.items()})),
+        "bytes": packed_bytes(one.recipe, shared[0].num_classes),
         "by_source": {name: score.accuracy for name, score in scores.items() if score.count},
         "correct": {name: score.correct for name, score in scores.items() if score.count},
         "counts": {name: score.count for name, score in scores.items() if score.count},
     }
 
 
+def packed_bytes(recipe: Recipe, num_classes: int) -> int:
+    """Size of the packed model of a recipe, which need not be trained."""
+    model = fold(build_model(recipe.model, num_classes, 0, load_weights=False))
+    return predicted_bytes(model, layer_bits(model, recipe.quantize.bits, {**recipe.quantize.groups}))
+
+
 def realize(recipe: Recipe, shared: Shared) -> Quantized:
-    """The trained run with the recipe's fusion weights (its head refitted to them) and the recipe's bits."""
+    """The trained run of `shared` with the recipe's fusion weights (its head refitted to them) and bits."""
     model = open_model(shared.run).model
     weights = recipe.model.fusion.weights
     if weights and isinstance(model.fusion, WeightedSum):
@@ -145,21 +172,26 @@ def realize(recipe: Recipe, shared: Shared) -> Quantized:
     return quantize_model(model, recipe.quantize, shared.calibration)
 
 
-def float_row(shared: Shared) -> dict[str, Any]:
+def float_row(job: Job, shared: Sequence[Shared]) -> dict[str, Any]:
     """Accuracy and bytes of the trained run as it is, on the images the trials are scored on."""
-    trained = open_model(shared.run)
-    return {"accuracy": mean_accuracy(_score(trained.model, shared)), "bytes": trained.weights_bytes}
+    scores: dict[str, Score] = {}
+    for each in shared:
+        scores |= _score(open_model(each.run).model, each)
+    return {"accuracy": mean_accuracy(scores), "bytes": open_model(job.recipe.folder).weights_bytes}
 
 
-def compared(quantized: Quantized, shared: Shared) -> Comparison:
-    """The trained run and a quantized model on the images the trials are scored on."""
-    trained = open_model(shared.run)
-    models = {"float32": trained.model, "packed": quantized.model}
-    found = outcomes(models, shared.scored, shared.sources, trained.classes, torch.device("cpu"))
-    return Comparison("the images the search chose by", found["float32"], found["packed"])
+def compared(recipe: Recipe, shared: Sequence[Shared]) -> Comparison:
+    """The trained runs, and what `recipe` makes of them, on the images the trials are scored on."""
+    before, after = {}, {}
+    for each in shared:
+        trained = open_model(each.run)
+        models = {"float32": trained.model, "packed": realize(recipe, each).model}
+        found = outcomes(models, each.scored, each.sources, trained.classes, torch.device("cpu"))
+        before, after = before | found["float32"], after | found["packed"]
+    return Comparison("the images the search chose by", before, after)
 
 
-def _score(model: nn.Module, shared: Shared) -> dict:
+def _score(model: nn.Module, shared: Shared) -> dict[str, Score]:
     classes = open_model(shared.run).classes
     return evaluate(model, shared.scored, shared.sources, classes, torch.device("cpu"))
 

@@ -5,16 +5,23 @@ import dataclasses
 import pytest
 import torch
 
+import xfer
 from cluster.config import Job
 from shards.loading.batch import Slot
+from shards.loading.open import open_data
 from shards.settings import replace
-from tuning.trial import Shared, compared, realize, refit_head, share, trial
+from tuning.check import check_space
+from tuning.config import Distribution
+from tuning.trial import Shared, compared, float_row, realize, refit_head, share, trial
 from xfer import run as one_process
 from xfer.bundle import open_model
 from xfer.config import ModelConfig
 from xfer.engine import build_engine
+from xfer.folds import folds
 from xfer.labels import masked_cross_entropy
 from xfer.model import FusionModel, build_model
+from xfer.outcomes import outcomes
+from xfer.quantize import make_bundle, quantize_model
 
 WEIGHTS = {"model.fusion.weights": {"fine": 0.1, "coarse": 0.9}}
 
@@ -36,7 +43,7 @@ def head_loss(model: FusionModel, shared: Shared) -> float:
 
 
 def test_the_head_is_refitted_to_the_weights_of_the_trial(job):
-    shared = share(job, 24)
+    (shared,) = share(job, 24)
     before = open_model(shared.run).model
     before.fusion.set_weights([WEIGHTS["model.fusion.weights"][name] for name in before.branches])
     ours = realize(replace(job, {**WEIGHTS, "quantize.bits": 32}).recipe, shared).model
@@ -53,11 +60,58 @@ def test_a_trial_is_scored_on_the_images_it_is_compared_on_also_where_the_recipe
     assert rows[0] == rows[1]
     assert sum(rows[0]["counts"].values()) >= 24
     shared = share(job, 24)
-    found = compared(realize(replace(job, {**WEIGHTS, "quantize.bits": 8}).recipe, shared), shared)
+    found = compared(replace(job, {**WEIGHTS, "quantize.bits": 8}).recipe, shared)
     assert {name: right.sum() for name, right in found.packed.items()} == rows[0]["correct"]
     assert {name: right.size for name, right in found.float32.items()} == rows[0]["counts"]
     value, low, high = found.mean_difference
     assert low <= value < high
+
+
+def test_the_size_of_a_trial_is_that_of_the_file(job, tmp_path):
+    one = replace(job, {"quantize.bits": 5, "quantize.groups": {"head": 32, "layer4": 3}})
+    row = trial({}, job.recipe.folder, one.model_dump(mode="json"), 24, share(one, 24))
+    bundle, _ = make_bundle(open_model(job.recipe.folder), one.recipe, open_data(one.recipe.data), tmp_path / "bundle")
+    assert row["bytes"] == pytest.approx(bundle.weights_bytes, abs=200)  # less where it came from
+
+
+@pytest.fixture
+def left_out(recipe_values) -> Job:
+    """Of a run, not trained, that leaves one source out."""
+    recipe_values["model"]["branches"] = {"only": {"backbone": "resnet10"}}
+    recipe_values["data"]["validation"] = "leave_one_source_out"
+    return Job.model_validate({"recipe": recipe_values})
+
+
+def test_with_one_source_left_out_a_trial_is_scored_on_each_source_by_the_run_without_it(left_out):
+    recipe = left_out.recipe
+    check_space(left_out, {"quantize.bits": Distribution.model_validate({"choice": [2, 8]})})
+    xfer.fit(recipe, quiet=True)
+    shared = share(left_out, 40)
+    assert [list(each.sources) for each in shared] == [["outline"], ["paint"]]
+    row = trial({"quantize.bits": 3}, recipe.folder, left_out.model_dump(mode="json"), 40, shared)
+    assert set(row["counts"]) == {"outline", "paint"}
+    assert all(10 <= count <= 20 for count in row["counts"].values())
+    assert row["accuracy"] == pytest.approx(sum(row["by_source"].values()) / 2)
+    for source, fold in folds(replace(recipe, {"quantize.bits": 3})).items():
+        images = shared[["outline", "paint"].index(source)]
+        assert images.run == fold.folder
+        quantized = quantize_model(open_model(fold.folder).model, fold.quantize, images.calibration)
+        classes = open_model(fold.folder).classes
+        right = outcomes({"m": quantized.model}, images.scored, images.sources, classes, torch.device("cpu"))["m"]
+        assert right[source].sum() == row["correct"][source]
+    assert {n: r.sum() for n, r in compared(replace(recipe, {"quantize.bits": 3}), shared).packed.items()} == row[
+        "correct"
+    ]
+    assert len(open_model(shared[0].run).classes) < shared[0].num_classes == 4
+    assert float_row(left_out, shared)["bytes"] == open_model(recipe.folder).weights_bytes
+
+
+def test_with_one_source_left_out_a_trial_that_trains_trains_its_folds_alone(left_out, tmp_path):
+    run = tmp_path / "trials" / "1" / "run"
+    row = trial({"train.steps": 2}, run, left_out.model_dump(mode="json"), 24, None)
+    assert set(row["by_source"]) == {"outline", "paint"}
+    assert sorted(path.name for path in (run / "folds").iterdir()) == ["without-outline", "without-paint"]
+    assert not (run / "checkpoints").exists()
 
 
 def synthetic(features: torch.Tensor, num_classes: int = 5, known: int = 5) -> tuple[FusionModel, Shared]:
@@ -67,7 +121,7 @@ def synthetic(features: torch.Tensor, num_classes: int = 5, known: int = 5) -> t
     model = build_model(config, num_classes, 0)
     masks = (torch.arange(num_classes) < known).expand(len(features), -1)
     targets = torch.arange(len(features)) % 2
-    return model, Shared(None, features, targets, masks, [], [], {})  # pyright: ignore[reportArgumentType]
+    return model, Shared(None, features, targets, masks, [], [], {}, 5)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("known", [2, 5])
