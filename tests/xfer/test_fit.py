@@ -26,6 +26,7 @@ from xfer.engine import build_engine
 from xfer.prepare import prepare
 
 GOLDEN = Path(__file__).parent / "golden.json"
+GOLDEN_BATCHNORM = Path(__file__).parent / "golden-batchnorm.json"
 
 
 def fit(recipe: Recipe) -> list[float]:
@@ -50,6 +51,11 @@ def test_golden_run_is_bit_identical_on_repeat(recipe):
     assert first == fit(replace(recipe, {"name": "second"}))
     # Another CPU may round differently: there the stored curve is held to 1e-4 only.
     assert first == pytest.approx(json.loads(GOLDEN.read_text()), abs=1e-4)
+
+
+def test_golden_run_with_batchnorm_on(recipe):
+    recipe = replace(recipe, {"train.freeze_batchnorm": False})
+    assert fit(recipe) == pytest.approx(json.loads(GOLDEN_BATCHNORM.read_text()), abs=1e-3)
 
 
 def test_loader_processes_do_not_change_the_losses(recipe):
