@@ -27,7 +27,7 @@ class Break:
 
 ENGINE, TRAIN, RUN = "xfer/engine.py", "xfer/train.py", "xfer/run.py"
 FIT = ("tests/xfer/test_fit.py",)
-KEYS = ("tests/xfer/test_fit.py", "tests/xfer/test_engines.py")
+KEYS = ("tests/xfer/test_train_keys.py",)
 MODEL = ("tests/xfer/test_model.py",)
 QUANT = ("tests/xfer/quant",)
 
