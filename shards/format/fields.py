@@ -87,7 +87,7 @@ def read_classes(given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def _names_in(path: str) -> tuple[str, ...]:
     try:
-        names = tuple(line.strip() for line in Path(path).read_text().splitlines() if line.strip())
+        names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"--classes: {path} cannot be read ({error}); expected a text file, one name a line"

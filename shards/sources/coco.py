@@ -11,8 +11,10 @@ images get each its own annotations in its item.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +59,8 @@ class Coco:
     def items(self) -> Iterator[Item]:
         """Every image. Task and classes are known when the first item is."""
         self.notes = Notes()
-        content = _load(self.path)
+        left_out: Counter[str] = Counter()
+        content = _load(self.path, left_out)
         faults: list[str] = []
         images = _list(content, "images", _Image, "`id` and `file_name`", faults)
         notes = _list(content, "annotations", _Note, "`image_id` and `category_id`", faults)
@@ -73,6 +76,8 @@ class Coco:
         self._of("classification" if without_boxes else "detection")
         if without_boxes:
             self.notes.tell("annotations without a box, which is all of them: read as classes, one an image", count=num)
+        for what, count in left_out.items():
+            self.notes.tell(what, count=count)
         captions = self._read_captions(ids)
         self._probe(images)
         for image in images:
@@ -150,7 +155,7 @@ class Coco:
         if not self.captions:
             return {}
         faults: list[str] = []
-        notes = _list(_load(self.captions), "annotations", _Note, "`image_id` and `caption`", faults)
+        notes = _list(_load(self.captions, Counter()), "annotations", _Note, "`image_id` and `caption`", faults)
         captions: dict[Any, list[str]] = {}
         for note in notes:
             if note.image_id in ids and isinstance(note.packed, str):
@@ -209,10 +214,11 @@ def _images_of(path: Path, file: Path) -> Path:
     return next(folder for folder in likely if folder.is_dir())
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, left_out: Counter[str]) -> dict[str, Any]:
+    """The file's content, packed; `left_out` counts outlines that are not kept."""
     try:
         with open(path, "rb") as file:
-            content = json.load(file, object_hook=_pack)
+            content = json.load(file, object_hook=partial(_pack, left_out))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
@@ -222,17 +228,18 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _pack(found: dict[str, Any]) -> Any:
+def _pack(left_out: Counter[str], found: dict[str, Any]) -> Any:
     """What is kept of a JSON object, called for each the moment it is parsed."""
     if "image_id" in found and isinstance(found.get("caption"), str):
         return _Note(_id(found["image_id"]), found["caption"])
     if "image_id" in found and "category_id" in found:
-        shapes = found.get("segmentation")
-        shapes = (
-            [s for s in shapes if isinstance(s, list) and len(s) >= 6 and len(s) % 2 == 0]
-            if isinstance(shapes, list)
-            else None
-        )
+        drawn, shapes = found.get("segmentation"), None
+        if isinstance(drawn, list):
+            shapes = [s for s in drawn if isinstance(s, list) and len(s) >= 6 and len(s) % 2 == 0]
+            if len(shapes) < len(drawn):
+                left_out["polygons of less than three points left out"] += len(drawn) - len(shapes)
+        elif isinstance(drawn, dict):
+            left_out["outlines in run lengths left out (their boxes stay)"] += 1
         box, crowd = found.get("bbox"), int(found.get("iscrowd") == 1)
         if not box and isinstance(found.get("segmentation"), dict):
             box = "missing, there are run lengths alone"

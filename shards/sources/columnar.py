@@ -68,6 +68,8 @@ class Columnar:
     def items(self) -> Iterator[Item]:
         """Every row; the key is file and row."""
         self.notes = Notes()
+        for column in self.columns.left_out:
+            self.notes.tell("columns left out", column)
         for note in self.numbering.notes if self.columns.label else ():
             self.notes.tell(note, count=0)
         for name in self.names:

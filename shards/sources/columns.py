@@ -21,13 +21,16 @@ _LABELS = ("label", "labels", "class", "cls", "category")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns in use. `names`: of the classes by number, if the source tells them; `kind`: what labels are."""
+    """The columns in use. `names`: of the classes by number, if the source tells them; `kind`: what labels are;
+    `left_out`: the other columns.
+    """
 
     image: str
     label: str | None
     side: tuple[str, ...]
     names: tuple[str, ...]
     kind: pa.DataType | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def numeric(self) -> bool:
@@ -67,7 +70,9 @@ def find_columns(schema: pa.Schema, features: Mapping[str, Any], options: Source
     feature = features.get(label or "")
     names = feature.get("names") if isinstance(feature, dict) else None
     kind = schema.field(label).type if label else None
-    return Columns(image, label, options.side, tuple(map(str, names)) if isinstance(names, list) else (), kind)
+    told = tuple(map(str, names)) if isinstance(names, list) else ()
+    left_out = tuple(name for name in schema.names if name not in (image, label, *options.side))
+    return Columns(image, label, options.side, told, kind, left_out)
 
 
 def numbering_of(texts: Iterable[str], columns: Columns, given: Sequence[str], where: str) -> Numbering:

@@ -188,6 +188,17 @@ class Finder:
         return found[0] if found else None
 
 
+def find_beside(root: Path, names: Sequence[str]) -> str | None:
+    """A file of one of these names (relative, without extension), whatever it is."""
+    for name in names:
+        folder, wanted = (root / name).parent, os.path.basename(name) + "."
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in islice(entries, _LISTED):
+                if entry.name.startswith(wanted) and entry.is_file():
+                    return os.path.relpath(entry.path, root)
+    return None
+
+
 def _one_like(path: Path) -> str:
     """A file beside the missing `path` whose name looks the same, in words."""
     wanted = look(path.name)

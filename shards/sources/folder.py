@@ -16,6 +16,8 @@ from shards.sources.source import Item, SourceOptions
 
 _FITTED = {"train", "training"}
 _HELD_OUT = {"val", "valid", "validation", "dev", "test", "testing"}
+_PICTURES = {"images", "image", "imgs", "img", "jpegimages", "photos", "pictures"}
+_SAID = {"labels", "label", "masks", "mask", "annotations", "annots", "annotation", "segmentationclass", "gt", "boxes"}
 _LAYOUT = "expected <folder>/<class>/<image>, one sub-folder for each class, images " + ", ".join(IMAGES)
 
 
@@ -66,9 +68,26 @@ def open_folder(root: Path, options: SourceOptions) -> Folder:
         elif files.is_image(entry.name):
             loose.append(entry.name)
     faults = _faults(root, sorted(classes), sorted(loose))
+    layout = None if options.kind else _images_and_more(root, sorted(classes))
+    if layout:
+        faults = [layout]
     if faults:
         raise ConfigError(faults)
     return Folder(root, tuple(sorted(classes)))
+
+
+def _images_and_more(root: Path, classes: list[str]) -> str | None:
+    """Images in one folder and what is known about them in another are no two classes, however they look."""
+    pictures = [name for name in classes if name.lower() in _PICTURES]
+    said = [name for name in classes if name.lower() in _SAID]
+    if not pictures or not said:
+        return None
+    held = _without_images(root / said[0]) or "images"
+    return (
+        f"{root}: {pictures[0]!r} and {said[0]!r} look like images and what is known about them ({held}), not like "
+        f"classes: masks are built with --masks {root / said[0]} (and --images), boxes by naming their COCO file, or "
+        "with --kind voc; if these are classes, say --kind folder"
+    )
 
 
 def _faults(root: Path, classes: list[str], loose: list[str]) -> list[str]:

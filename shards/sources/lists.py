@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.settings import ConfigError
+from shards.sources.notes import Notes
 
 _FLAG = re.compile(r"\s+(-1|0|1)$")
 
@@ -24,17 +25,18 @@ def find_list(root: Path, given: str) -> Path:
     raise ConfigError(f"--list: {given!r} is no file, nor a list in {folder}; there are {known}")
 
 
-def read_list(path: Path) -> Iterator[str]:
+def read_list(path: Path, notes: Notes) -> Iterator[str]:
     """The names of a list, one at a time. Raises ConfigError."""
-    with open(path, "rb") as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
-            try:
-                text = line.decode().strip()
-            except UnicodeDecodeError:
-                raise ConfigError(f"{path}, line {number}: not UTF-8") from None
+            text = line.strip()
+            if not text.isprintable():
+                raise ConfigError(f"{path}, line {number}: not UTF-8 text: {text[:40]!a}")
             found = _FLAG.search(text)
             name = text[: found.start()] if found else text
             if name.startswith("/") or ".." in name.split("/") or "\0" in name:
                 raise ConfigError(f"{path}, line {number}: {name!r} leads out of the folder of the images")
-            if name and not (found and found.group(1) == "-1"):
+            if found and found.group(1) == "-1":
+                notes.tell("names marked -1 in the list, left out", name)
+            elif name:
                 yield name

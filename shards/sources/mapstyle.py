@@ -89,6 +89,14 @@ def from_dataset(data: MapStyle, classes: Sequence[str] = ()) -> Dataset:
     faults = []
     if len(set(names)) < max(2, len(names)):
         faults.append(f"classes: {', '.join(names[:5]) or 'none'}; expected two names or more, all different")
+    own = getattr(data, "classes", ())
+    own = [", ".join(name) if isinstance(name, (tuple, list)) else str(name) for name in own]
+    moved = [name for place, name in enumerate(names) if name in own and own.index(name) != place]
+    if moved:
+        faults.append(
+            f"classes: {moved[0]!r} has number {own.index(moved[0])} in the dataset ({', '.join(own[:5])}); "
+            f"expected its order, or other names"
+        )
     set_transforms = [name for name in ("transform", "target_transform") if getattr(data, name, None) is not None]
     if set_transforms:
         faults.append(f"{type(data).__name__} has a {set_transforms[0]}; expected the images as they are")

@@ -73,7 +73,9 @@ class Masks:
         if not files.is_image(image):
             raise Refused(f"no image {image} in {self.images}")
         if mask is None:
-            raise Refused(f"no mask {item.key}.png in {self.masks}")
+            other = files.find_beside(self.masks, [f"{item.key}{suffix}" for suffix in _SUFFIXES])
+            found = f"; {other} is there, but masks have to be PNG: what JPEG blurs are no classes" if other else ""
+            raise Refused(f"no mask {item.key}.png in {self.masks}{found}")
         data = files.read(self.images, image)
         index = self._upright(self.painter.index(files.read(self.masks, mask), self.notes), data)
         return {files.extension(image): data, "mask.png": index}
@@ -90,7 +92,7 @@ class Masks:
     def _listed(self) -> Iterator[tuple[str, str | None]]:
         assert self.names
         find_image = files.Finder(self.images)
-        for name in read_list(self.names):
+        for name in read_list(self.names, self.notes):
             if files.is_image(name) and (self.images / name).is_file():
                 yield files.stem(name), name
             else:

@@ -42,10 +42,17 @@ class Table:
     """The rows of one table."""
 
     def __init__(
-        self, path: Path, images: Path, columns: Columns, classes: tuple[str, ...], encoding: str | None = None
+        self,
+        path: Path,
+        images: Path,
+        columns: Columns,
+        classes: tuple[str, ...],
+        encoding: str | None = None,
+        left_out: tuple[str, ...] = (),
     ):
         self.path, self.images, self.columns, self.classes, self.ignored = path, images, columns, classes, 0
         self.encoding, self._given, self._find_image = encoding, classes, files.Finder(images)
+        self._left_out = left_out
         self.task, self.notes = "classification" if columns.label else "captioning", Notes()
         roles = {"label": columns.label and "cls", "side": columns.side and "json"}
         self.fields = {role: extension for role, extension in roles.items() if extension}
@@ -57,6 +64,8 @@ class Table:
         self.notes = Notes()
         if self.columns.label:
             self._number(self.columns.label)
+        for column in self._left_out:
+            self.notes.tell("columns left out", column)
         if self.encoding:
             self.notes.tell(f"tables read as {self.encoding}", self.path.name)
         stems: dict[str, str] = {}
@@ -160,7 +169,9 @@ def open_table(path: Path, options: SourceOptions) -> Table:
         raise ConfigError([f"{table}: {fault}" for fault in faults])
     assert image
     given = read_classes(options.classes) if label else ()
-    return Table(table, images, Columns(image, label, options.side), given, encoding)
+    columns = Columns(image, label, options.side)
+    left_out = tuple(name for name in there if name not in (image, label, *options.side))
+    return Table(table, images, columns, given, encoding, left_out)
 
 
 def is_table(path: Path) -> bool:

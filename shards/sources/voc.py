@@ -114,7 +114,7 @@ class Voc:
     def _listed(self) -> Iterator[tuple[str, str]]:
         assert self.names
         find = files.Finder(self.annotations, ("xml",))
-        for name in read_list(self.names):
+        for name in read_list(self.names, self.notes):
             yield name, find(name) or f"{name}.xml"
 
     def _tell_of_the_rest(self, num_images: int) -> None:

@@ -58,7 +58,7 @@ class WebDataset:
         """The image untouched, and what the roles name."""
         roles, tar, parts = self.roles, self.foreign.folder / item.payload["tar"], item.payload["parts"]
         if roles.label and item.label < 0:
-            raise Refused(f"no label ({roles.label}) among its members ({', '.join(parts)})")
+            raise Refused(self._why_no_label(tar, parts))
         images = [extension for extension in parts if extension in roles.image]
         if len(images) != 1:
             dots = "" if images else of_dots(parts)
@@ -95,6 +95,17 @@ class WebDataset:
             raise ConfigError(f"{tar}: {error}") from None
         for key, parts in samples.items():
             yield self._label(tar, parts), key, parts
+
+    def _why_no_label(self, tar: Path, parts: Parts) -> str:
+        role = self.roles.label or ""
+        extension = role.partition(":")[0]
+        try:
+            text = member_text({extension: _read(tar, *parts[extension])}, role)
+        except ValueError as error:
+            return str(error)
+        except KeyError:
+            return f"no label ({role}) among its members ({', '.join(parts)})"
+        return f"its {role} is {text!r}, which is none of the {len(self.classes)} classes"
 
     def _label(self, tar: Path, parts: Parts) -> str | None:
         extension = (self.roles.label or "").partition(":")[0]

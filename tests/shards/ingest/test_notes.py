@@ -19,6 +19,7 @@ from shards.ingest.index import index
 from shards.settings import ConfigError
 from shards.sources import SourceOptions, open_source
 from shards.sources.files import Finder, walk
+from shards.sources.mapstyle import from_dataset
 from shards.sources.notes import Notes, alike
 from shards.sources.source import Refused
 from tests.shards.foreign import plain_tar
@@ -332,7 +333,7 @@ def test_yolo_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"labels/a.txt holds boxes as YOLO writes them.*COCO"):
         open_source(root, SourceOptions())
     (root / "labels" / "a.txt").write_text("a picture of 2 cats\n")
-    with pytest.raises(ConfigError, match=r"'labels' holds no images but 1 \.txt"):
+    with pytest.raises(ConfigError, match=r"look like images and what is known about them \(1 \.txt\)"):
         open_source(root, SourceOptions())
 
 
@@ -512,3 +513,75 @@ def test_other_values_of_masks(tmp_path):
     (root / "masks" / "0.PNG").write_bytes(buffer.getvalue())
     report = made(root, tmp_path / "two", classes=names, values=("0", "128"))
     assert "pixels of value 7, which is none of --values" in report.refused[0][1]
+
+
+# What else is left out
+
+
+def test_columns_that_are_left_out_are_named(tmp_path):
+    path = table(tmp_path / "raw", ["x,1,2", "y,3,4"], head="image,label,class,age")
+    report = made(path, tmp_path / "out", side=("age",))
+    assert "columns left out: 1 (class)" in report.notes
+    report = made(parquet(tmp_path / "columns", ["a", "b"]), tmp_path / "two")
+    assert not any("columns" in one for one in report.notes)
+
+
+def test_outlines_of_coco_that_are_left_out_are_counted(tmp_path):
+    outlines = [{"counts": [0, 480], "size": [20, 24]}, [[1, 1]], [[1, 1, 5, 1, 5, 5]], []]
+    notes = [
+        {"image_id": n, "category_id": 3, "bbox": [1, 1, 5, 5], "segmentation": outline}
+        for n, outline in enumerate(outlines)
+    ]
+    report = made(coco(tmp_path / "raw", notes), tmp_path / "out")
+    assert "outlines in run lengths left out (their boxes stay): 1" in report.notes
+    assert "polygons of less than three points left out: 1" in report.notes
+
+
+def test_lists_with_marks_and_old_line_ends(tmp_path):
+    root = voc(tmp_path / "raw")
+    (root / "ImageSets").mkdir()
+    (root / "ImageSets" / "cats.txt").write_bytes(b"\xef\xbb\xbf0 1\r1 -1\r2 1\r")
+    report = made(root, tmp_path / "out", list="cats", classes=("cat", "dog"))
+    assert members_of(tmp_path / "out").keys() == {"0", "2"}
+    assert "names marked -1 in the list, left out: 1 (1)" in report.notes
+
+
+def test_a_label_of_minus_one_in_a_tar_is_named(tmp_path):
+    labels = (b"0", b"1", b"-1", b"1")
+    plain_tar(
+        tmp_path / "t" / "x.tar", [e for n, c in enumerate(labels) for e in ((f"{n}.jpg", encoded(n)), (f"{n}.cls", c))]
+    )
+    for report in (made(tmp_path / "t", tmp_path / "out"), index(tmp_path / "t")):
+        assert [reason for _, reason in report.refused] == ["its cls is -1, expected a class index of 0 or more"]
+
+
+def test_masks_that_are_no_png_are_named(tmp_path):
+    root = masks(tmp_path / "raw", object_mask(1))
+    (root / "masks" / "1.PNG").rename(root / "masks" / "1_mask.jpg")
+    report = made(root, tmp_path / "out", classes=("ground", "object"))
+    assert "1_mask.jpg is there, but masks have to be PNG" in report.refused[0][1]
+
+
+@pytest.mark.parametrize("folders", [("images", "labels"), ("JPEGImages", "SegmentationClass"), ("img", "annotations")])
+def test_images_and_masks_are_not_two_classes(tmp_path, folders):
+    for name in folders:
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        (tmp_path / "raw" / name / "a.png").write_bytes(encoded(1, "PNG"))
+    with pytest.raises(ConfigError, match=r"look like images and what is known about them.*--masks.*--kind folder"):
+        open_source(tmp_path / "raw", SourceOptions())
+    assert open_source(tmp_path / "raw", SourceOptions(kind="folder"))[1].classes == tuple(sorted(folders))
+
+
+def test_names_for_a_dataset_that_has_others_keep_its_order():
+    class Pictures:
+        classes = ("cat", "dog")
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int):
+            return np.zeros((8, 8, 3), np.uint8), index
+
+    assert from_dataset(Pictures(), ("Katze", "Hund")).classes == ("Katze", "Hund")
+    with pytest.raises(ConfigError, match="'dog' has number 1 in the dataset"):
+        from_dataset(Pictures(), ("dog", "cat"))
