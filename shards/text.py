@@ -17,14 +17,19 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} {units[0]}" if num_bytes < 999.5 else f"{num_bytes:,.0f} {units[0]}"
 
 
-def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Aligned lines: the first `left` columns to the left, the others to the right."""
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = (
-        [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, wide, strict=True))]
-        for row in rows
-    )
-    return ["  " + "  ".join(row).rstrip() for row in aligned]
+def table(rows: Sequence[Sequence[str]], left: int = 1, text: int = 0) -> list[str]:
+    """Aligned lines: the first `left` and the last `text` columns to the left, the others to the right."""
+    columns = list(zip(*rows, strict=True))
+    sides = [str.ljust if i < left or i >= len(columns) - text else str.rjust for i in range(len(columns))]
+    aligned = [
+        [side(cell, max(map(len, column))) for cell in column] for side, column in zip(sides, columns, strict=True)
+    ]
+    return ["  " + "  ".join(row).rstrip() for row in zip(*aligned, strict=True)]
+
+
+def short(text: str, longest: int) -> str:
+    """The text with its middle left out if it is long: of keys and names, both ends say most."""
+    return text if len(text) <= longest else f"{text[: longest // 2 - 1]}…{text[-longest // 2 :]}"
 
 
 def printable(text: str) -> str:

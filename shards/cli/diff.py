@@ -14,9 +14,9 @@ def diff(
     split_b: str | None = None,
     out: Path | None = None,
 ) -> int:
-    """Tell what changed from one split to another, or between versions of one.
+    """Show what changed from one split to another, or between versions of one.
 
-    Exit status 0 if they are the same version, 1 if not, as `diff` has it. Told
+    Exit status 0 if they are the same version, 1 if not, as `diff` has it. Shown
     are what the manifests say otherwise; samples removed, added and changed
     (label by the name of the class, image, boxes, mask, side inputs), with the
     first keys of each; whether the order is another; and whether a run that
@@ -42,8 +42,9 @@ def diff(
     out
         Table to write, of all samples that differ (.csv).
     """
+    from shards.format.whole import write_csv
     from shards.inspect.diff import compare
-    from shards.inspect.diff_text import diff_lines, write_csv
+    from shards.inspect.diff_text import COLUMNS, csv_rows, diff_lines
     from shards.inspect.glance import opened
 
     alone = b is None and split_b is None and f"{a}: compared with what? Give a second folder, or --split-b"
@@ -52,5 +53,5 @@ def diff(
         changes = None if ours.manifest.version == theirs.manifest.version else compare(ours, theirs)
         print("\n".join(diff_lines(ours, theirs, changes)))
         if out and changes:
-            print(f"-> {out}: {write_csv(out, ours, theirs, changes):,} samples")
+            print(f"-> {out}: {write_csv(out, COLUMNS, csv_rows(ours, theirs, changes)):,} samples")
     return 1 if changes else 0

@@ -20,8 +20,8 @@ def dups(
     """Find samples that are there more than once, above all in training and in test.
 
     Exit status 1 if a held-out sample has a copy that is trained on, so that CI
-    can guard against it; else 0. Told are these leaks, labels that contradict
-    each other, and copies within and between splits.
+    can guard against it; else 0. Reported are these leaks, labels that
+    contradict each other, and copies within and between splits.
 
         xfer shards dups shards/photo
         xfer shards dups shards/photo shards/web --test shards/sketch
@@ -59,11 +59,12 @@ def dups(
     processes
         How many processes work at once; as many as pay if not given.
     """
+    from shards.format.whole import write_csv
     from shards.inspect.dups.compare import compare
     from shards.inspect.dups.copies import open_splits
     from shards.inspect.dups.leaks import leaks
     from shards.inspect.dups.sheet import pairs_sheet
-    from shards.inspect.dups.text import report_lines, write_csv
+    from shards.inspect.dups.text import COLUMNS, csv_rows, report_lines
     from shards.inspect.preview.show import save
 
     far = not 0 <= near <= 0.4 and f"--near: {near}; expected 0 to 0.4: unrelated images differ in half of all signs"
@@ -79,5 +80,5 @@ def dups(
         save(pairs_sheet(found), out)
         print(f"-> {out}")
     if csv:
-        print(f"-> {csv}: {write_csv(csv, found):,} pairs")
+        print(f"-> {csv}: {write_csv(csv, COLUMNS, csv_rows(found)):,} pairs")
     return 1 if leaks(found) else 0

@@ -16,7 +16,7 @@ def stats(
     seed: int = 0,
     json: bool = False,
 ) -> None:
-    """Tell what data sets hold: classes, image sizes, colours, boxes, masks, texts.
+    """Show what data sets hold: classes, image sizes, colours, boxes, masks, texts.
 
     Several stand side by side, with the classes that one of them lacks.
     Classes and colours are those of all samples. Sizes, boxes and texts stand

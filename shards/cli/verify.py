@@ -36,20 +36,21 @@ def verify(
         How many processes work at once; as many as pay if not given.
     """
     from shards.format.manifest import older_split
+    from shards.format.whole import write_csv
     from shards.inspect.repair import repair as leave_out
-    from shards.inspect.verify import fault_lines, inspect, write_csv
+    from shards.inspect.verify import COLUMNS, csv_rows, fault_lines, inspect
     from shards.text import counted
 
     refuse(file_name(out, "--out", ".csv"))
     found = inspect(folder, split, processes, statistics=repair)
     old = found.manifest
     if out:
-        write_csv(out, found.faults)
+        write_csv(out, COLUMNS, csv_rows(found.faults))
     if not found.faults:
         print(f"{folder}: {old.num_samples:,} samples in {counted(len(old.shards), 'shard')} are as they were written")
         return 0
     print(f"{folder}: split {split!r} is damaged")
-    print("\n".join(f"  {line}" for line in fault_lines(found.faults)))
+    print("\n".join(fault_lines(found.faults)))
     if not repair:
         print("copy it again, or build it again, or leave the damage out with --repair")
         return 1

@@ -5,6 +5,7 @@ mode that the umask gives, whatever a library that writes it thinks of. After an
 killed process leaves of a folder, `remove_drafts` finds later.
 """
 
+import csv
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,6 +104,18 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: object) -> None:
     """A readable JSON file."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_csv(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
+    """A table for other programs. Returns how many rows it has, the head not counted."""
+    count = 0
+    with whole_file(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        for row in rows:
+            writer.writerow(row)
+            count += 1
+    return count
 
 
 def _settle(file: Path, mode: int) -> None:

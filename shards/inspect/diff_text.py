@@ -3,11 +3,9 @@
 Keys stand in the tars alone: those that are reported are read for it, all of them for the table.
 """
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,11 @@ import numpy as np
 from shards.config import DataConfig, SourceConfig
 from shards.format.hashing import Ints
 from shards.format.manifest import Manifest, older_split, splits_in
-from shards.format.whole import whole_file
 from shards.inspect.diff import PARTS, Changes, reading
 from shards.loading.state import differences, make_plan
 from shards.loading.subset import Subset
 from shards.settings import is_url
-from shards.text import counted, printable, size, table
+from shards.text import counted, printable, short, size, table
 
 _KEYS, _ROWS, _LONGEST = 3, 12, 28
 COLUMNS = ("change", "what", "key", "class_a", "class_b", "shard_a", "shard_b")
@@ -36,19 +33,8 @@ def diff_lines(a: Subset, b: Subset, changes: Changes | None) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def write_csv(path: Path, a: Subset, b: Subset, changes: Changes) -> int:
-    """Every sample that differs, one row each; returns how many."""
-    count = 0
-    with whole_file(path) as temporary, open(temporary, "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(COLUMNS)
-        for row in _table(a, b, changes):
-            rows.writerow(row)
-            count += 1
-    return count
-
-
-def _table(a: Subset, b: Subset, changes: Changes) -> Iterator[list[str]]:
+def csv_rows(a: Subset, b: Subset, changes: Changes) -> Iterator[list[str]]:
+    """Every sample that differs, a row of COLUMNS each."""
     removed, added, ours, theirs = (
         zip(_class_names(subset, rows), _shards(subset, rows), strict=True)
         for subset, rows in ((a, changes.removed), (b, changes.added), (a, changes.a), (b, changes.b))
@@ -122,8 +108,8 @@ def _samples(a: Subset, b: Subset, changes: Changes) -> list[str]:
     lines = [f"samples: {changes.num_same:,} the same, {reported}"]
     if groups := _groups(a, b, changes):
         keys = _first_keys(a, b, groups)
-        rows = [[group.what, group.which, f"{len(group.rows):,}"] for group in groups]
-        lines += [f"{line}  {some}" for line, some in zip(table(rows, 2), keys, strict=True)]
+        rows = zip(groups, keys, strict=True)
+        lines += table([[group.what, group.which, f"{len(group.rows):,}", some] for group, some in rows], 2, 1)
     if len(changes.removed) and len(changes.added):
         lines.append("the same images under other keys? `xfer shards dups` finds them")
     if changes.nothing and changes.in_order:
@@ -174,7 +160,8 @@ def _first_keys(a: Subset, b: Subset, groups: Sequence[_Group]) -> list[str]:
         for row, sample in reading(subset, np.array(sorted(rows), np.int64)):
             keys[in_b, row] = sample.key
     return [
-        ", ".join(_short(keys[group.in_b, row]) for row in group.rows[:_KEYS]) + ", ..." * (len(group.rows) > _KEYS)
+        ", ".join(short(keys[group.in_b, row], _LONGEST) for row in group.rows[:_KEYS])
+        + ", ..." * (len(group.rows) > _KEYS)
         for group in groups
     ]
 
@@ -202,8 +189,3 @@ def _shards(subset: Subset, rows: Ints) -> list[str]:
     """The tar of each row."""
     places = np.searchsorted(subset.shard_starts, rows, side="right") - 1
     return [subset.manifest.shards[place].path for place in places.tolist()]
-
-
-def _short(key: str) -> str:
-    """The key with its middle left out if it is long."""
-    return key if len(key) <= _LONGEST else f"{key[: _LONGEST // 2 - 1]}…{key[-_LONGEST // 2 :]}"

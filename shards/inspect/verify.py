@@ -6,7 +6,6 @@ A shard whose sha256 does not match is a fault of its own, also where every samp
 between samples may have changed. What to do about faults is `repair.py`.
 """
 
-import csv
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ from shards.format.annotations import annotations
 from shards.format.hashing import name_key
 from shards.format.manifest import File, Manifest, describe, open_index, read_manifest
 from shards.format.statistics import Tally
-from shards.format.whole import whole_file
 from shards.loading.damage import DamagedDataError
 from shards.loading.reader import DamagedSampleError, Reader
 from shards.loading.subset import Subset
 from shards.progress import progress
+from shards.text import table
 
+COLUMNS = ("file", "key", "row", "reason")
 _SHOWN = 50
 _TASKS_A_PROCESS = 8
 
@@ -58,8 +58,12 @@ def verify(folder: str | Path, split: str = "train") -> Manifest:
     """The manifest of a split found whole. Raises DamagedDataError naming the damage, or ConfigError."""
     found = inspect(folder, split)
     if found.faults:
-        table = "\n  ".join(fault_lines(found.faults))
-        raise DamagedDataError(f"{folder}: split {split!r} is damaged\n  {table}\ncopy it again, or build it again")
+        lines = [
+            f"{folder}: split {split!r} is damaged",
+            *fault_lines(found.faults),
+            "copy it again, or build it again",
+        ]
+        raise DamagedDataError("\n".join(lines))
     return found.manifest
 
 
@@ -83,18 +87,13 @@ def inspect(
 
 def fault_lines(faults: Sequence[Fault], shown: int = _SHOWN) -> list[str]:
     """The faults as aligned lines of file, key and reason; `shown` of them at most, and how many more there are."""
-    rows = [(fault.file, fault.key or "(the file)", fault.reason) for fault in faults[:shown]]
-    wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
-    lines = [f"{file:<{wide[0]}}  {key:<{wide[1]}}  {reason}" for file, key, reason in rows]
-    return lines + ([f"... and {len(faults) - shown:,} more"] if len(faults) > shown else [])
+    lines = table([[fault.file, fault.key or "(the file)", fault.reason] for fault in faults[:shown]], left=3)
+    return lines + ([f"  ... and {len(faults) - shown:,} more"] if len(faults) > shown else [])
 
 
-def write_csv(path: Path, faults: Sequence[Fault]) -> None:
-    """Every fault, one row each."""
-    with whole_file(path) as temporary, open(temporary, "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["file", "key", "row", "reason"])
-        rows.writerows([f.file, f.key, "" if f.row is None else f.row, f.reason] for f in faults)
+def csv_rows(faults: Sequence[Fault]) -> list[list[object]]:
+    """Every fault, a row of COLUMNS each."""
+    return [[fault.file, fault.key, "" if fault.row is None else fault.row, fault.reason] for fault in faults]
 
 
 @dataclass(frozen=True)

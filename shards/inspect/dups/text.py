@@ -3,22 +3,24 @@
 Keys stand in the tars alone: each sample that is reported is read for it, in the order in which they lie there.
 """
 
-import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 
-from shards.format.whole import whole_file
 from shards.inspect.dups.copies import KINDS, Found, Pair, Split
 from shards.inspect.dups.leaks import all_pairs, contradictions, counts, cut_leaks, leaks
 from shards.inspect.glance import read
-from shards.text import counted, printable, table
+from shards.text import counted, printable, short, table
 
 _SHOWN, _GROUPS, _KEYS, _FAULTS = 12, 6, 3, 5
 _LONGEST = 40
 _VALIDATION = 0.1
 
-COLUMNS = ("folder", "split", "shard", "key", "class")
+COLUMNS = (
+    "group",
+    "kind",
+    "distance",
+    *(f"{column}_{side}" for side in "ab" for column in ("folder", "split", "shard", "key", "class")),
+)
 """Of each of the two samples, in the table of all pairs."""
 
 
@@ -32,19 +34,12 @@ def report_lines(found: Found) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def write_csv(path: Path, found: Found) -> int:
-    """Every pair, one row each; returns how many."""
+def csv_rows(found: Found) -> Iterator[list[str]]:
+    """Every pair, a row of COLUMNS each."""
     keys = read_keys(found, (sample for members in found.members.values() for sample in members))
-    count = 0
-    with whole_file(path) as temporary, open(temporary, "w", newline="") as file:
-        rows = csv.writer(file)
-        both = [f"{column}_{side}" for side in "ab" for column in COLUMNS]
-        rows.writerow(["group", "kind", "distance", *both])
-        for number, pair in all_pairs(found):
-            sides = [cell for sample in pair[:2] for cell in _cells(found, sample, keys[sample])]
-            rows.writerow([number, pair.kind, f"{pair.distance:.4f}", *sides])
-            count += 1
-    return count
+    for number, pair in all_pairs(found):
+        sides = [cell for sample in pair[:2] for cell in _cells(found, sample, keys[sample])]
+        yield [f"{number}", pair.kind, f"{pair.distance:.4f}", *sides]
 
 
 def read_keys(found: Found, samples: Iterable[int]) -> dict[int, str]:
@@ -127,7 +122,7 @@ def _groups(found: Found) -> list[str]:
     lines = [f"{total:,} samples show only {counted(len(groups), 'picture')}, the most often shown ones:"]
     for group in largest:
         splits = " and ".join(dict.fromkeys(found.splits[found.place(sample)].name for sample in group))
-        reported = ", ".join(_short(keys[sample], 28) for sample in group[:_KEYS])
+        reported = ", ".join(short(keys[sample], 28) for sample in group[:_KEYS])
         lines.append(f"  {len(group):>{wide},} x  {splits}  {reported}{', ...' if len(group) > _KEYS else ''}")
     return lines + _more(len(groups) - len(largest), "--csv dups.csv has all")
 
@@ -161,7 +156,7 @@ def _pair_lines(found: Found, pairs: Sequence[Pair]) -> list[str]:
     keys = read_keys(found, (sample for pair in shown for sample in pair[:2]))
     rows = []
     for pair in shown:
-        sides = [f"{found.splits[found.place(s)].name}  {_short(keys[s], _LONGEST)}" for s in pair[:2]]
+        sides = [f"{found.splits[found.place(s)].name}  {short(keys[s], _LONGEST)}" for s in pair[:2]]
         rows.append([kind_and_distance(pair), *sides])
     return table(rows, 3) + _more(len(pairs) - len(shown), "--csv dups.csv has all")
 
@@ -176,11 +171,6 @@ def _cells(found: Found, sample: int, key: str) -> list[str]:
     subset = split.subset
     shard = subset.manifest.shards[subset.locate(sample - split.first)[0]].path
     return [subset.folder, split.split, shard, key, found.class_name(sample)]
-
-
-def _short(key: str, longest: int) -> str:
-    """The key with its middle left out if it is long: classes stand in front, numbers at the end."""
-    return key if len(key) <= longest else f"{key[: longest // 2 - 1]}…{key[-longest // 2 :]}"
 
 
 def _more(count: int, where: str) -> list[str]:

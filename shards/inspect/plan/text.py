@@ -1,7 +1,5 @@
 """A data plan in words: a table for each question. What to change is `advice.py`."""
 
-from collections.abc import Sequence
-
 from shards.inspect.plan.numbers import DataPlan, SourcePlan
 from shards.text import counted, size, table
 
@@ -101,18 +99,11 @@ def _downloads(found: DataPlan) -> list[str]:
         rows.append(_row("one evaluation", found.evaluation, nodes, "if nothing is on the disk yet"))
     step = anew / found.run.steps / nodes
     speed = f"a step reads {size(found.step_bytes)} of samples; 10 steps/s fetch {size(10 * step)}/s at each node"
-    return [title, *_ragged(rows), f"  {speed}"]
+    return [title, *table(rows, text=1), f"  {speed}"]
 
 
 def _row(what: str, num_bytes: float, nodes: int, reported: str) -> list[str]:
     return [what, size(num_bytes / nodes), size(num_bytes), reported]
-
-
-def _ragged(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table whose last column is text."""
-    lines = table([row[:-1] for row in rows])
-    wide = max(map(len, lines))
-    return [f"{line.ljust(wide)}  {row[-1]}".rstrip() for line, row in zip(lines, rows, strict=True)]
 
 
 def _disk(found: DataPlan) -> list[str]:
@@ -125,10 +116,7 @@ def _disk(found: DataPlan) -> list[str]:
             (found.whole_disk, "for every shard it ever reads: nothing is ever fetched twice"),
         )
     ]
-    lines = table([row[:1] for row in rows], left=0)
-    wide = max(len(row[1]) for row in rows)
-    reported = [f"{line}  {row[1].ljust(wide)}  {row[2]}" for line, row in zip(lines, rows, strict=True)]
-    return [f"disk that a node needs ({given})", *reported]
+    return [f"disk that a node needs ({given})", *table(rows, left=0, text=2)]
 
 
 def _shuffle(found: DataPlan) -> list[str]:

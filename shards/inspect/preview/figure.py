@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from shards.inspect.figures import GREY, palette, styled
 from shards.inspect.preview.stats import Profile
 from shards.inspect.preview.stats_text import Row, rows
+from shards.text import short
 
 _Parts = Sequence[tuple[dict[str, float], str]]  # of each split: value by class, and its colour
 _PANELS, _BARS, _BARS_A_PANEL, _BOXED = 8, 40, 12, 12
@@ -100,7 +101,7 @@ def _draw_class_bars(axes: Axes, names: Sequence[str], parts: _Parts, form: str)
         if len(parts) == 1:
             for name, place in places.items():
                 axes.text(values[name], place, " " + form.format(values[name]), va="center", fontsize=8)
-    axes.set_yticks(range(len(names)), [_short(name, 24) for name in names], fontsize=9, parse_math=False)
+    axes.set_yticks(range(len(names)), [short(name, 24) for name in names], fontsize=9, parse_math=False)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.14)
     axes.grid(axis="y", visible=False)
@@ -115,7 +116,7 @@ def _draw_class_curve(axes: Axes, names: Sequence[str], parts: _Parts, form: str
         axes.fill_between(places, heights, color=colour, alpha=0.15, linewidth=0, step="mid")
         axes.step(places, heights, color=colour, linewidth=1.8, where="mid")
         for at in (0, len(ranked) // 2, len(ranked) - 1) if len(parts) == 1 else ():
-            label = f"{_short(ranked[at], 24)}: " + form.format(heights[at])
+            label = f"{short(ranked[at], 24)}: " + form.format(heights[at])
             side = "left" if at <= len(ranked) / 2 else "right"
             axes.annotate(label, (at + 1, heights[at]), (4, 8), textcoords="offset points", fontsize=9, ha=side)
     axes.set_yscale("symlog" if any(not value for values, _ in parts for value in values.values()) else "log")
@@ -198,7 +199,7 @@ def _draw_box_sides(axes: Axes, found: Profile) -> None:
         low, middle, high = (100 * spreads[name].quantile(part) for part in (0.05, 0.5, 0.95))
         axes.plot([low, high], [at, at], color=GREY, linewidth=5, solid_capstyle="round")
         axes.plot([middle], [at], marker="o", color="black", markersize=6)
-    axes.set_yticks(range(len(shown)), [_short(name, 16) for name in shown], fontsize=9, parse_math=False)
+    axes.set_yticks(range(len(shown)), [short(name, 16) for name in shown], fontsize=9, parse_math=False)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel("% of the image's side; median, 5 to 95 %")
@@ -220,7 +221,3 @@ def _draw_colour(axes: Axes, profiles: Sequence[Profile]) -> None:
     axes.set_ylim(0, 1.05)
     axes.grid(axis="x", visible=False)
     axes.set_title("Colour: mean ± deviation")
-
-
-def _short(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

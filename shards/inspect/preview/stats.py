@@ -6,11 +6,9 @@ Costs about 0.1 ms a sample, 1 ms with a mask. Values are counted, not kept, rou
 not grow with the data, but for distinct image sizes.
 """
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import numpy as np
 
@@ -59,9 +57,8 @@ class Spread:
 
     def quantile(self, part: float) -> float:
         """The value below or at which this part of the values lies: 0.5, the median."""
-        values = sorted(self.counts)
-        upto = list(accumulate(self.counts[value] for value in values))
-        return values[bisect_left(upto, part * upto[-1])]
+        values, counts = list(self.counts), list(self.counts.values())
+        return float(np.quantile(values, part, weights=counts, method="inverted_cdf"))
 
     def histogram(self, edges: Sequence[float]) -> list[int]:
         """How many values lie between each two edges; both outer edges are inside."""

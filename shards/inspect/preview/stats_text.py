@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shards.inspect.preview.stats import Profile, Side, Spread, bins
-from shards.text import printable, size, table
+from shards.text import printable, short, size, table
 
 NONE = "–"  # noqa: RUF001
 """Where a split does not have what a row is about."""
@@ -92,10 +92,6 @@ def _name(found: Profile) -> str:
     return found.name if len(found.name) <= _WIDE else "…" + found.name[1 - _WIDE :]
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _LONG else name[: _LONG - 1] + "…"
-
-
 def _percent(part: float) -> str:
     return f"{100 * part:.1f} %" if part else "0"
 
@@ -158,7 +154,7 @@ def _classes_of_one(found: Profile, title: str) -> list[str]:
             lambda at, _: _percent(found.box_sizes[at].quantile(0.5)) if found.box_sizes[at].counts else NONE
         )
     place = {name: at for at, name in enumerate(counts)}
-    lines = [[_short(name), *(report(place[name], name) for report in reports)] for name in counts]
+    lines = [[short(name, _LONG), *(report(place[name], name) for report in reports)] for name in counts]
     bars = [" " + "█" * round(_BAR * counts[name] / most) for name in counts]
     kept, cut = _cut(counts)
     shown = table([head, *(lines[place[name]] for name in kept)])
@@ -181,7 +177,7 @@ def _classes_of_many(profiles: Sequence[Profile], counted: str) -> list[str]:
     }
     kept, cut = _cut(shares)
     head = [f"{counted} by class", *map(_name, profiles)]
-    body = [[_short(name), *map(lambda f, t, name=name: cell(f, t, name), profiles, totals)] for name in kept]
+    body = [[short(name, _LONG), *map(lambda f, t, name=name: cell(f, t, name), profiles, totals)] for name in kept]
     lines = _with_gap(table([head, *body]), cut)
     if any(name not in found.counts for found in profiles for name in names):
         lines.append(f"  {NONE}: the source does not have this class")
@@ -206,7 +202,7 @@ def _balance(profiles: Sequence[Profile]) -> list[str]:
     for found in profiles:
         ranked = sorted(found.counts.items(), key=lambda pair: -pair[1])
         (most, high), (least, low) = ranked[0], ranked[-1]
-        most, least, empty = _short(most), _short(least), sum(not count for count in found.counts.values())
+        most, least, empty = short(most, _LONG), short(least, _LONG), sum(not count for count in found.counts.values())
         if empty:
             reported.append(f"{found.name}: {empty:,} of {len(ranked):,} classes have no {found.counted}")
         elif high == low and len(ranked) > 1:
