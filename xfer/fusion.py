@@ -12,6 +12,14 @@ from torch import Tensor, nn
 LOG_ZERO = -1e4  # alpha of a weight of 0: finite, and exp of it is exactly 0 whatever a gate adds
 
 
+def _mixed(alpha: Tensor, features: Sequence[Tensor]) -> Tensor:
+    """Features weighted by channel, alpha [N, d]. One function for both, so a gate at 0 is exactly the weighted sum."""
+    w = alpha.softmax(0)
+    w = w / w.norm(dim=0)
+    shape = (1, -1) + (1,) * (features[0].dim() - 2)
+    return torch.stack([w[i].view(shape) * z for i, z in enumerate(features)]).sum(0)
+
+
 class WeightedSum(nn.Module):
     """z = sum_b w_b z_b / ||w||_2: the norm keeps the variance, so w does not change the head's effective learning
     rate.
@@ -41,9 +49,7 @@ class WeightedSum(nn.Module):
         return self.alpha.softmax(0)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        w = self.weights
-        w = w / w.norm()
-        return torch.stack([w[i] * z for i, z in enumerate(features)]).sum(0)
+        return _mixed(self.alpha[:, None].expand(-1, features[0].shape[1]), features)
 
 
 class Gate(WeightedSum):
@@ -54,10 +60,7 @@ class Gate(WeightedSum):
         self.gamma = nn.Parameter(torch.zeros(len(weights), width))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        w = (self.alpha[:, None] + self.gamma).softmax(0)  # [N, d]
-        w = w / w.norm(dim=0)
-        shape = (1, -1) + (1,) * (features[0].dim() - 2)
-        return torch.stack([w[i].view(shape) * z for i, z in enumerate(features)]).sum(0)
+        return _mixed(self.alpha[:, None] + self.gamma, features)
 
 
 class Concat(nn.Module):

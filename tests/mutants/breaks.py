@@ -28,6 +28,7 @@ class Break:
 ENGINE, TRAIN, RUN = "xfer/engine.py", "xfer/train.py", "xfer/run.py"
 FIT = ("tests/xfer/test_fit.py",)
 KEYS = ("tests/xfer/test_train_keys.py",)
+FUSIONS = ("tests/xfer/test_fusions.py",)
 MODEL = ("tests/xfer/test_model.py",)
 QUANT = ("tests/xfer/quant",)
 
@@ -171,17 +172,17 @@ BREAKS = (
         "wsum-norm",
         "the weighted sum does not keep the variance",
         "xfer/fusion.py",
-        "        w = w / w.norm()\n",
+        "    w = w / w.norm(dim=0)\n",
         "",
-        MODEL,
+        FUSIONS,
     ),
     Break(
         "gate-ignores-alpha",
         "the gate forgets the weight vector",
         "xfer/fusion.py",
-        "(self.alpha[:, None] + self.gamma).softmax(0)",
-        "self.gamma.softmax(0)",
-        MODEL,
+        "self.alpha[:, None] + self.gamma, features",
+        "self.gamma, features",
+        FUSIONS,
     ),
     Break(
         "frozen-stage-moves",

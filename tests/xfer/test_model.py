@@ -7,7 +7,7 @@ from torchvision.models import resnet18
 
 from shards.settings import ConfigError
 from xfer.config import ModelConfig
-from xfer.fusion import Gate, WeightedSum
+from xfer.fusion import FUSIONS, Gate, WeightedSum
 from xfer.model import build_model
 
 
@@ -19,15 +19,6 @@ def two_branches(**fusion: object) -> ModelConfig:
 IMAGES = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("build", [WeightedSum, lambda weights: Gate(weights, 8)])
-def test_a_weight_of_zero_is_exactly_zero(build):
-    features = [torch.randn(3, 8), 1e6 * torch.randn(3, 8)]
-    fusion = build([1.0, 0.0])
-    assert fusion.weights.tolist() == [1.0, 0.0]
-    assert torch.equal(fusion(features), features[0])
-    assert torch.equal(build([0, 2])(features), features[1])
-
-
 @pytest.mark.parametrize("weights", [[0, 0], [1, -1], [1, float("nan")], [float("inf"), 1], [1]])
 def test_weights_that_are_none_are_refused(weights):
     fusion = Gate([1, 1], 8)
@@ -37,19 +28,7 @@ def test_weights_that_are_none_are_refused(weights):
         WeightedSum([0, 0])
 
 
-def test_weighted_sum_keeps_the_variance_whatever_the_weights():
-    torch.manual_seed(0)
-    features = [torch.randn(20_000, 4), torch.randn(20_000, 4)]
-    for weights in ([0.5, 0.5], [0.9, 0.1], [1.0, 0.0]):
-        assert WeightedSum(weights)(features).std().item() == pytest.approx(1.0, abs=0.02)
-
-
-def test_gate_starts_as_the_weighted_sum():
-    features = [torch.randn(3, 8), torch.randn(3, 8)]
-    torch.testing.assert_close(Gate([0.3, 0.7], 8)(features), WeightedSum([0.3, 0.7])(features))
-
-
-@pytest.mark.parametrize("kind", ["wsum", "gate", "concat"])
+@pytest.mark.parametrize("kind", FUSIONS)
 def test_every_fusion_trains_every_branch_and_the_head(kind):
     model = build_model(two_branches(kind=kind), 5, seed=0)
     model(IMAGES).square().sum().backward()
