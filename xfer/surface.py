@@ -22,7 +22,7 @@ from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.engine import build_engine, default_device
 from xfer.evaluate import evaluate_subsets
-from xfer.folds import prepare_folds, quantize_run, train_folds
+from xfer.folds import prepare_folds, quantize_run, read_scores, train_folds
 from xfer.follow import follow
 from xfer.metrics import Score
 from xfer.model import FusionModel
@@ -82,6 +82,13 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl."""
         return runs.read_metrics(self.folder)
+
+    @property
+    def left_out(self) -> dict[str, dict[str, Any]]:
+        """With data.validation: leave_one_source_out, the score on each source of the run that never saw it: correct,
+        count, accuracy, interval, per_class, not_counted, steps. Empty otherwise.
+        """
+        return read_scores(self.folder)
 
     @property
     def model(self) -> Model:

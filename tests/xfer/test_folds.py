@@ -62,6 +62,7 @@ def test_fit_trains_and_scores_every_fold_and_then_all_sources_and_goes_on_where
     assert "fold 2 of 2, without paint" in said.err
     assert steps_of(folder) == {"tiny": 4, "without-outline": 4, "without-paint": 4}
     scores = read_scores(folder)
+    assert scores == xfer.Run(folder).left_out
     for source, fold in folds(Recipe.model_validate(values)).items():
         data, trained = open_data(fold.data), open_model(fold.folder)
         expected = evaluate_subsets(trained.model, data.validation, fold.data, trained.classes, "check")[source]
@@ -99,6 +100,8 @@ def test_fit_trains_and_scores_every_fold_and_then_all_sources_and_goes_on_where
 
 
 def test_what_is_read_from_the_folds(values, tmp_path, capsys):
+    for source in values["data"]["sources"].values():
+        source["where"] = {"hash": [0, 0.5]}
     run = xfer.fit(values, quiet=True)
     folder = run.folder
     assert status("evaluate", str(folder)) == 0
@@ -117,7 +120,7 @@ def test_what_is_read_from_the_folds(values, tmp_path, capsys):
         assert "neon" not in text.partition("bytes:")[0].partition("layer |")[0]
     compared = compare_folds(folder, replace(run.recipe, {"quantize.bits": 2}))
     assert compared is not None
-    scores = read_scores(folder)
+    scores = run.left_out
     assert {name: right.sum() for name, right in compared.float32.items()} == {
         name: row["correct"] for name, row in scores.items()
     }
