@@ -5,6 +5,7 @@ import sys
 from cluster.capacity import await_return
 from cluster.config import Job
 from cluster.failure import Failure, failure_of
+from cluster.outage import Watch, await_answer
 from cluster.session import beside_main
 from shards.settings import ConfigError
 from xfer.checkpoint import latest_checkpoint
@@ -13,7 +14,8 @@ from xfer.checkpoint import latest_checkpoint
 def attempt(job: Job) -> Failure | None:
     """Starts the workers until they are done, at most `max_failures` times again. Inside a Ray session.
 
-    What would come again is not tried again. Raises ConfigError if the user's job or files are at fault.
+    What would come again is not tried again. Raises ConfigError if the user's job or files are at fault, and
+    ClusterGoneError if the cluster does not answer any more.
     """
     attempts = job.cluster.max_failures + 1
     for number in range(1, attempts + 1):
@@ -36,10 +38,12 @@ def attempt(job: Job) -> Failure | None:
 def _attempt(job: Job) -> Failure | None:
     """One start of all workers. Ray Train would restart them too, but silently, and whatever the cause."""
     import ray
+    from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from cluster.process_group import NodeAddressConfig
     from cluster.worker import work
 
     config = job.cluster
@@ -49,7 +53,7 @@ def _attempt(job: Job) -> Failure | None:
         scaling_config=ScalingConfig(
             num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=config.resources
         ),
-        torch_config=TorchConfig(timeout_s=int(config.timeout_s)),
+        torch_config=NodeAddressConfig(timeout_s=int(config.timeout_s)),
         run_config=RunConfig(
             name=f"{job.recipe.name}.ray",
             storage_path=str(job.recipe.folder),
@@ -57,7 +61,8 @@ def _attempt(job: Job) -> Failure | None:
         ),
     )
     try:
-        beside_main(trainer.fit)
-    except TrainingFailedError as error:
+        beside_main(trainer.fit, Watch().check)
+    except (TrainingFailedError, RayError) as error:  # RayError: Train's controller itself was lost
+        await_answer()
         return failure_of(error, ray.nodes())
     return None

@@ -95,6 +95,8 @@ def _message(rank: int, cause: BaseException, nodes: Sequence[Mapping[str, Any]]
     if not _is_death(cause):
         return f"{who}{_notes(cause)}: {type(cause).__name__}: {text or 'no message'}"
     who += _host(text, nodes)
+    if "temporarily unavailable" in text:  # all that is known before Ray has noticed which
+        return f"{who}: it does not answer, its process or its host was lost"
     if re.search(r"node (has )?(died|was terminated)|node.{0,40}\bdead\b", text, re.IGNORECASE):
         return f"{who}: the host was lost"
     if "SIGKILL" in text or "unexpectedly" in text or not text:
@@ -107,8 +109,8 @@ def _notes(cause: BaseException) -> str:
 
 
 def _host(text: str, nodes: Sequence[Mapping[str, Any]]) -> str:
-    found = re.search(r"\bip: ([^\s,]+)", text)
-    address = found.group(1) if found else ""
+    found = re.search(r"\bip: ([^\s,]+)|\bipv4:([0-9.]+):", text)
+    address = found.group(1) or found.group(2) if found else ""
     for node in nodes:
         if node["NodeID"] in text or node["NodeManagerAddress"] == address:
             return f" on host {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"

@@ -140,11 +140,11 @@ def set_environment(address: str | None = None, timeout_s: float = 1800) -> None
         _make_token(address)
 
 
-def beside_main(call: Callable[[], Any]) -> None:
-    """Runs `call` beside the main thread: in it, Ray Train and Tune would take Ctrl-C for themselves.
+def beside_main(call: Callable[[], Any], check: Callable[[], None]) -> None:
+    """Runs `call` beside the main thread, which calls `check` meanwhile: what that raises ends the wait.
 
-    Train would exit with status 1, Tune return as if it were done. Here KeyboardInterrupt reaches the caller, the
-    session ends, and the workers with it.
+    In the main thread Ray Train would take Ctrl-C for itself and exit with status 1. Here KeyboardInterrupt reaches the
+    caller, the session ends, and the workers with it.
     """
     done: Future[Any] = Future()
 
@@ -162,6 +162,7 @@ def beside_main(call: Callable[[], Any]) -> None:
         except TimeoutError:
             if done.done():
                 raise
+            check()
 
 
 def hide_gpus() -> None:
@@ -170,6 +171,11 @@ def hide_gpus() -> None:
     Ray would leave all of them visible (RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO above), and all would share the first.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def set_gloo_interface(name: str) -> None:
+    """Where gloo listens in this process, unless the user has said it: before the process group is made."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def _make_token(address: str | None) -> None:

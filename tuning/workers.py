@@ -15,20 +15,16 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from cluster.capacity import free, room, total
+from cluster.outage import ASK_S, GOES_ON, SILENCE_S, ClusterGoneError, answers, await_answer
 from shards.settings import ConfigError
 
 Work = Callable[..., dict[str, Any]]
 ATTEMPTS = 3  # workers that one piece of work may lose
+ROOM_S = 5.0  # longest wait for what has just ended to leave
 START_S = 600.0  # nobody works and nobody has come up for so long: give up
-SILENCE_S = 20.0  # without an answer from the cluster; Ray itself ends the process after 60
 POLL_S = 0.5
-ASK_S = 2.0  # between two looks whether the cluster answers
 LAST_LINES = 12
-GOES_ON = "what has ended is kept, and the same command goes on"
-
-
-class ClusterGoneError(RuntimeError):
-    """The cluster does not answer, or has no worker left."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +89,6 @@ class _Slot:
     deaths: int = 0
 
 
-def slots_on(nodes: list[Mapping[str, float]], resources: Mapping[str, float]) -> int:
-    """How many workers that take `resources` each have room on `nodes`."""
-    return sum(
-        min(int(node.get(name, 0) / amount + 1e-6) for name, amount in resources.items() if amount) for node in nodes
-    )
-
-
 class Workers:
     """Workers that call what `make` returns, at most `count` of them; none: as many as there is room for.
 
@@ -108,13 +97,12 @@ class Workers:
     """
 
     def __init__(self, make: Callable[[], Work], resources: Mapping[str, float], count: int | None = None):
-        room = slots_on([node["Resources"] for node in ray.nodes() if node["Alive"]], resources)
-        if not room:
+        if not room(total(), resources):
             asked = " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
             raise ConfigError(f"cluster.cpus_per_worker, gpus_per_worker: a trial asks for {asked}; no node has that")
         self._make = ray.put(make)
         self._resources = dict(resources)
-        self.slots = [self._start() for _ in range(min(room, count or room))]
+        self.slots = [self._start() for _ in range(_how_many(resources, count))]
         self._waiting: deque[Task] = deque()
         self._quiet_since = self._heard = time.monotonic()
         self._last_death = ""
@@ -209,27 +197,24 @@ class Workers:
 
     def _await_cluster(self) -> None:
         """Waits until the cluster answers, since Ray's own calls would wait much longer."""
-        silent_since = time.monotonic()
-        while not _answers():
-            if time.monotonic() - silent_since > SILENCE_S:
-                raise ClusterGoneError(f"the Ray cluster has not answered for {SILENCE_S:g} s; {GOES_ON}")
-            time.sleep(POLL_S)
+        await_answer()
         self._heard = time.monotonic()
 
     def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if _answers():
+        if answers():
             for slot in self.slots:
                 ray.kill(slot.actor)
 
 
-def _answers() -> bool:
-    """Whether the head of the cluster takes connections: asked by hand, since Ray's own calls would wait for it."""
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-    except OSError:
-        return False
-    return True
+def _how_many(resources: Mapping[str, float], count: int | None) -> int:
+    """As many as have room, at most `count`. A worker that waits for a place that others hold would take no work, so
+    what others hold is not counted; what a run has just left may take a moment to be free.
+    """
+    wanted = min(room(total(), resources), count or room(total(), resources))
+    deadline = time.monotonic() + ROOM_S
+    while room(free(), resources) < wanted and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return max(1, min(wanted, room(free(), resources)))

@@ -70,7 +70,7 @@ def test_only_a_broken_connection_may_be_a_lost_peer():
 
 
 def test_of_a_death_the_host_is_named():
-    from ray.exceptions import ActorDiedError
+    from ray.exceptions import ActorDiedError, ActorUnavailableError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
     from ray.train.v2.api.exceptions import WorkerGroupError
 
@@ -81,3 +81,8 @@ def test_of_a_death_the_host_is_named():
     failure = failure_of(lost, nodes)
     assert failure.message == "worker of rank 1 on host seven (10.1.0.7): the host was lost"
     assert not failure.comes_again
+    silent = ActorUnavailableError("temporarily unavailable: RpcError: ipv4:10.1.0.7:914: Connection refused", None)
+    lost = WorkerGroupError("", {0: WorkerHealthCheckFailedError("", silent)})
+    assert failure_of(lost, nodes).message == (
+        "worker of rank 0 on host seven (10.1.0.7): it does not answer, its process or its host was lost"
+    )

@@ -15,6 +15,7 @@ from cluster.config import Job
 from cluster.launch import run
 from shards.loading.batch import Slot
 from shards.settings import ConfigError, replace
+from tests.cluster.listening import listening_of
 from xfer import run as one_process
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
@@ -43,8 +44,10 @@ def test_one_process_one_worker_and_two_workers_agree(recipe_values):
     expected = fit(replace(Recipe.model_validate(recipe_values), {"name": "plain"}))
     for workers, stage in ((1, 1), (2, 1)):
         one = replace(job(recipe_values, workers=workers, zero_stage=stage), {"name": f"w{workers}z{stage}"})
-        result = run(one)
+        with listening_of("RayTrainWorker") as listening:
+            result = run(one)
         assert result.error is None
+        assert listening == {"127.0.0.1"}  # neither torch's store nor gloo takes connections from elsewhere
         assert losses(result.path) == pytest.approx(expected, abs=1e-4)
         assert set(result.metrics["accuracy"]) == {"paint", "outline"}
 
