@@ -1,0 +1,39 @@
+"""Two runs at once on one machine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.launch import run
+from shards.settings import ConfigError
+from tests.cluster.test_train import job
+from xfer.run import read_metrics, run_lock
+
+pytestmark = [pytest.mark.ray]
+
+
+def test_of_one_folder_the_second_is_refused_at_once(recipe_values):
+    folder = Path(recipe_values["output"]) / "tiny"
+    with run_lock(folder), pytest.raises(ConfigError, match="another process is running this"):
+        run(job(recipe_values))
+
+
+@pytest.mark.deepspeed
+@pytest.mark.slow
+def test_of_two_folders_both_are_trained(recipe_values, tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({"recipe": recipe_values, "cluster": {"workers": 1, "max_failures": 0}}))
+    command = [sys.executable, "-m", "xfer", "train", str(path)]
+    both = [
+        subprocess.Popen([*command, f"name={name}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for name in ("one", "other")
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    ends = [read_metrics(Path(recipe_values["output"]) / name)[-1] for name in ("one", "other")]
+    assert ends[0] == ends[1]
+    assert "accuracy" in ends[0]
