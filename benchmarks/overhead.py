@@ -27,11 +27,11 @@ from cluster.session import connect
 from shards.loading.batch import Batch
 from shards.progress import progress
 from xfer.checkpoint import TrainState
-from xfer.config import ModelConfig
+from xfer.config import ModelConfig, TrainConfig
 from xfer.engine import DeepSpeedEngine, Engine, PlainEngine, build_optimizer
-from xfer.labels import LabelSpace, Objective
+from xfer.labels import Objective
 from xfer.model import build_model
-from xfer.train import train
+from xfer.train import Row, Training, train
 
 CLASSES = 7
 MODELS = {
@@ -67,19 +67,22 @@ def bare(model: nn.Module, optimizer: torch.optim.Optimizer, data: Any, steps: i
 
 def ours(engine: Engine, data: Any, steps: int, batch_size: int) -> None:
     """xfer's own loop, with a report at the end."""
-    labels = LabelSpace.union({"s": [str(i) for i in range(CLASSES)]})
-    train(
-        engine,
-        data,
-        Objective(labels, ["s"], engine.device),
-        TrainState(),
-        steps=steps,
-        global_batch=batch_size,
-        rate=lambda step: 0.01,
-        evaluate=dict,
-        save=lambda state: None,
-        report=lambda row: None,
-    )
+    objective = Objective(torch.ones(1, CLASSES, dtype=torch.bool, device=engine.device), ["s"])
+    config = TrainConfig(steps=steps, learning_rate=0.01, warmup=0, log_every=steps)
+    train(Training(engine, data, objective, config, batch_size, Nothing()), TrainState())
+
+
+class Nothing:
+    """A record of nothing: what a run folder costs is not measured here."""
+
+    def evaluate(self) -> Row:
+        return {}
+
+    def save(self, state: TrainState) -> None:
+        pass
+
+    def report(self, row: Row) -> None:
+        pass
 
 
 def compare(config: dict[str, Any], make_engine: Any, advance: Any = lambda count: None) -> list[dict[str, float]]:

@@ -30,6 +30,7 @@ def to_ray(data: Subset | str | Path, split: str = "train") -> "Dataset":
     import ray.data  # it reads the environment when it is imported: not before `connect`
 
     subset = data if isinstance(data, Subset) else open_subset(data, split)
+    subset = subset.numbered(subset.classes)
     if subset.cache:
         raise ConfigError(
             f"{subset.folder}: tasks on other nodes cannot fetch from it; give a folder that all can read"

@@ -13,7 +13,7 @@ import torch
 
 from shards.config import DataConfig
 from shards.loading.batch import Slot
-from shards.loading.loaders import EvalLoader, TrainLoader, numbered
+from shards.loading.loaders import EvalLoader, TrainLoader
 from shards.loading.open import Splits, open_data
 from shards.loading.source import Source
 from shards.settings import ConfigError, parse, read_yaml
@@ -27,11 +27,7 @@ class Data(Mapping[str, Source]):
     """
 
     def __init__(self, config: DataConfig, splits: Splits):
-        self.config = config
-        self.classes = tuple(sorted({name for subset in splits.train for name in subset.classes}))
-        self._splits = Splits(
-            *(numbered(part, self.classes) for part in (splits.train, splits.validation, splits.test))
-        )
+        self.config, self.classes, self._splits = config, splits.classes, splits
         held = [subset for subset in self._splits.validation if subset.name in config.held_sources]
         trained = [changed(subset, filters=_but_the_cut(subset, config)) for subset in self._splits.train]
         self.sources = {one.name: one for one in sorted((*trained, *held), key=lambda one: one.name)}

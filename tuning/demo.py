@@ -142,7 +142,7 @@ def _say(number: int, text: str) -> None:
 def _few(subset: Subset, config: DataConfig, count: int = 5) -> list[tuple[Image.Image, str]]:
     """A sample of each of `count` classes."""
     whole = config.model_copy(update={"image_size": SIDE})
-    batch = few([subset], whole, min(count, len(subset.classes)), classes="equal")[0]
+    batch = few([subset.numbered(subset.classes)], whole, min(count, len(subset.classes)), classes="equal")[0]
     images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in batch.images]
     return [(image, subset.classes[target]) for image, target in zip(images, batch.targets.tolist(), strict=True)]
 

@@ -25,7 +25,7 @@ from xfer.engine import build_engine
 from xfer.evaluate import evaluate
 from xfer.folds import folds
 from xfer.fusion import WeightedSum
-from xfer.labels import LabelSpace, masked_cross_entropy, unify
+from xfer.labels import annotated, masked_cross_entropy
 from xfer.metrics import Score, mean_accuracy
 from xfer.model import FusionModel, build_model
 from xfer.outcomes import Comparison, outcomes
@@ -34,7 +34,7 @@ from xfer.quant.cost import predicted_bytes
 from xfer.quant.fold import fold
 from xfer.quant.weights import Quantized
 from xfer.quantize import calibration_images, quantize_model
-from xfer.run import begin, fit, label_space
+from xfer.run import begin, fit
 from xfer.train import DivergedError
 
 REFIT_IMAGES = 2048
@@ -44,8 +44,9 @@ PULL = 1e-3  # of the refitted head towards the trained one
 
 @dataclass(frozen=True)
 class Shared:
-    """What trials on one trained run have in common. features: [n, N, d] float32; targets: [n] unified; masks: [n, K]
-    bool; num_classes: of the model on all sources, which a fold may know fewer of.
+    """What trials on one trained run have in common. features: [n, N, d] float32; targets: [n] int64; masks: [n, K]
+    bool; targets are numbered by the classes of the run; num_classes: of the model on all sources, which a fold may
+    know fewer of.
     """
 
     run: Path
@@ -54,7 +55,7 @@ class Shared:
     masks: Tensor
     calibration: list[Tensor]
     scored: list[Batch]
-    sources: dict[str, tuple[str, ...]]
+    sources: tuple[str, ...]
     num_classes: int
 
 
@@ -62,7 +63,7 @@ def share(job: Job, num_images: int) -> tuple[Shared, ...]:
     """What trials on the trained runs of `job` share: on the run itself, or on each of its folds if it leaves one
     source out. Together they score about `num_images`.
     """
-    recipes, whole = scored_recipes(job.recipe), len(label_space(open_data(job.recipe.data)).classes)
+    recipes, whole = scored_recipes(job.recipe), len(open_data(job.recipe.data).classes)
     return tuple(share_run(recipe, -(-num_images // len(recipes)), whole) for recipe in recipes)
 
 
@@ -73,9 +74,9 @@ def scored_recipes(recipe: Recipe) -> list[Recipe]:
 
 def share_run(recipe: Recipe, num_images: int, num_classes: int) -> Shared:
     """Reads the trained run of `recipe` and makes what trials on it share."""
-    data = open_data(recipe.data)
     trained = open_model(recipe.folder)
-    features, targets, masks = _features(trained.model, data, recipe, label_space(data))
+    data = open_data(recipe.data).numbered(trained.classes)
+    features, targets, masks = _features(trained.model, data, recipe)
     scored = few(data.validation, recipe.data, num_images, batch_size=SCORED_BATCH) if data.validation else []
     return Shared(
         recipe.folder,
@@ -84,22 +85,20 @@ def share_run(recipe: Recipe, num_images: int, num_classes: int) -> Shared:
         masks,
         calibration_images(data, recipe.data, recipe.quantize.calibration),
         scored,
-        {subset.name: tuple(subset.classes) for subset in data.validation},
+        tuple(subset.name for subset in data.validation),
         num_classes,
     )
 
 
-def _features(model: FusionModel, data: Splits, recipe: Recipe, labels: LabelSpace) -> tuple[Tensor, Tensor, Tensor]:
-    names = [subset.name for subset in data.train]
-    table, masks = labels.table(names), labels.masks(names)
+def _features(model: FusionModel, data: Splits, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
+    masks = annotated(data.train, len(data.classes))
     features, targets, known = [], [], []
     with torch.inference_mode():
         for batch in few(data.train, recipe.data, REFIT_IMAGES):
             stacked = torch.stack(model.features(batch.images), 1)
-            unified = unify(table, batch.sources, batch.targets)
-            counted = batch.valid & (unified >= 0)
+            counted = batch.valid & (batch.targets >= 0)
             features.append(stacked[counted])
-            targets.append(unified[counted])
+            targets.append(batch.targets[counted])
             known.append(masks[batch.sources][counted])
     return torch.cat(features), torch.cat(targets), torch.cat(known)
 
@@ -186,7 +185,7 @@ def compared(recipe: Recipe, shared: Sequence[Shared]) -> Comparison:
     for each in shared:
         trained = open_model(each.run)
         models = {"float32": trained.model, "packed": realize(recipe, each).model}
-        found = outcomes(models, each.scored, each.sources, trained.classes, torch.device("cpu"))
+        found = outcomes(models, each.scored, each.sources, torch.device("cpu"))
         before, after = before | found["float32"], after | found["packed"]
     return Comparison("the images the search chose by", before, after)
 

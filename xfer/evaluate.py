@@ -17,33 +17,30 @@ from shards.loading.subset import Subset
 from shards.progress import progress
 from shards.settings import ConfigError, is_url
 from xfer.engine import default_device
-from xfer.labels import LabelSpace, unify
 from xfer.metrics import Accuracy, Score
 
 
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
-    sources: Mapping[str, Sequence[str]],
+    sources: Sequence[str],
     classes: Sequence[str],
     device: torch.device,
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
     after_batch: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Score]:
-    """Scores of `model` on `sources` (name -> its class names, in the order of the batches' source indices).
+    """Scores of `model` by source. `sources`: their names, in the order of the batches' source indices; `classes`: the
+    model's, by which the batches' targets are numbered.
 
     `total` adds up over ranks. The model is left in evaluation mode. Samples whose class the model does not know are
     left out of the counts; `unknown_classes` names them.
     """
     model.eval()
-    names = list(sources)
-    table = LabelSpace(tuple(classes), {}).table(names, sources).to(device)
-    accuracy = Accuracy(names, classes, device)
+    accuracy = Accuracy(sources, classes, device)
     with torch.no_grad():
         for batch in batches:
             batch = batch.to(device)
-            targets = unify(table, batch.sources, batch.targets)
-            accuracy.add(model(batch.images), targets, batch.sources, batch.valid)
+            accuracy.add(model(batch.images), batch.targets, batch.sources, batch.valid)
             after_batch(int(batch.valid.sum()))
     return accuracy.scores(total(accuracy.sums))
 
@@ -54,11 +51,10 @@ def evaluate_subsets(
     """Scores of `model` on `subsets` in this process, with progress. Damaged images that were left out are named on
     stderr.
     """
-    device = default_device()
-    batches = eval_stream(subsets, config, Slot())
-    sources = {subset.name: subset.classes for subset in subsets}
-    with progress(what, sum(subset.num_samples for subset in subsets), "images") as advance:
-        scores = evaluate(model.to(device), batches, sources, classes, device, after_batch=advance)
+    device, names = default_device(), [subset.name for subset in subsets]
+    batches = eval_stream([subset.numbered(classes) for subset in subsets], config, Slot())
+    with progress(what, batches.num_samples, "images") as advance:
+        scores = evaluate(model.to(device), batches, names, classes, device, after_batch=advance)
     if batches.damaged:
         print(f"left out of {what}: {batches.damage.table()}", file=sys.stderr)
     return scores

@@ -20,7 +20,6 @@ from shards.loading.subset import Subset
 from shards.progress import progress
 from shards.text import table
 from xfer.engine import default_device
-from xfer.labels import LabelSpace, unify
 from xfer.metrics import Estimate, mean_of, paired_difference
 
 Outcomes = dict[str, np.ndarray]
@@ -30,45 +29,41 @@ Outcomes = dict[str, np.ndarray]
 def outcomes(
     models: Mapping[str, nn.Module],
     batches: Iterable[Batch],
-    sources: Mapping[str, Sequence[str]],
-    classes: Sequence[str],
+    sources: Sequence[str],
     device: torch.device,
     after_batch: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Outcomes]:
-    """What each of `models` gets right, by its name, on the same images. `sources`: name -> its class names, in the
-    order of the batches' source indices; `classes`: those of all the models, in the order of the logits.
+    """What each of `models` gets right, by its name, on the same images. `sources`: their names, in the order of the
+    batches' source indices; targets are numbered by the classes of the models, which are the same.
 
-    Images whose class is not among `classes`, and damaged ones, are left out for all of them. The models are left in
+    Images whose class the models do not have, and damaged ones, are left out for all of them. The models are left in
     evaluation mode, where they were.
     """
     homes = {name: next(model.parameters()).device for name, model in models.items()}
-    names = list(sources)
-    space = LabelSpace(tuple(classes), {}).table(names, sources).to(device)
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in models}
     ready = {name: model.to(device).eval() for name, model in models.items()}
     with torch.inference_mode():
         for batch in batches:
             batch = batch.to(device)
-            targets = unify(space, batch.sources, batch.targets)
-            counted = batch.valid & (targets >= 0)
+            counted = batch.valid & (batch.targets >= 0)
             source = batch.sources[counted].cpu().numpy()
             for name, model in ready.items():
-                right = model(batch.images).argmax(1) == targets
+                right = model(batch.images).argmax(1) == batch.targets
                 found[name].append((source, right[counted].cpu().numpy()))
             after_batch(int(batch.valid.sum()))
     for name, model in models.items():
         model.to(homes[name])
-    return {name: _by_source(parts, names) for name, parts in found.items()}
+    return {name: _by_source(parts, sources) for name, parts in found.items()}
 
 
 def outcomes_on(
     models: Mapping[str, nn.Module], subsets: Sequence[Subset], config: DataConfig, classes: Sequence[str], what: str
 ) -> dict[str, Outcomes]:
     """As `outcomes`, on all images of `subsets` in the order they are stored in, with progress."""
-    sources = {subset.name: subset.classes for subset in subsets}
-    batches = eval_stream(subsets, config, Slot())
-    with progress(what, sum(subset.num_samples for subset in subsets), "images") as advance:
-        found = outcomes(models, batches, sources, classes, default_device(), advance)
+    names = [subset.name for subset in subsets]
+    batches = eval_stream([subset.numbered(classes) for subset in subsets], config, Slot())
+    with progress(what, batches.num_samples, "images") as advance:
+        found = outcomes(models, batches, names, default_device(), advance)
     if batches.damaged:
         print(f"left out of {what}: {batches.damage.table()}", file=sys.stderr)
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from shards.format.whole import naming, write_text
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
-from shards.loading.open import Splits, open_data
+from shards.loading.open import open_data
 from shards.loading.state import StreamState
 from shards.loading.subset import Subset
 from shards.loading.train import TrainStream, train_stream
@@ -26,16 +26,11 @@ from xfer.checkpoint import TrainState, latest_checkpoint, remove_stale_drafts, 
 from xfer.config import Recipe
 from xfer.engine import Engine
 from xfer.evaluate import evaluate, score_row
-from xfer.labels import LabelSpace, Objective
+from xfer.labels import Objective, annotated
 from xfer.model import FusionModel, build_model
 from xfer.train import DivergedError, Row, Training, check_finite, train
 
 EngineFactory = Callable[[FusionModel, Recipe, Slot], Engine]
-
-
-def label_space(data: Splits, trained: Sequence[str] = ()) -> LabelSpace:
-    """The union of the training sources' classes; the classes of a model that is `trained`, in its order."""
-    return LabelSpace.union({subset.name: subset.classes for subset in data.train}, trained)
 
 
 @contextmanager
@@ -93,12 +88,13 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     """
     data = open_data(recipe.data)
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
-    labels = label_space(data, checkpoint.state.classes if checkpoint else ())
-    model = build_model(recipe.model, len(labels.classes), recipe.train.seed, load_weights=checkpoint is None)
+    if checkpoint:
+        data = data.numbered(checkpoint.state.classes)
+    model = build_model(recipe.model, len(data.classes), recipe.train.seed, load_weights=checkpoint is None)
     if checkpoint:
         model.load_state_dict(checkpoint.model())
     engine = make_engine(model, recipe, slot)
-    state = checkpoint.state if checkpoint else TrainState(classes=list(labels.classes))
+    state = checkpoint.state if checkpoint else TrainState(classes=list(data.classes))
     scored = last_scored(recipe.folder, state.step)
     if slot.rank == 0:
         remove_stale_drafts(recipe.folder / "checkpoints")
@@ -110,8 +106,9 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     stream = train_stream(
         data.train, recipe.data, slot, StreamState(**state.stream), damage_log=recipe.folder, device=gpu
     )
-    objective = Objective(labels, [subset.name for subset in data.train], engine.device, recipe.train.label_smoothing)
-    record = RunRecord(recipe, slot, engine, stream, data.validation, labels.classes, report)
+    masks, names = annotated(data.train, len(data.classes)), [subset.name for subset in data.train]
+    objective = Objective(masks.to(engine.device), names, recipe.train.label_smoothing)
+    record = RunRecord(recipe, slot, engine, stream, data.validation, data.classes, report)
     run = Training(engine, stream, objective, recipe.train, recipe.data.batch_size, record, scored)
     try:
         return train(run, state)
@@ -134,7 +131,7 @@ class RunRecord:
     ):
         self._recipe, self._writes, self._engine, self._stream = recipe, slot.rank == 0, engine, stream
         self._classes, self._report = classes, report
-        self._sources = {subset.name: subset.classes for subset in validation}
+        self._sources = [subset.name for subset in validation]
         self._batches = eval_stream(validation, recipe.data, slot, damage_log=recipe.folder) if validation else None
 
     def evaluate(self) -> Row:

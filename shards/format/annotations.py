@@ -36,6 +36,8 @@ class Annotations:
         pixels are void.
         """
         boxes, mask = self.boxes, self.mask
+        if boxes is None and mask is None:
+            return self
         if boxes is not None:
             new = numbers[boxes[:, 4].astype(np.int64)]
             boxes = np.concatenate([boxes[:, :4], new[:, None].astype(np.float32)], 1)[new >= 0]

@@ -93,7 +93,7 @@ def _open(folder: str, split: str) -> Subset:
         (subset,) = open_data(DataConfig(sources={"it": source}, validation=0, cache=CacheConfig())).train
     except ConfigError as error:
         raise ConfigError([fault.removeprefix("data.sources.it: ") for fault in error.faults]) from None
-    return replace(subset, name=subset.manifest.name)
+    return replace(subset, name=subset.manifest.name, numbering=None)
 
 
 def _samples_of(subset: Subset, shard: int) -> Ints:

@@ -10,7 +10,6 @@ validation loader passes once over its samples; iterating again begins again, an
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -145,10 +144,3 @@ class EvalLoader:
 
     def __repr__(self) -> str:
         return f"EvalLoader({len(self)} batches, {self.num_samples:,} samples of {', '.join(self._identity)})"
-
-
-def numbered(subsets: Sequence[Subset], classes: tuple[str, ...]) -> tuple[Subset, ...]:
-    """The subsets with one numbering of classes. Raises ConfigError if masks cannot hold it."""
-    if len(classes) > 255 and any("mask" in subset.manifest.fields for subset in subsets):
-        raise ConfigError(f"data.sources: have {len(classes)} classes together, masks can hold 255")
-    return tuple(replace(subset, numbering=classes) for subset in subsets)

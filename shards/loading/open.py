@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.config import DataConfig, SourceConfig, WhereConfig
+from shards.format.annotations import VOID
 from shards.format.manifest import Manifest, manifest_name, open_index, parse_manifest, read_manifest
 from shards.loading.leaks import leaks
 from shards.loading.subset import Filter, InShare, OfClasses, Subset
@@ -22,11 +23,22 @@ from shards.settings import ConfigError, is_url
 class Splits:
     """The subsets of a configuration, each group sorted by name. `validation` has one for each of `train`, or none, or
     the sources that are held out whole.
+
+    classes: the one numbering of all of them: targets, boxes and masks of every batch hold places in it, or -1 where it
+    lacks the class. At first the class names of the training sources, joined by exactly equal names and sorted.
     """
 
     train: tuple[Subset, ...]
     validation: tuple[Subset, ...]
     test: tuple[Subset, ...]
+    classes: tuple[str, ...]
+
+    def numbered(self, classes: Sequence[str]) -> "Splits":
+        """The same subsets in another numbering, such as that of a model that is trained."""
+        train, validation, test = (
+            tuple(one.numbered(classes) for one in part) for part in (self.train, self.validation, self.test)
+        )
+        return Splits(train, validation, test, tuple(classes))
 
 
 def open_data(config: DataConfig, unfit: Callable[[Subset], Sequence[str]] = lambda subset: ()) -> Splits:
@@ -57,9 +69,19 @@ def open_data(config: DataConfig, unfit: Callable[[Subset], Sequence[str]] = lam
         validation += [parts[1]] if parts[1] is not None else []
     with _faults_of_stores("test"):
         faults += leaks(sources, test)
+    classes = sorted({name for subset in train for name in subset.classes})
+    faults += numbering_faults([*sources, *test], classes)
     if faults:
         raise ConfigError(faults)
-    return Splits(tuple(train), tuple(validation), tuple(test))
+    return Splits(tuple(train), tuple(validation), tuple(test), ()).numbered(classes)
+
+
+def numbering_faults(subsets: Sequence[Subset], classes: Sequence[str]) -> list[str]:
+    """Why subsets cannot have one numbering."""
+    masked = [subset.name for subset in subsets if "mask" in subset.manifest.fields]
+    if len(classes) <= VOID or not masked:
+        return []
+    return [f"data.sources: have {len(classes)} classes together, and the masks of {', '.join(masked)} can hold {VOID}"]
 
 
 def open_subset(folder: str | Path, split: str = "train", name: str | None = None) -> Subset:

@@ -8,6 +8,7 @@ samples.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -121,7 +122,7 @@ class Subset:
                 kept &= np.isin(np.arange(len(kept)), one.labels)
         return kept
 
-    def numbered(self, classes: tuple[str, ...]) -> "Subset":
+    def numbered(self, classes: Sequence[str]) -> "Subset":
         """The same samples, with targets, boxes and masks numbered by the places of names in `classes`."""
         return replace(self, numbering=tuple(classes))
 

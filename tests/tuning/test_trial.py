@@ -96,8 +96,7 @@ def test_with_one_source_left_out_a_trial_is_scored_on_each_source_by_the_run_wi
         images = shared[["outline", "paint"].index(source)]
         assert images.run == fold.folder
         quantized = quantize_model(open_model(fold.folder).model, fold.quantize, images.calibration)
-        classes = open_model(fold.folder).classes
-        right = outcomes({"m": quantized.model}, images.scored, images.sources, classes, torch.device("cpu"))["m"]
+        right = outcomes({"m": quantized.model}, images.scored, images.sources, torch.device("cpu"))["m"]
         assert right[source].sum() == row["correct"][source]
     assert {n: r.sum() for n, r in compared(replace(recipe, {"quantize.bits": 3}), shared).packed.items()} == row[
         "correct"

@@ -12,7 +12,7 @@ from shards.loading.batch import Batch, Slot
 from tests.xfer.ranks import Ranks, started
 from xfer.config import ModelConfig
 from xfer.engine import DeepSpeedEngine, Engine, PlainEngine, build_optimizer
-from xfer.labels import LabelSpace, Objective
+from xfer.labels import Objective
 from xfer.model import build_model
 from xfer.train import set_training, train_step
 
@@ -26,7 +26,6 @@ MODEL = ModelConfig.model_validate(
         "fusion": {"kind": "gate", "width": 8},
     }
 )
-LABELS = LabelSpace.union({"s": ["x", "y", "z"]})
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "clip": {"clip_norm": 0.5},
@@ -61,7 +60,7 @@ def make(
 def steps(engine: Engine, first: int, count: int, batch: int = 6, frozen: bool = True) -> list[float]:
     """Losses of `count` steps, summed over ranks."""
     set_training(engine.module, freeze_batchnorm=frozen)
-    slot, objective = Slot(engine.rank, engine.world_size), Objective(LABELS, ["s"], CPU, 0.1)
+    slot, objective = Slot(engine.rank, engine.world_size), Objective(torch.ones(1, 3, dtype=torch.bool), ["s"], 0.1)
     found = []
     for step in range(first, first + count):
         found.append(engine.sum(train_step(engine, share(step, batch, slot), objective, batch)).item())

@@ -20,9 +20,11 @@ from shards.loading.open import open_data
 from shards.settings import ConfigError, replace
 from xfer import run
 from xfer.__main__ import app
+from xfer.bundle import open_model
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.engine import build_engine
+from xfer.evaluate import evaluate_subsets
 from xfer.prepare import prepare
 
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -176,3 +178,17 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_the_same_command_ends_as_if_never_
     assert "Traceback" not in errors
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     assert losses(folder) == whole
+
+
+def test_the_classes_of_the_checkpoint_stay_the_numbering_when_a_class_is_gone(recipe):
+    recipe = replace(recipe, {"data.test": {}})
+    fit(recipe)
+    gone = {"data.sources.outline.where": {"classes": ["circle", "star"]}}
+    fewer = replace(recipe, {**gone, "data.on_change": "continue", "train.steps": 6})
+    data = open_data(fewer.data)
+    assert data.classes == ("circle", "square", "star"), "without cross, names have other places"
+    fit(fewer)
+    trained = open_model(fewer.folder)
+    assert trained.classes == ("circle", "cross", "square", "star")
+    scores = evaluate_subsets(trained.model, data.validation, fewer.data, trained.classes, "again")
+    assert {n: s.accuracy for n, s in scores.items()} == run.read_metrics(fewer.folder)[-1]["accuracy"]

@@ -1,24 +1,62 @@
-"""The label space: joined by name only, and silent about what a source does not annotate."""
+"""One numbering of labels from the data to the loss, which is silent about what a source does not annotate."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
-from xfer.labels import LabelSpace, Objective, masked_cross_entropy, unify
+from shards.config import DataConfig
+from shards.loading.batch import Slot
+from shards.loading.evaluate import eval_stream
+from shards.loading.open import Splits, numbering_faults, open_data
+from xfer.labels import Objective, annotated, masked_cross_entropy
 
-SPACE = LabelSpace.union({"a": ["dog", "cat"], "b": ["cat", "bird"]})
+MASKS = torch.tensor([[False, True, True], [True, True, False]])  # a: cat, dog; b: bird, cat; of bird, cat, dog
 
 
-def test_union_is_sorted_and_joined_by_exact_name():
-    assert SPACE.classes == ("bird", "cat", "dog")
-    assert SPACE.table(["a", "b"]).tolist() == [[2, 1], [1, 0]]
+@pytest.fixture
+def data(shards_root) -> Splits:
+    sources = {name: {"path": name} for name in ("paint", "outline")}
+    test = {"neon": {"path": "neon"}}
+    return open_data(
+        DataConfig.model_validate({"root": str(shards_root), "sources": sources, "test": test, "image_size": 16})
+    )
 
 
-def test_test_source_classes_outside_the_space_map_to_minus_one():
-    assert SPACE.table(["t"], {"t": ["cat", "zebra"]}).tolist() == [[1, -1]]
+def test_batches_carry_places_in_one_numbering_of_all_sources(data):
+    assert data.classes == ("circle", "cross", "square", "star"), "joined by exact name, sorted"
+    other = data.numbered(["star", "square", "zebra", "circle"])
+    for splits in (data, other):
+        for subset in (*splits.train, *splits.validation, *splits.test):
+            own = subset.index()["label"][subset.rows].tolist()
+            names = [subset.manifest.classes[label] for label in own]
+            want = [splits.classes.index(name) if name in splits.classes else -1 for name in names]
+            config = DataConfig.model_validate({"sources": {"it": {"path": "it"}}, "image_size": 16, "batch_size": 32})
+            got = torch.cat([batch.targets[batch.valid] for batch in eval_stream([subset], config, Slot())])
+            assert got.tolist() == want
+    assert -1 in other.test[0].labels(), "a class that the numbering lacks"
+
+
+def test_a_source_annotates_its_own_classes(data):
+    assert [subset.name for subset in data.train] == ["outline", "paint"]
+    assert annotated(data.train, 4).tolist() == [[True, True, False, True], [True, False, True, True]]
+    other = data.numbered(["star", "square", "zebra", "circle"])
+    assert annotated(other.train, 4).tolist() == [[True, False, False, True], [True, True, False, True]]
+
+
+def test_masks_of_more_classes_than_they_can_hold_are_refused(data):
+    many = [f"{i}" for i in range(256)]
+    assert not numbering_faults(data.train, many)
+    manifest = data.train[0].manifest
+    masked = replace(data.train[0], manifest=replace(manifest, fields={**manifest.fields, "mask": "mask.png"}))
+    (fault,) = numbering_faults([masked], many)
+    assert "256" in fault
+    assert not numbering_faults([masked], many[:255])
 
 
 def test_gradient_on_classes_a_source_does_not_annotate_is_exactly_zero():
     logits = torch.randn(4, 3, requires_grad=True)
-    masks = SPACE.masks(["a", "b"])[torch.tensor([0, 0, 1, 1])]
+    masks = MASKS[torch.tensor([0, 0, 1, 1])]
     masked_cross_entropy(logits, torch.tensor([2, 1, 0, 1]), masks, smoothing=0.1).sum().backward()
     assert logits.grad is not None
     assert (logits.grad[~masks] == 0).all()
@@ -35,20 +73,17 @@ def test_with_every_class_annotated_it_is_plain_cross_entropy():
 
 
 def test_objective_counts_valid_samples_only():
-    objective = Objective(SPACE, ["a", "b"], torch.device("cpu"))
-    logits, local, sources = torch.randn(3, 3), torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])
-    whole = objective(logits, local, sources, torch.tensor([True, True, True]))
-    parts = sum(objective(logits, local, sources, torch.arange(3) == i) for i in range(3))
+    objective = Objective(MASKS, ["a", "b"])
+    logits, targets, sources = torch.randn(3, 3), torch.tensor([2, 1, 0]), torch.tensor([0, 0, 1])
+    whole = objective(logits, targets, sources, torch.tensor([True, True, True]))
+    parts = sum(objective(logits, targets, sources, torch.arange(3) == i) for i in range(3))
     torch.testing.assert_close(whole, parts)
 
 
 def test_a_sample_without_a_class_never_stands_for_one():
-    table = SPACE.table(["a", "b"])
-    sources, targets = torch.tensor([0, 0, 1]), torch.tensor([-1, 1, -1])
-    assert unify(table, sources, targets).tolist() == [-1, 1, -1]
-    objective = Objective(SPACE, ["a", "b"], torch.device("cpu"))
-    logits = torch.randn(3, 3, requires_grad=True)
-    objective(logits, targets, sources, torch.ones(3, dtype=torch.bool)).backward()
+    objective = Objective(MASKS, ["a", "b"])
+    logits, sources = torch.randn(3, 3, requires_grad=True), torch.tensor([0, 0, 1])
+    objective(logits, torch.tensor([-1, 1, -1]), sources, torch.ones(3, dtype=torch.bool)).backward()
     assert logits.grad is not None
     assert (logits.grad[[0, 2]] == 0).all()
     assert (logits.grad[1] != 0).any()

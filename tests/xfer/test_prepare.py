@@ -8,7 +8,6 @@ import yaml
 from shards.generate import generate
 from shards.ingest.build import build
 from shards.loading.batch import Slot
-from shards.loading.open import open_data
 from shards.settings import ConfigError, replace
 from tests.shards.kinds import cells, street
 from xfer import run
@@ -109,11 +108,6 @@ def test_new_classes_are_refused_also_with_on_change_continue(recipe, other_kind
     assert "circle, cross, square, star" in text
     fewer = {"data.on_change": "continue", "data.sources.paint.where": {"classes": ["circle", "square"]}}
     prepare(replace(recipe, fewer))
-
-
-def test_the_class_list_of_the_checkpoint_decides_the_order(recipe):
-    data = open_data(recipe.data)
-    assert run.label_space(data, ["star", "square", "cross", "circle"]).table(["outline"]).tolist()[0] == [3, 2, 0]
 
 
 @pytest.mark.parametrize("data_too", [True, False])

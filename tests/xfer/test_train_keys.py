@@ -18,7 +18,7 @@ from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe, TrainConfig
 from xfer.engine import Engine, PlainEngine, build_engine, shares
 from xfer.evaluate import evaluate
-from xfer.labels import LabelSpace, Objective
+from xfer.labels import Objective, annotated
 from xfer.model import FusionModel, build_model
 from xfer.train import learning_rate, set_training, train_step
 
@@ -78,10 +78,9 @@ def fit(recipe: Recipe, **keys: Any) -> tuple[list[run.Row], dict[str, Tensor]]:
 def first_batch(recipe: Recipe) -> tuple[FusionModel, Batch, Objective]:
     """What a run begins with."""
     data = open_data(recipe.data)
-    labels = LabelSpace.union({subset.name: subset.classes for subset in data.train})
-    model = build_model(recipe.model, len(labels.classes), recipe.train.seed)
+    model = build_model(recipe.model, len(data.classes), recipe.train.seed)
     batch = next(train_stream(data.train, recipe.data, Slot()))
-    return model, batch, Objective(labels, [subset.name for subset in data.train], CPU)
+    return model, batch, Objective(annotated(data.train, len(data.classes)), [subset.name for subset in data.train])
 
 
 def test_optimizer_momentum_and_learning_rate_are_those_of_sgd_and_adamw(recipe):

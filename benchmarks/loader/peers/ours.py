@@ -32,11 +32,14 @@ def open_loader(job: Job) -> Loader:
             "augment": {"scale": SCALE},
         }
     )
-    stream = train_stream(open_data(config).train, config, Slot(), job.state)
+    data = open_data(config)
+    stream = train_stream(data.train, config, Slot(), job.state)
+    # Classes are numbers counted within a source; here a target is a class of all sources together.
+    numbers = torch.tensor([int(name) for name in data.classes])
     firsts = torch.tensor([source.first for source in sorted(job.sources, key=lambda source: source.name)])
-    return Loader(_batches(stream, firsts), stream.state, stream.close)
+    return Loader(_batches(stream, numbers, firsts), stream.state, stream.close)
 
 
-def _batches(stream: TrainStream, firsts: torch.Tensor) -> Batches:
+def _batches(stream: TrainStream, numbers: torch.Tensor, firsts: torch.Tensor) -> Batches:
     for batch in stream:
-        yield batch.images, batch.targets + firsts[batch.sources]
+        yield batch.images, numbers[batch.targets] + firsts[batch.sources]

@@ -112,11 +112,13 @@ def test_a_part_may_be_tested_on_if_it_is_not_trained_on(zoo):
 def test_parts_by_class_have_classes_of_their_own(zoo):
     sources = {"a": {"path": "a", "where": {"classes": ["owl", "cat"]}}, "b": {"path": "b"}}
     settings = config(zoo, sources=sources, validation=0)
-    subset, _ = open_data(settings).train
+    data = open_data(settings)
+    subset, _ = data.train
     assert subset.classes == ("cat", "owl")
-    assert sorted(subset.labels().tolist()) == [0] * 20 + [1] * 20
+    assert data.classes == ("cat", "dog", "owl")
+    assert sorted(subset.labels().tolist()) == [0] * 20 + [2] * 20
     targets = {target for _, source, target in run(settings, 8)[0] if source == 0}
-    assert targets == {0, 1}
+    assert targets == {0, 2}
 
 
 @pytest.mark.parametrize(
