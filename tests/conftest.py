@@ -1,9 +1,13 @@
 """Small drawn sources, built once, and a recipe over them that trains in seconds."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Tiny models on several threads wait for each other; processes that tests start inherit it. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from shards.generate import generate
 from shards.ingest.build import build
@@ -13,6 +17,14 @@ STYLES = {
     "outline": ["circle", "star", "cross"],
     "neon": ["circle", "square", "star", "cross"],
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what tests/slow.txt lists (see tests/slow.py)."""
+    listed = set((Path(__file__).parent / "slow.txt").read_text().split())
+    for item in items:
+        if item.nodeid.split("[")[0] in listed:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
