@@ -10,8 +10,9 @@ FAST := not slow and not ray and not deepspeed and not hosts and not gpu
 demo: $(READY)  ## the whole way on generated images
 	$(BIN)/xfer demo
 
-test: $(READY)  ## everything this machine can run
-	$(BIN)/python -m pytest
+test: $(READY)  ## everything this machine can run; what starts clusters goes one at a time
+	$(BIN)/python -m pytest -n 2 -m "not ray and not hosts"
+	$(BIN)/python -m pytest -m "ray or hosts"
 
 test-fast: $(READY)  ## under a minute
 	$(BIN)/python -m pytest -m "$(FAST)"
@@ -23,6 +24,7 @@ check: $(READY)  ## lint, format, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/pyright -p pyright.tests.json  # names that a move left behind
 	$(BIN)/lint-imports
 
 format: $(READY)

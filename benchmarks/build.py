@@ -1,6 +1,6 @@
 """What a build costs: memory while ten thousand to ten million samples are listed, planned and written, and samples/s.
 
-    python benchmarks/build.py
+    python -m benchmarks.build
 
 The source is generated: it lists as many samples as it is asked for, and each is the same image under another name, a
 tiny one if there are very many of them: memory is then what is looked at, and the disk has an end.
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.record import commit
 from shards.ingest import plan as planning
 from shards.ingest.build import build
 from shards.ingest.plan import Request
@@ -105,7 +106,7 @@ KINDS = {"list": list_and_plan, "build": whole_build}
 
 def one(kind: str, count: int, processes: int) -> dict[str, Any]:
     """Measures in a process of its own."""
-    command = [sys.executable, __file__, "--one", kind, str(count), str(processes)]
+    command = [sys.executable, "-m", "benchmarks.build", "--one", kind, str(count), str(processes)]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(answer.splitlines()[-1])
 
@@ -146,21 +147,19 @@ def main() -> None:
     steps = [("list", count, 1) for count in arguments.list]
     steps += [("build", count, processes) for count in arguments.build for processes in (1, 2)]
     steps += [("build", count, os.cpu_count() or 1) for count in arguments.large]
-    describe = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
     busy, rows = os.getloadavg()[0], []
     for number, step in enumerate(steps, 1):
         print(f"[{number}/{len(steps)}] {' '.join(map(str, step))}", file=sys.stderr, flush=True)
         rows.append(one(*step))
-        arguments.out.write_text(page(rows, commit, busy))  # after each row: the large ones take long
+        arguments.out.write_text(page(rows, busy))  # after each row: the large ones take long
     print(f"-> {arguments.out}")
 
 
-def page(rows: list[dict[str, Any]], commit: str, busy: float) -> str:
+def page(rows: list[dict[str, Any]], busy: float) -> str:
     return f"""# Building shards: memory and speed
 
-Command: `python benchmarks/build.py`
-Commit: {commit}. Machine: {platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}.
+Command: `python -m benchmarks.build`
+Commit: {commit()}. Machine: {platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}.
 `list`: a source listed, sorted on disk, and cut into shards. `build`: the same, then every sample read, decoded as a
 check, written and hashed; each one is the same JPEG of {SIDE} x {SIDE} pixels, of {TINY} x {TINY} from a million on. In
 brackets: what the work added to a process that had only imported. Seconds include the start of the worker processes.

@@ -1,7 +1,7 @@
 """How well perceptual hashes tell copies of a picture from other pictures, and what the search for them costs.
 
-    python benchmarks/dups.py                                   # drawn images
-    python benchmarks/dups.py shards/photo shards/clothing      # folders of shards
+    python -m benchmarks.dups                                   # drawn images
+    python -m benchmarks.dups shards/photo shards/clothing      # folders of shards
 
 Copies are made of some images of each data set, in every way listed: how many are recognised? Then all images are
 compared with each other: two of different data sets that look the same are a mistake; two of one data set are one, or
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.record import commit
 from shards.decode import open_image, pixels
 from shards.format.manifest import splits_in
 from shards.generate import generate
@@ -248,7 +249,7 @@ def forget_peak() -> float:
 
 def one_search(count: int) -> dict[str, Any]:
     """Measures in a process of its own."""
-    command = [sys.executable, __file__, "--one", str(count)]
+    command = [sys.executable, "-m", "benchmarks.dups", "--one", str(count)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
 
 
@@ -343,16 +344,14 @@ def main() -> None:
     sets = np.repeat(np.arange(len(data)), [len(items) for items in data.values()])
     precisions = precision(list(data), [key for items in data.values() for key, _ in items], sets, taken)
     searches = [one_search(count) for count in arguments.search]
-    command = ["python benchmarks/dups.py", *(folder.name for folder in arguments.folders)]
+    command = ["python -m benchmarks.dups", *(folder.name for folder in arguments.folders)]
     command += [f"--count {arguments.count} --search", *map(str, arguments.search)]
-    describe = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False)
     pairs = sum(len(items) for items in data.values())
     arguments.out.write_text(
         f"""# Copies of pictures: what is recognised, what is mistaken, and what the search costs
 
 Command: `{" ".join(command)}`
-Commit: {commit.stdout.strip()}. Machine: {platform.machine()}, {os.cpu_count()} CPUs, numpy {np.__version__}.
+Commit: {commit()}. Machine: {platform.machine()}, {os.cpu_count()} CPUs, numpy {np.__version__}.
 Load average: {busy:.1f} before, {os.getloadavg()[0]:.1f} after; where others worked beside it, times do not hold.
 
 Data: {", ".join(f"{name} {len(items):,} images ({rates[name]:,} hashes/s)" for name, items in data.items())}.

@@ -9,7 +9,6 @@
 import os
 import platform
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import cyclopts
 
+from benchmarks.record import commit
 from tests.shards.fuzzing import NAMED, SECONDS, Tally, run, targets
 
 _RESULTS = Path(__file__).parent / "results" / "fuzz.md"
@@ -46,7 +46,6 @@ def main(count: int = 100_000, seed: int = 0, out: Path = _RESULTS) -> int:
 
 def _report(tally: Tally, count: int, seed: int, seconds: float, before: float, after: float) -> str:
     command = f"python -m benchmarks.fuzz --count {count} --seed {seed}"
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     columns = ["as written", *(error.__name__ for error in NAMED), "finding"]
     ways_in = sorted({name for name, _ in tally.outcomes})
     rows = [[name, *(f"{tally.outcomes[name, column] or ''}" for column in columns)] for name in ways_in]
@@ -59,7 +58,7 @@ def _report(tally: Tally, count: int, seed: int, seconds: float, before: float, 
         "",
         f"    nice -n 15 {command}",
         "",
-        f"Commit {commit.stdout.strip()}, {platform.machine()}, {_cpu()}, Python {platform.python_version()}.",
+        f"Commit {commit()}, {platform.machine()}, {_cpu()}, Python {platform.python_version()}.",
         f"{count:,} mutations in {seconds:,.0f} s, {1000 * seconds / count:.1f} ms each. Peak memory {before:,.0f} MB",
         f"before the first, {after:,.0f} MB after the last; no mutation may take more than {SECONDS:g} s, open a file",
         "outside its folder, or yield a sample that nobody wrote.",

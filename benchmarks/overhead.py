@@ -1,7 +1,7 @@
 """What the loop, the engines, Ray and DeepSpeed cost: images/s against a bare PyTorch loop on the same model and
 batches.
 
-    python benchmarks/overhead.py
+    python -m benchmarks.overhead
 
 Both loops run in turn in one process, bare then ours, round after round; each round gives one ratio, and the median
 is reported. For Ray and DeepSpeed that process is the one worker of a Ray Train run. Batches lie in memory: the
@@ -13,7 +13,6 @@ import itertools
 import json
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -23,14 +22,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.record import commit
 from cluster.session import connect
 from shards.loading.batch import Batch
 from shards.progress import progress
 from xfer.checkpoint import TrainState
 from xfer.config import ModelConfig, TrainConfig
-from xfer.engine import DeepSpeedEngine, Engine, PlainEngine, build_optimizer
+from xfer.deepspeed_engine import DeepSpeedEngine
+from xfer.engine import Engine, PlainEngine
 from xfer.labels import Objective
 from xfer.model import build_model
+from xfer.optimizer import build_optimizer
 from xfer.train import Row, Training, train
 
 CLASSES = 7
@@ -69,7 +71,7 @@ def ours(engine: Engine, data: Any, steps: int, batch_size: int) -> None:
     """xfer's own loop, with a report at the end."""
     objective = Objective(torch.ones(1, CLASSES, dtype=torch.bool, device=engine.device), ["s"])
     config = TrainConfig(steps=steps, learning_rate=0.01, warmup=0, log_every=steps)
-    train(Training(engine, data, objective, config, batch_size, Nothing()), TrainState())
+    train(Training(engine, data, objective, config, batch_size, range(steps), Nothing()), TrainState())
 
 
 class Nothing:
@@ -83,6 +85,9 @@ class Nothing:
 
     def report(self, row: Row) -> None:
         pass
+
+    def is_over(self) -> bool:
+        return False
 
 
 def compare(config: dict[str, Any], make_engine: Any, advance: Any = lambda count: None) -> list[dict[str, float]]:
@@ -168,12 +173,11 @@ def main() -> None:
         middle = statistics.median(ratios)
         lines.append(f"| {model} | {engine} | **{middle:.3f}** | {min(ratios):.3f} | {max(ratios):.3f} |")
     raw = [json.dumps({"model": m, "engine": e, **row}) for (m, e), rows in results.items() for row in rows]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     arguments.out.write_text(
         f"""# Training overhead, CPU, steady state
 
-Command: `python benchmarks/overhead.py`
-Commit: {commit.stdout.strip()}. Machine: {platform.machine()}, {threads} threads, torch {torch.__version__}.
+Command: `python -m benchmarks.overhead`
+Commit: {commit()}. Machine: {platform.machine()}, {threads} threads, torch {torch.__version__}.
 Batches of {arguments.batch} at {arguments.side} px from memory; {arguments.rounds} rounds of {arguments.steps} steps of
 each loop in turn, in one process.
 

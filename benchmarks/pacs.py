@@ -1,6 +1,6 @@
 """Leave one domain out on PACS: which input size, does a second scale pay, and which rule chooses rightly?
 
-    python benchmarks/pacs.py --shards data/pacs --weights resnet18.safetensors
+    python -m benchmarks.pacs --shards data/pacs --weights resnet18.safetensors
 
 The branches are frozen, so their pooled features are computed once (about 10,000 images at each size, some minutes on
 two cores) and kept beside the shards; then every model is a small head, trained by full-batch L-BFGS in seconds. For
@@ -19,10 +19,8 @@ t-interval, and the paired difference to the probe at 224 px.
 
 import argparse
 import json
-import math
 import platform
 import statistics
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.record import commit, over_seeds
 from shards.config import DataConfig
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
@@ -39,6 +38,7 @@ from shards.loading.open import open_data
 from shards.progress import progress
 from xfer.config import ModelConfig
 from xfer.fusion import WeightedSum
+from xfer.metrics import Estimate
 from xfer.model import FusionModel, build_model
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
@@ -57,7 +57,6 @@ MODELS: dict[str, list[tuple[float, ...]]] = {
     "224 + 112 px, equal weights": [(0.0, 0.5, 0.5)],
     "224 + 112 px, searched (single scales among them)": LARGE,
 }
-T_95 = 2.776  # Student's t, 4 degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -213,10 +212,12 @@ def run(domains: dict[str, Domain]) -> list[dict]:
     return rows
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """(mean, SD, half width of the 95 % t-interval) over seeds."""
-    sd = statistics.stdev(values)
-    return statistics.fmean(values), sd, T_95 * sd / math.sqrt(len(values))
+def _minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def _half(mean: Estimate) -> str:
+    return f"± {mean.high - mean.value:.2f}"
 
 
 def table(rows: list[dict]) -> str:
@@ -239,11 +240,15 @@ def table(rows: list[dict]) -> str:
     for model, rule in rules:
         found = of(model, rule)
         by_domain = [100 * statistics.fmean(r["accuracy"] for r in found if r["target"] == d) for d in DOMAINS]
-        mean, sd, half = interval(means(model, rule))
-        gap, _, gap_half = interval([a - b for a, b in zip(means(model, rule), probe, strict=True)])
+        mean, gap = over_seeds(means(model, rule)), over_seeds(_minus(means(model, rule), probe))
         said = 100 * statistics.fmean(row["validation"] for row in found)
-        cells = [*(f"{v:.1f}" for v in by_domain), f"**{mean:.2f}**", f"{sd:.2f}", f"± {half:.2f}"]
-        lines.append(f"| {model}, {rule} | " + " | ".join(cells) + f" | {gap:+.2f} ± {gap_half:.2f} | {said:.1f} |")
+        cells = [
+            *(f"{v:.1f}" for v in by_domain),
+            f"**{mean.value:.2f}**",
+            f"{statistics.stdev(means(model, rule)):.2f}",
+            _half(mean),
+        ]
+        lines.append(f"| {model}, {rule} | " + " | ".join(cells) + f" | {gap.value:+.2f} {_half(gap)} | {said:.1f} |")
     return "\n".join(lines)
 
 
@@ -256,8 +261,8 @@ def main() -> None:
     rows = run(cached_features(arguments.shards, arguments.weights))
     text = f"""# PACS, leave one domain out, frozen ImageNet ResNet-18
 
-Command: `python benchmarks/pacs.py --shards SHARDS --weights WEIGHTS`
-Commit: {_commit()}. Machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, \
+Command: `python -m benchmarks.pacs --shards SHARDS --weights WEIGHTS`
+Commit: {commit()}. Machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, \
 torch {torch.__version__}, CPU.
 Data: PACS at a shorter side of 128 px. Weights: torchvision ResNet-18 layout, 66.7 % ImageNet top-1. Selection \
 rules: `random`, a tenth of the training domains; `sources`, each training domain left out in turn. Seeds: {len(SEEDS)}
@@ -277,11 +282,6 @@ the learned projections. Raw rows:
     arguments.out.write_text(text)
     print(table(rows))
     print(f"\nwritten: {arguments.out}")
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

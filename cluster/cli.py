@@ -22,15 +22,20 @@ def train(job: Path, *overrides: str) -> None:
     from cluster.config import Job
     from cluster.launch import run
     from xfer.folds import scores_text
+    from xfer.history import against_probe, ended_early
     from xfer.prepare import load_document
 
-    result = run(load_document(job, Job, overrides))
+    loaded = load_document(job, Job, overrides)
+    result = run(loaded)
     if result.error:
         advice = "" if result.comes_again else "; the same command resumes it"
         print(f"xfer: training failed{advice}\n{result.error}", file=sys.stderr)
         sys.exit(1)
     if left_out := scores_text(result.path):
         print(left_out)
+    for said in (ended_early(loaded.recipe), against_probe(result.path)):
+        if said:
+            print(said)
     print(f"trained: {result.path}")
     print(f"  checkpoint  {result.checkpoint}")
     print(f"next: xfer evaluate {result.path}")

@@ -5,25 +5,34 @@ command, begins at the newest whole checkpoint of the run folder. The run folder
 sees.
 """
 
+import math
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from cluster.config import Job
 from cluster.failure import Failure
 from cluster.session import connect
+from shards.loading.batch import Slot
 from shards.settings import dump
-from xfer.checkpoint import latest_checkpoint
+from xfer.begin import begin, features_folder
+from xfer.checkpoint import latest_checkpoint, model_checkpoint
 from xfer.config import Recipe
+from xfer.engine import build_engine
 from xfer.folds import prepare_folds, train_folds
 from xfer.follow import follow
+from xfer.history import is_trained, model_row, read_metrics
 from xfer.prepare import prepare
-from xfer.run import begin, last_scored, read_metrics, run_lock
+from xfer.run import fit, run_lock
 from xfer.train import Row
 
 POLL_S = 0.5
+PATIENCE_S = 30.0  # between words while nothing is trained yet
 
 
 @dataclass(frozen=True)
@@ -45,55 +54,72 @@ def run(job: Job) -> RunResult:
     Raises ConfigError for what can be seen to be wrong before a worker starts.
     """
     recipe = job.recipe
-    with run_lock(recipe.folder):
+    with run_lock(recipe.folder), ExitStack() as stack:
+        # one session for all that is left to train; none if nothing is
+        session = cache(lambda: stack.enter_context(connect(job.cluster.address, job.cluster.timeout_s)))
         prepare(recipe, job.cluster.workers)
         prepared = prepare_folds(recipe, job.cluster.workers)
-        failure = train_folds(recipe, prepared, lambda fold, what: _train_fold(job, fold, what))
-        failure = failure or _train(job, recipe.name)
-        rows = [row for row in read_metrics(recipe.folder) if "accuracy" in row]
-        latest = latest_checkpoint(recipe.folder / "checkpoints")
+        failure = train_folds(recipe, prepared, lambda fold, what: _train_fold(job, fold, what, session))
+        failure = failure or _train(job, recipe.name, session)
+        latest, _ = model_checkpoint(recipe.folder / "checkpoints")
         error, comes_again = (failure.message, failure.comes_again) if failure else (None, False)
-        return RunResult(recipe.folder, latest.path if latest else None, rows[-1] if rows else {}, error, comes_again)
+        return RunResult(recipe.folder, latest.path if latest else None, model_row(recipe.folder), error, comes_again)
 
 
-def _train_fold(job: Job, fold: Recipe, what: str) -> Failure | None:
-    failure = _train(job.model_copy(update={"recipe": fold}), f"{job.recipe.name}, {what}")
+def _train_fold(job: Job, fold: Recipe, what: str, session: Callable[[], None]) -> Failure | None:
+    cache = features_folder(job.recipe)
+    failure = _train(job.model_copy(update={"recipe": fold}), f"{job.recipe.name}, {what}", session, cache)
     return replace(failure, message=f"{what}: {failure.message}") if failure else None
 
 
-def _train(job: Job, what: str) -> Failure | None:
-    """Trains a job's recipe from its newest checkpoint on, called `what` in the terminal."""
+def _train(job: Job, what: str, session: Callable[[], None], cache: Path | None = None) -> Failure | None:
+    """Trains a job's recipe from its newest checkpoint on, called `what` in the terminal. `session` connects to Ray;
+    `cache`: folder of features, if not the recipe's own.
+    """
     recipe = job.recipe
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
     done = checkpoint.state.step if checkpoint else 0
-    if done >= recipe.train.steps and last_scored(recipe.folder, done) >= done:
+    if is_trained(recipe, checkpoint):
+        print(f"{what}: all its steps are done already; nothing is trained, nothing is changed", file=sys.stderr)
         return None
-    with connect(job.cluster.address, job.cluster.timeout_s):
-        from cluster.attempts import attempt
-        from cluster.capacity import check_capacity
+    if not recipe.steps:  # nothing to train after the probe: no workers
+        begin(recipe, dump(job), cache)
+        fit(recipe, Slot(), build_engine, lambda row: None)
+        return None
+    session()
+    from cluster.attempts import attempt
+    from cluster.capacity import check_capacity
 
-        check_capacity(job.cluster, recipe.data.batch_size)
-        begin(recipe, dump(job))
-        print(f"starting {job.cluster.workers} Ray workers: half a minute or more", file=sys.stderr)
-        with follow(what, recipe.train.steps, done) as show, _tail(recipe.folder, done, show):
-            return attempt(job)
+    check_capacity(job.cluster, recipe.data.batch_size)
+    begin(recipe, dump(job), cache)
+    print(f"starting {job.cluster.workers} Ray workers: half a minute or more", file=sys.stderr)
+    with follow(what, recipe.steps, done) as show, _tail(recipe.folder, done, show):
+        return attempt(job)
 
 
 class _tail:
-    """Hands the rows that rank 0 appends to metrics.jsonl to `show`, from a thread, as they come."""
+    """Hands the rows that rank 0 appends to metrics.jsonl to `show`, from a thread, as they come. Until the first one
+    it says every half minute that it waits.
+    """
 
     def __init__(self, folder: Path, done: int, show: Callable[[Row], None]):
         self.folder, self.done, self.show = folder, done, show
         self._seen = len(read_metrics(folder))
         self._ended = threading.Event()
+        self._next_word = time.monotonic() + PATIENCE_S
         self._thread = threading.Thread(target=self._loop, daemon=True)
 
     def _loop(self) -> None:
         while not self._ended.wait(POLL_S):
             self._look()
+            if time.monotonic() > self._next_word:
+                self._next_word += PATIENCE_S
+                print("no step yet: Ray starts processes, and each imports torch", file=sys.stderr)
 
     def _look(self) -> None:
         rows = read_metrics(self.folder)
+        if len(rows) > self._seen:
+            self._next_word = math.inf
         self._seen = min(self._seen, len(rows))  # a restarted worker cuts the rows it will make again
         for row in rows[self._seen :]:
             self.show(row)

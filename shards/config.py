@@ -82,6 +82,12 @@ class AugmentConfig(Strict):
     """Probability of a left-right flip."""
     color: float = Field(default=0.0, ge=0, le=1)
     """Strength of brightness, contrast and saturation jitter: each factor is drawn from 1 - color to 1 + color."""
+    policy: Literal["trivial", "rand"] | None = None
+    """After the rest, as torchvision has them: TrivialAugment, one drawn change, or RandAugment, two of them."""
+    mixup: float | None = Field(default=None, gt=0, le=100)
+    """Blends each image with its neighbour in the batch; their shares are drawn from Beta(mixup, mixup)."""
+    cutmix: float | None = Field(default=None, gt=0, le=100)
+    """Puts a box of the neighbour into each image, its area drawn from Beta(cutmix, cutmix). With mixup too: either."""
 
 
 class StageConfig(Strict):

@@ -5,6 +5,7 @@ One form for every kind of fault: where, what would be accepted, what was given 
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
@@ -89,7 +90,7 @@ def _line(kind: type[BaseModel], fault: ErrorDetails) -> str:
             accepted = _IN_WORDS[found].format(**context)
             hint = ""
             if found in ("literal_error", "enum") and isinstance(given, str):
-                close = difflib.get_close_matches(given, context["expected"].replace("'", "").split(), n=1)
+                close = difflib.get_close_matches(given, re.findall("'(.*?)'", context["expected"]), n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
             return f"{where}{' (its name)' if is_key else ''}: {accepted}, got {shown(given)}{hint}"
         case _:
@@ -132,7 +133,7 @@ def _keys_at(kind: Any, location: Sequence[int | str]) -> list[str]:
     """The keys that are accepted at a location inside the annotation `kind`; empty where anything goes."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         if not location:
-            return list(kind.model_fields)
+            return [info.alias or name for name, info in kind.model_fields.items()]
         info = kind.model_fields.get(str(location[0]))
         return _keys_at(info.annotation, location[1:]) if info else []
     rest = location[1:] if get_origin(kind) in (dict, list, tuple, Mapping) else location

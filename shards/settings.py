@@ -10,6 +10,7 @@ Types are strict: `true` is no number, `1` is not true, `'3'` is text, and a nam
 `1e-3` is a number, and a date is the text that it is.
 """
 
+import copy
 import difflib
 import json
 import numbers
@@ -53,7 +54,9 @@ class SchemaError(ConfigError):
 class Strict(BaseModel):
     """A section of configuration: unknown keys are refused, values cannot change after reading, numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, serialize_by_alias=True
+    )
 
 
 Kind = TypeVar("Kind", bound=Strict)
@@ -64,11 +67,12 @@ def is_url(location: str) -> bool:
     return "://" in location
 
 
-def _absolute(location: str) -> str:
+def absolute(location: str) -> str:
+    """A local path against the current folder, `~` read; a URL as it is."""
     return location if is_url(location) else os.path.abspath(os.path.expanduser(location))
 
 
-Location = Annotated[str, AfterValidator(_absolute)]
+Location = Annotated[str, AfterValidator(absolute)]
 """A URL, or a local path made absolute against the current folder: workers on a cluster run in another one."""
 
 
@@ -120,6 +124,9 @@ def _depth(text: str) -> int:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError if it is missing, not YAML, or not a mapping."""
     path = Path(path)
+    if path.is_dir():
+        inside = sorted(one.name for one in path.glob("*.y*ml"))
+        raise ConfigError(f"a folder, and no YAML file{'; there is ' + ', '.join(inside[:5]) if inside else ''}", path)
     if not path.is_file():
         close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")] or [""])
         hint = f"; did you mean {path.parent / close[0]}?" if close and close[0] else ""
@@ -134,7 +141,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:  # ValueError: no text
         raise ConfigError(f"not a YAML file: {' '.join(str(error).split())}", path) from None
     if not isinstance(content, dict):
-        raise ConfigError(f"expected a mapping of keys to values, found {type(content).__name__}", path)
+        found = "nothing: it is empty" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"must hold keys and values, found {found}", path)
     return content
 
 
@@ -172,7 +180,7 @@ def parse(
     """The document `kind` from plain values, held to the same rules as a file. `changes`: values by dotted path;
     `faults`: those found already. Raises ConfigError listing every fault.
     """
-    return _build(kind, dict(content), changes or {}, faults, origin)
+    return _build(kind, copy.deepcopy(dict(content)), changes or {}, faults, origin)
 
 
 def replace(config: Kind, changes: Mapping[str, Any]) -> Kind:

@@ -99,7 +99,12 @@ def open(sources: str | Path | Mapping[str, Any] | DataConfig, **keys: Any) -> D
 def _section(given: str | Path | Mapping[str, Any] | DataConfig) -> dict[str, Any]:
     if isinstance(given, DataConfig):
         return given.model_dump(mode="json")
+    if not isinstance(given, (str, Path, Mapping)):
+        raise ConfigError(f"sources: must be folders by name, or a YAML file, got {type(given).__name__}")
     if isinstance(given, (str, Path)):
+        if Path(given).is_dir():
+            name = Path(given).resolve().name
+            raise ConfigError(f'{given}: a folder needs a name: shards.open({{"{name}": "{given}"}})')
         section = read_yaml(given).get("data")
         if not isinstance(section, dict):
             raise ConfigError("data: required, but not given", given)

@@ -17,6 +17,16 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} {units[0]}" if num_bytes < 999.5 else f"{num_bytes:,.0f} {units[0]}"
 
 
+def duration(seconds: float) -> str:
+    """`0.4 s`, `42 s`, `3 min 5 s`, `2 h 7 min`: at most two units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{int(seconds)} s"
+    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
+    place = next(i for i, (_, length) in enumerate(units) if seconds >= length)
+    (large, length), (small, unit) = units[place : place + 2]
+    return f"{int(seconds // length)} {large} {int(seconds % length // unit)} {small}"
+
+
 def table(rows: Sequence[Sequence[str]], left: int = 1, text: int = 0) -> list[str]:
     """Aligned lines: the first `left` and the last `text` columns to the left, the others to the right."""
     columns = list(zip(*rows, strict=True))

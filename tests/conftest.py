@@ -1,6 +1,7 @@
 """Small drawn sources, built once, and a recipe over them that trains in seconds."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 
 # Tiny models on several threads wait for each other; processes that tests start inherit it. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray gives its workers the lowest priority but four: beside anything else they would wait for minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 from shards.generate import generate
 from shards.ingest.build import build
@@ -17,6 +20,11 @@ STYLES = {
     "outline": ["circle", "star", "cross"],
     "neon": ["circle", "square", "star", "cross"],
 }
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores Ctrl-C, and so would the commands that tests start and stop with it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,3 +82,22 @@ def recipe_values(shards_root: Path, tmp_path: Path) -> dict[str, Any]:
         },
         "quantize": {"calibration": 16},
     }
+
+
+@pytest.fixture
+def pretrained(recipe_values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A recipe of one branch with weights: random ones, whose features tell the drawn shapes apart well enough."""
+    import torch
+    from safetensors.torch import save_file
+
+    from xfer.backbone import Branch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        save_file(Branch("resnet10").state_dict(), tmp_path / "weights.safetensors")
+    recipe_values["model"] = {
+        "branches": {"only": {"backbone": "resnet10", "weights": str(tmp_path / "weights.safetensors")}},
+        "fusion": {"width": 512},
+    }
+    recipe_values["train"] |= {"learning_rate": 1e-4}
+    return recipe_values

@@ -33,6 +33,7 @@ WITHOUT_EFFECT = (
     "recipe.train.save_every",
     "recipe.train.log_every",
     "recipe.train.keep",
+    "recipe.track",
 )
 COMPARED = (
     "recipe.data.root",
@@ -54,6 +55,11 @@ def check_space(job: Job, space: Mapping[str, Distribution]) -> None:
         faults.append(
             "space.quantize.calibration: changes nothing, since all trials share the calibration images of the one "
             "trained run; set it in the job"
+        )
+    if job.recipe.transfer.mode == "quant":
+        faults.append(
+            "transfer.mode: quant keeps the bits of branches and projections, which a study chooses; use feature, or "
+            "xfer fit and xfer quantize"
         )
     if job.recipe.data.validation == 0:
         faults.append(

@@ -60,7 +60,7 @@ def report(folder: Path) -> None:
     Parameters
     ----------
     folder
-        A run folder or a study folder.
+        A run folder, a folder of xfer fit --seeds, or a study folder.
     """
     from tuning.report import write_report
 

@@ -7,10 +7,12 @@ A line is written by one call, and a torn last line is cut off before the next o
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from shards.format.whole import read_json_lines
+from shards.settings import ConfigError
 from xfer.metrics import Estimate, mean_of, wilson
 
 
@@ -57,10 +59,16 @@ class Row:
 
 
 def read_history(folder: Path) -> list[Row]:
-    """All rows of a study's trials.jsonl as they came; a torn last line is left out."""
-    path = folder / "trials.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [Row(**json.loads(line)) for line in lines if line.endswith("\n")]
+    """All rows of a study's trials.jsonl as they came; a torn last line is left out. Raises ConfigError if one is
+    damaged.
+    """
+    path, known = folder / "trials.jsonl", {one.name for one in fields(Row)}
+    rows = read_json_lines(path)
+    for number, row in enumerate(rows, 1):
+        if "trial" not in row or not row.keys() <= known:
+            odd = ", ".join(sorted(row.keys() - known)) or "no trial"
+            raise ConfigError(f"{path}: line {number} is damaged: it has {odd}; mend the line, or take it out")
+    return [Row(**row) for row in rows]
 
 
 def read_rows(folder: Path) -> list[Row]:

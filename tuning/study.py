@@ -26,6 +26,7 @@ from tuning.trial import compared, float_row, realize, share, share_run
 from xfer.bundle import open_model
 from xfer.checkpoint import latest_checkpoint
 from xfer.folds import prepare_folds, untrained
+from xfer.history import is_trained
 from xfer.prepare import prepare
 from xfer.quantize import ship
 from xfer.run import run_lock
@@ -100,7 +101,7 @@ def _train_first(study: Study) -> None:
     recipe = study.job.recipe
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
     missing = untrained(recipe.folder, recipe)
-    if checkpoint is None or checkpoint.state.step < recipe.train.steps or missing:
+    if not is_trained(recipe, checkpoint) or missing:
         print(f"{recipe.folder} is not trained yet: training it first")
         result = run_job(study.job)
         if result.error:

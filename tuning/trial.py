@@ -19,6 +19,7 @@ from shards.loading.batch import Batch, Slot
 from shards.loading.few import few
 from shards.loading.open import Splits, open_data
 from shards.settings import replace
+from xfer.begin import begin
 from xfer.bundle import open_model
 from xfer.config import Recipe
 from xfer.engine import build_engine
@@ -34,8 +35,9 @@ from xfer.quant.cost import predicted_bytes
 from xfer.quant.fold import fold
 from xfer.quant.weights import Quantized
 from xfer.quantize import calibration_images, quantize_model
-from xfer.run import begin, fit
+from xfer.run import fit
 from xfer.train import DivergedError
+from xfer.transfer.linear import minimise
 
 REFIT_IMAGES = 2048
 SCORED_BATCH = 32
@@ -77,7 +79,7 @@ def share_run(recipe: Recipe, num_images: int, num_classes: int) -> Shared:
     trained = open_model(recipe.folder)
     data = open_data(recipe.data).numbered(trained.classes)
     features, targets, masks = _features(trained.model, data, recipe)
-    scored = few(data.validation, recipe.data, num_images, batch_size=SCORED_BATCH) if data.validation else []
+    scored = list(few(data.validation, recipe.data, num_images, batch_size=SCORED_BATCH)) if data.validation else []
     return Shared(
         recipe.folder,
         features,
@@ -112,17 +114,13 @@ def refit_head(model: FusionModel, shared: Shared, steps: int = 30) -> None:
         fused = model.fusion(features)
     head = model.head
     start = [p.detach().clone() for p in head.parameters()]
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
     targets, masks = shared.targets.clone(), shared.masks.clone()
 
     def loss() -> Tensor:
-        optimizer.zero_grad()
         value = masked_cross_entropy(head(fused), targets, masks).mean()
-        value = value + PULL * sum((p - s).square().sum() for p, s in zip(head.parameters(), start, strict=True))
-        value.backward()
-        return value
+        return value + PULL * sum((p - s).square().sum() for p, s in zip(head.parameters(), start, strict=True))
 
-    optimizer.step(loss)
+    minimise(list(head.parameters()), loss, steps)
 
 
 def trial(

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shards.settings import ConfigError
-    from xfer.surface import Model, Run, fit, load
+    from xfer.surface import Model, Run, Seeds, fit, load
 
 _HOMES = {
     "ConfigError": "shards.settings",
     "Model": "xfer.surface",
     "Run": "xfer.surface",
+    "Seeds": "xfer.surface",
     "fit": "xfer.surface",
     "load": "xfer.surface",
 }
-__all__ = ["ConfigError", "Model", "Run", "fit", "load"]
+__all__ = ["ConfigError", "Model", "Run", "Seeds", "fit", "load"]
 
 
 def __getattr__(name: str) -> Any:

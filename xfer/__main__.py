@@ -2,7 +2,9 @@
 Ray.
 """
 
+import signal
 import sys
+import threading
 import traceback
 
 import cyclopts
@@ -29,6 +31,9 @@ VERBS = {
     "fit": ("xfer.cli:fit", MODEL),
     "train": ("cluster.cli:train", MODEL),
     "evaluate": ("xfer.cli:evaluate", MODEL),
+    "compare": ("xfer.cli:compare", MODEL),
+    "features": ("xfer.cli:features", MODEL),
+    "soup": ("xfer.cli:soup", MODEL),
     "quantize": ("xfer.cli:quantize", MODEL),
     "predict": ("xfer.cli:predict", MODEL),
     "tune": ("tuning.cli:tune", SEARCH),
@@ -40,7 +45,9 @@ for place, (verb, (target, group)) in enumerate(VERBS.items()):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exit status: 0 done; 1 the work failed; 2 the input was wrong; 130 stopped by Ctrl-C."""
+    """Exit status: 0 done; 1 the work failed; 2 the input was wrong; 130 stopped by Ctrl-C, 143 by SIGTERM."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
     words, debug = _without_debug(sys.argv[1:] if arguments is None else arguments)
     try:
         if not words or words[0] in app.help_flags:
@@ -50,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
         _end(2, "", debug)  # printed already
     except ConfigError as error:
         _end(2, str(error), debug)
+    except _Terminated:
+        _end(143, "stopped by SIGTERM; the same command goes on from here", debug)
     except KeyboardInterrupt:
         print(file=sys.stderr)  # the line that shows ^C ends
         _end(130, "stopped; the same command goes on from here", debug)
@@ -58,8 +67,16 @@ def main(arguments: list[str] | None = None) -> None:
     except (RuntimeError, ValueError) as error:
         _end(1, f"{type(error).__name__}: {error}", debug)
     except Exception as error:
-        told = f"{type(error).__name__}: {error}".removesuffix(": ")
-        _end(1, f"{told}\nthis is a fault of xfer, not of yours; the same command with {DEBUG} shows where", debug)
+        text = f"{type(error).__name__}: {error}".removesuffix(": ")
+        _end(1, f"{text}\nthis is a fault of xfer, not of yours; the same command with {DEBUG} shows where", debug)
+
+
+class _Terminated(KeyboardInterrupt):
+    """A batch system or a container ends us: what is done on Ctrl-C is done then, too."""
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise _Terminated
 
 
 def _end(status: int, message: str, debug: bool) -> None:

@@ -5,13 +5,17 @@ without a graph and with BatchNorm in evaluation mode: freezing to `layer4` make
 cheaper.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model_weights, list_models
 from torchvision.models import resnet as tv
+
+from xfer.config import PUBLISHED
 
 BACKBONES: dict[str, Callable[[], tv.ResNet]] = {
     "resnet10": lambda: tv.ResNet(tv.BasicBlock, [1, 1, 1, 1]),
@@ -21,23 +25,32 @@ BACKBONES: dict[str, Callable[[], tv.ResNet]] = {
     "resnet101": lambda: tv.ResNet(tv.Bottleneck, [3, 4, 23, 3]),
     "resnet152": lambda: tv.ResNet(tv.Bottleneck, [3, 8, 36, 3]),
 }
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which published weights expect
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-def side(size: int, level: int) -> int:
-    """Pixels a side of the map C<level> for images of `size`: each level halves, rounding up."""
-    return -(-size // 2**level)
+def stride(level: int, stem: str) -> int:
+    """Pixels of the image a side for one of the map C<level>: 4 at C2, 32 at C5; a quarter of that with stem small."""
+    return 2 ** (level - 2) if stem == "small" else 2**level
 
 
 class Branch(nn.Module):
-    """Images [B, 3, H, W] float, normalised -> {"C2": ..., "C5": ...}; C_l is [B, c_l, H/2^l, W/2^l], rounded
-    up. Names are strings, not numbers: DeepSpeed looks for prefixes in them.
+    """Images [B, 3, H, W] float, normalised -> {"C2": ..., "C5": ...}; C_l is [B, c_l, H/s_l, W/s_l], rounded up, with
+    s_l as by `stride`. Names are strings, not numbers: DeepSpeed looks for prefixes in them.
+
+    stem "small" keeps small images large: 3 x 3 at stride 1 and no max-pooling (He et al., Deep Residual Learning, CVPR
+    2016, sec. 4.2).
     """
 
-    def __init__(self, backbone: str, train_from: str = "all"):
+    def __init__(self, backbone: str, train_from: str = "all", stem: str = "imagenet"):
         super().__init__()
+        self.backbone, self.stem, self.stride = backbone, stem, stride(5, stem)
         net = BACKBONES[backbone]()
-        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        if stem == "small":
+            net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
+        self.conv1, self.bn1, self.relu = net.conv1, net.bn1, net.relu
+        self.maxpool = nn.Identity() if stem == "small" else net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.channels = {level: net.fc.in_features >> (5 - level) for level in (2, 3, 4, 5)}
         frozen = {"all": -1, "none": len(STAGES)}.get(train_from)
@@ -67,22 +80,59 @@ class Branch(nn.Module):
         return maps
 
     def load_weights(self, path: str | Path) -> None:
-        """Loads torchvision ResNet weights from .safetensors, or a pickle through `weights_only=True`.
+        """Loads torchvision ResNet weights from .safetensors, from a pickle through `weights_only=True`, or published
+        ones by their name (IMAGENET1K_V1), which torchvision downloads once.
 
-        The classifier `fc` is left out. Raises ValueError if the file is not such weights.
+        The classifier `fc` is left out. Raises ValueError if there are no such weights.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"{path}: no such weights file")
-        try:
-            if path.suffix == ".safetensors":
-                state = safetensors.torch.load_file(path)
-            else:
-                state = torch.load(path, weights_only=True, map_location="cpu")
-        except Exception as error:
-            raise ValueError(f"{path}: not readable as weights ({type(error).__name__}: {error})") from None
+        state = _published(self.backbone, str(path)) if str(path) in PUBLISHED else read_weights(Path(path))
         state = {name: value.float() for name, value in state.items() if not name.startswith("fc.")}
-        try:
-            self.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{path}: not the weights of this backbone: {str(error)[:400]}") from None
+        if faults := differences(self.state_dict(), state):
+            stem = " with a small stem (3 x 3)" if self.stem == "small" else ""
+            raise ValueError(f"{path}: not the weights of a {self.backbone}{stem}: {'; '.join(faults)}")
+        self.load_state_dict(state)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of weights, by name. Raises ValueError."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such weights file")
+    try:
+        safe = path.suffix == ".safetensors"
+        state = safetensors.torch.load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        kind = "a .safetensors file, or one saved with torch.save(model.state_dict(), ...)"
+        raise ValueError(f"{path}: must be {kind}; it cannot be read as that ({type(error).__name__})") from None
+    foreign = isinstance(state, dict) and [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if foreign or not isinstance(state, dict):
+        raise ValueError(f"{path}: must hold tensors by name, got {', '.join(foreign or [type(state).__name__])}")
+    return state
+
+
+def published(backbone: str) -> list[str]:
+    """The names of torchvision's weights for a backbone; empty if it has none."""
+    return [*get_model_weights(backbone).__members__] if backbone in list_models() else []
+
+
+def _published(backbone: str, name: str) -> Any:
+    """Raises ValueError if they cannot be had."""
+    weights = getattr(get_model_weights(backbone), name)
+    try:
+        return weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
+    except OSError as error:
+        place = Path(torch.hub.get_dir()) / "checkpoints"
+        raise ValueError(
+            f"{name} of {backbone} could not be downloaded from {weights.url} ({error}); put the file into {place}, or "
+            "give the path of one"
+        ) from None
+
+
+def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """How the tensors of a file differ from those of a network, in words."""
+    counters = {name for name in own if name.endswith("num_batches_tracked")}  # older files have none
+    kinds = {
+        "missing": sorted(own.keys() - given.keys() - counters),
+        "unknown": sorted(given.keys() - own.keys()),
+        "of another shape": sorted(n for n in own.keys() & given.keys() if own[n].shape != given[n].shape),
+    }
+    return [f"{len(names)} tensors are {what}, such as {names[0]}" for what, names in kinds.items() if names]

@@ -11,21 +11,26 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
-from shards.format.whole import whole_folder
+from shards.format.whole import read_json, whole_folder
 from shards.settings import ConfigError, Strict, dump, load
-from xfer.checkpoint import damage, latest_checkpoint, write_manifest
+from xfer.checkpoint import damage, model_checkpoint, write_manifest
 from xfer.config import ModelConfig, Recipe
 from xfer.model import FusionModel, build_model
+from xfer.quant.bits import layers
 from xfer.quant.fold import fold
+from xfer.quant.keep import keep, kept
 from xfer.quant.pack import pack, unpack
-from xfer.quant.weights import Quantized
+from xfer.quant.weights import Codes, Quantized
+from xfer.trained_on import TrainedOn, read_entries, without_folder
 
 FORMAT = 1
 FILES = frozenset({"weights.safetensors", "recipe.yaml", "labels.yaml", "card.md"})
@@ -37,11 +42,14 @@ class BundleRecipe(Strict):
     name: str
     image_size: int
     model: ModelConfig
+    trained_on: tuple[TrainedOn, ...] = ()
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model ready for use, in evaluation mode. `bits` by layer for a bundle, None for a run (float32)."""
+    """A model ready for use, in evaluation mode. `codes`: of the layers that are packed, for a bundle, or that will be,
+    for a run with transfer.mode: quant; such a model is folded. None: a run in float32.
+    """
 
     path: Path
     weights_file: Path
@@ -49,7 +57,17 @@ class Trained:
     model: FusionModel
     classes: tuple[str, ...]
     image_size: int
-    bits: Mapping[str, int] | None = None
+    codes: Mapping[str, Codes] | None = None
+
+    @property
+    def bits(self) -> dict[str, int] | None:
+        """Storage bits by layer; None: in float32."""
+        return None if self.codes is None else {name: codes.bits for name, codes in self.codes.items()}
+
+    @property
+    def weights_sha256(self) -> str:
+        """By the manifest beside the weights file."""
+        return _sha256(self.weights_file)
 
     @property
     def weights_bytes(self) -> int:
@@ -67,18 +85,64 @@ def open_model(path: str | Path) -> Trained:
     if (path / "weights.safetensors").is_file() and (path / "recipe.yaml").is_file():
         raise ConfigError(f"{path}: a bundle whose manifest.json is missing or damaged; copy or make it again")
     if (path / "recipe.yaml").is_file():
-        checkpoint = latest_checkpoint(path / "checkpoints")
+        checkpoint, lost = model_checkpoint(path / "checkpoints")
         if checkpoint is None and (path / "bundle").is_dir():
             raise ConfigError(f"{path}: this is a study; the model it chose is {path / 'bundle'}")
+        if checkpoint is None and lost:
+            raise ConfigError(lost, f"{path}: no checkpoint is whole")
         if checkpoint is None:
             raise ConfigError(f"{path}: this run has no whole checkpoint yet; run its training command again")
+        for fault in lost:
+            print(f"note: passed over, taking step {checkpoint.state.step}: {fault}", file=sys.stderr)
         recipe, classes = load(path / "recipe.yaml", Recipe), checkpoint.state.classes
-        model = build_model(recipe.model, len(classes), 0, load_weights=False)
-        model.load_state_dict(checkpoint.model())
+        model = restore(recipe, len(classes), checkpoint.model()).eval()
+        packed = recipe.transfer.mode == "quant"
+        codes = {name: one for name, one in kept(model).items() if one} if packed else None
         weights = checkpoint.path / "model.safetensors"
-        return Trained(path, weights, recipe.name, model.eval(), tuple(classes), recipe.data.image_size)
+        return Trained(path, weights, recipe.name, model, tuple(classes), recipe.data.image_size, codes)
+    if (path / "seeds").is_dir():
+        raise ConfigError(f"{path}: runs of several seeds; give one of them, such as {path / 'seeds' / '0'}")
     what = "no such folder" if not path.exists() else "neither a run folder (recipe.yaml) nor a bundle (manifest.json)"
     raise ConfigError(f"{path}: {what}")
+
+
+def restore(recipe: Recipe, num_classes: int, tensors: Mapping[str, Tensor]) -> FusionModel:
+    """The model of a run's checkpoint; with transfer.mode: quant it is folded, and its body keeps its codes."""
+    model = build_model(recipe.model, num_classes, 0, load_weights=False)
+    if recipe.transfer.mode == "quant":
+        model = fold(model)
+        assert isinstance(model, FusionModel)
+        keep(model, dict.fromkeys(body(model)))
+    model.load_state_dict(tensors)
+    return model
+
+
+def body(model: FusionModel) -> list[str]:
+    """The layers of branches and projections: all that can be packed, but for the head."""
+    return [name for name in layers(model) if name != "head"]
+
+
+def trained_on(path: Path) -> list[TrainedOn]:
+    """What the model of a run or a bundle was trained on, and those that it began with; empty if that is not known, as
+    of a run that has not begun. A bundle in its run's folder knows from there where the data was. Raises ConfigError.
+    """
+    if not is_bundle(path):
+        return read_entries(path)
+    beside = {str(without_folder(one)): one for one in read_entries(path.absolute().parent)}
+    found = load(path / "recipe.yaml", BundleRecipe).trained_on
+    return [beside.get(str(one), one) for one in found]
+
+
+def weights_sha256(path: Path) -> str | None:
+    """Of the weights that a run or a bundle has now, by its manifest, without loading them; None if there are none."""
+    if is_bundle(path):
+        return _sha256(path / "weights.safetensors")
+    checkpoint, _ = model_checkpoint(path / "checkpoints")
+    return _sha256(checkpoint.path / "model.safetensors") if checkpoint else None
+
+
+def _sha256(file: Path) -> str:
+    return read_json(file.parent / "manifest.json")["files"][file.name]["sha256"]
 
 
 def is_bundle(folder: Path) -> bool:
@@ -122,28 +186,29 @@ def _open_bundle(path: Path) -> Trained:
     assert isinstance(model, FusionModel)
     weights = path / "weights.safetensors"
     try:
-        bits = {name: codes.bits for name, codes in unpack(weights, model).codes.items()}
+        codes = unpack(weights, model).codes
     except ValueError as error:
         raise ConfigError(str(error), path) from None
-    return Trained(path, weights, recipe.name, model, tuple(classes), recipe.image_size, bits)
+    return Trained(path, weights, recipe.name, model, tuple(classes), recipe.image_size, codes)
 
 
 def write_bundle(
-    folder: Path, recipe: Recipe, classes: Sequence[str], quantized: Quantized, extra: Mapping[str, Any], card: str
+    folder: Path, recipe: Recipe, trained: Trained, quantized: Quantized, extra: Mapping[str, Any], card: str
 ) -> Path:
-    """Writes the bundle under a temporary name and puts it in place of an older one. Returns `folder`.
+    """Writes the bundle of a run under a temporary name and puts it in place of an older one. Returns `folder`.
 
     Raises ConfigError if something that is not a bundle lies there.
     """
     check_replaceable(folder)  # once more: quantizing took a while
-    # Where pretrained weights lay on the training machine is nobody's business later.
+    # Where weights came from on the training machine is nobody's business later.
     branches = {name: b.model_copy(update={"weights": None}) for name, b in recipe.model.branches.items()}
-    model = recipe.model.model_copy(update={"branches": branches})
-    described = BundleRecipe(name=recipe.name, image_size=recipe.data.image_size, model=model)
+    model = recipe.model.model_copy(update={"branches": branches, "from_": None})
+    seen = tuple(without_folder(one) for one in trained_on(trained.path))
+    described = BundleRecipe(name=recipe.name, image_size=recipe.data.image_size, model=model, trained_on=seen)
     with whole_folder(folder) as draft:
         pack(quantized, draft / "weights.safetensors", dict(extra))
         (draft / "recipe.yaml").write_text(dump(described))
-        (draft / "labels.yaml").write_text(yaml.safe_dump({"classes": list(classes)}, allow_unicode=True))
+        (draft / "labels.yaml").write_text(yaml.safe_dump({"classes": list(trained.classes)}, allow_unicode=True))
         (draft / "card.md").write_text(card)
         write_manifest(draft, {"format": FORMAT})
     return folder

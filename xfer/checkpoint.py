@@ -17,10 +17,18 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shards.format.whole import remove_drafts, whole_folder
+from shards.format.whole import remove_drafts, whole_folder, write_text
 
 FORMAT = 1
 PREFIX = "step-"
+CHOSEN = "chosen"  # a file with the name of the checkpoint that is the model, if that is not the newest one
+
+
+def checkpoint_name(step: int) -> str:
+    return f"{PREFIX}{step:08d}"
+
+
+START = checkpoint_name(0)
 
 
 @dataclass
@@ -49,18 +57,20 @@ class Checkpoint:
 def write_checkpoint(
     folder: Path, state: TrainState, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], keep: int = 2
 ) -> Path:
-    """Writes `<folder>/step-<n>` and removes all but the newest `keep`. Returns its path. Raises OSError if it
-    cannot.
+    """Writes `<folder>/step-<n>` and removes all but the newest `keep`, step 0, which pretrained runs began with, and
+    the chosen one. Returns its path. Raises OSError if it cannot.
     """
-    final = folder / f"{PREFIX}{state.step:08d}"
+    final = folder / checkpoint_name(state.step)
     remove_stale_drafts(folder)
     with whole_folder(final) as draft:
         save_file(dict(model), draft / "model.safetensors")
         save_file(dict(optimizer), draft / "optimizer.safetensors")
         (draft / "state.json").write_text(json.dumps(asdict(state)))
         write_manifest(draft, {"format": FORMAT})
+    kept = {START, chosen(folder)}
     for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old.name not in kept:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -71,10 +81,52 @@ def remove_stale_drafts(folder: Path) -> None:
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; None if there is none. Reads and hashes every file of the one it returns."""
+    return find_checkpoint(folder)[0]
+
+
+def choose(folder: Path, step: int | None) -> None:
+    """Makes the checkpoint of a step the model of its run; None: the newest one."""
+    path = folder / CHOSEN
+    if step is None:
+        path.unlink(missing_ok=True)
+    elif chosen(folder) != checkpoint_name(step):
+        write_text(path, checkpoint_name(step))
+
+
+def chosen(folder: Path) -> str | None:
+    """The name of the checkpoint that was chosen; None: the newest one is the model."""
+    try:
+        return (folder / CHOSEN).read_text()
+    except FileNotFoundError:
+        return None
+
+
+def model_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint that is the model of a run: the chosen one, or the newest one that is whole. None if there is
+    none; and what is wrong with others that would come first, a line for each file.
+    """
+    name, faults = chosen(folder), []
+    if name is not None:
+        faults = damage(folder / Path(name).name)
+        if not faults:
+            return _read(folder / name), []
+    found, others = find_checkpoint(folder)
+    return found, [*faults, *others]
+
+
+def find_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """As `latest_checkpoint`; and what is wrong with newer ones, a line for each file."""
+    faults: list[str] = []
     for path in sorted(folder.glob(f"{PREFIX}*"), reverse=True):
-        if not damage(path):
-            return Checkpoint(path, TrainState(**json.loads((path / "state.json").read_text())))
-    return None
+        found = damage(path)
+        if not found:
+            return _read(path), faults
+        faults += found
+    return None, faults
+
+
+def _read(path: Path) -> Checkpoint:
+    return Checkpoint(path, TrainState(**json.loads((path / "state.json").read_text())))
 
 
 def write_manifest(folder: Path, extra: Mapping[str, Any]) -> None:

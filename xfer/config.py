@@ -4,26 +4,62 @@ Only `build_*` functions read these sections; the classes behind them take plain
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
 from shards.config import DataConfig
-from shards.settings import Location, Strict
+from shards.settings import ConfigError, Location, Strict, absolute, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-Stage = Literal["all", "layer1", "layer2", "layer3", "layer4", "none"]
-Group = Literal["stem", "layer1", "layer2", "layer3", "layer4", "project", "head"]
+Depth = Literal["all", "layer1", "layer2", "layer3", "layer4", "none"]
+Group = Literal["stem", "layer1", "layer2", "layer3", "layer4", "project", "head", "other"]
+PUBLISHED = ("IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT")  # names of torchvision's weights
+Weights = Annotated[str, AfterValidator(lambda given: given if given in PUBLISHED else absolute(given))]
+RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+TIMM = "timm/"  # begins the name of a backbone that is timm's
+PROBE_IMAGES = 4096
+PROBES = ("feature", "quant")  # modes that train nothing after the probe
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+
+
+def _known(backbone: str) -> str:
+    if backbone in RESNETS or (backbone.startswith(TIMM) and backbone != TIMM):
+        return backbone
+    raise PydanticKnownError("literal_error", {"expected": f"{', '.join(map(repr, RESNETS))} or '{TIMM}NAME'"})
+
+
+Backbone = Annotated[str, AfterValidator(_known)]
+
+
+def model_branch(weights: str | None) -> tuple[Path, str | None] | None:
+    """The folder of a run or a bundle, and the branch of it, that `weights` names as FOLDER or FOLDER:BRANCH; None if
+    it names a file or published weights.
+    """
+    if weights is None or weights in PUBLISHED:
+        return None
+    if Path(weights).is_dir():
+        return Path(weights), None
+    folder, _, branch = weights.rpartition(":")
+    return (Path(folder), branch) if folder and Path(folder).is_dir() else None
 
 
 class BranchConfig(Strict):
-    """One ResNet of the fusion model."""
+    """One backbone of the fusion model."""
 
-    backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet18"
-    weights: Location | None = None  # a .safetensors or .pth file of a torchvision ResNet; none: random
+    backbone: Backbone = "resnet18"  # a ResNet, or timm/NAME
+    weights: Weights | None = None  # a file of torchvision's, the name of published ones, or another model's branch
+    stem: Literal["imagenet", "small"] = "imagenet"  # small: 3 x 3, stride 1, no max-pool
     size: int | None = Field(default=None, ge=16, le=2048)  # pixels this branch sees; none: data.image_size
-    train_from: Stage = "all"  # first stage that is trained; "none" freezes the branch
+    train_from: Depth = "all"  # first stage that is trained; "none" freezes the branch
+
+    @model_validator(mode="after")
+    def _stem_is_ours(self) -> "BranchConfig":
+        if self.stem == "small" and self.backbone not in RESNETS:
+            raise ValueError(f"stem: must be left out for {self.backbone}, which has its own")
+        return self
 
 
 class FusionConfig(Strict):
@@ -35,11 +71,43 @@ class FusionConfig(Strict):
 
 
 class ModelConfig(Strict):
-    """Branches, their fusion, and the classifier on top."""
+    """Branches, their fusion, and the classifier on top. `from`: a run or a bundle to begin with; its branches and its
+    fusion are those of this model unless they are given here.
+    """
 
+    from_: Location | None = Field(default=None, alias="from")
     branches: dict[Name, BranchConfig] = Field(min_length=1)
     fusion: FusionConfig = FusionConfig()
     dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def taken_from(self) -> list[Path]:
+        """The folders of runs and bundles that parts of it begin as."""
+        named = [found[0] for branch in self.branches.values() if (found := model_branch(branch.weights))]
+        return list(dict.fromkeys([*([Path(self.from_)] if self.from_ else []), *named]))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_where_it_comes_from(cls, given: Any) -> Any:
+        """Sections that are not given are read here, once: a recipe in memory or in a run folder is complete."""
+        if not isinstance(given, dict) or not isinstance(given.get("from"), str):
+            return given
+        missing = {"branches", "fusion"} - {name for name, value in given.items() if value is not None}
+        if not missing:
+            return given
+        try:
+            source = read_yaml(Path(absolute(given["from"])) / "recipe.yaml")["model"]
+            branches = {
+                name: {key: branch[key] for key in ("backbone", "size", "stem") if key in branch}
+                for name, branch in source["branches"].items()
+            }
+        except (ConfigError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"from: no run and no bundle: {absolute(given['from'])}") from None
+        fusion = dict(source.get("fusion", {}))
+        if set(given.get("branches") or branches) != set(branches):
+            fusion.pop("weights", None)
+        filled = {"branches": branches, "fusion": fusion}
+        return {**given, **{name: filled[name] for name in missing}}
 
     @model_validator(mode="after")
     def _weights_name_the_branches(self) -> "ModelConfig":
@@ -58,6 +126,13 @@ class ModelConfig(Strict):
         return self
 
 
+class TeacherConfig(Strict):
+    """A trained model whose answers are learned from too."""
+
+    from_: Location = Field(alias="from")  # a run or a bundle with the same classes
+    share: float = Field(default=0.5, gt=0, le=1)  # of the loss that is learning from it
+
+
 class TrainConfig(Strict):
     """The optimization: counted in steps of one global batch each."""
 
@@ -66,17 +141,32 @@ class TrainConfig(Strict):
     learning_rate: float = Field(default=0.02, gt=0)  # peak, for the global batch as given
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)  # not on norms and biases
-    warmup: int = Field(default=10, ge=0)  # steps of linear warm-up; a cosine to zero follows
+    layer_decay: float = Field(default=1.0, gt=0, le=1)  # learning rate of a layer, of the one above it
+    warmup: int = Field(default=10, ge=0)  # steps of linear warm-up
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate after the warm-up; cosine falls to zero
+    ema: float | None = Field(default=None, gt=0, lt=1)  # decay of a moving average of the weights, which is the model
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     clip_norm: float | None = Field(default=None, gt=0)  # largest gradient norm
+    teacher: TeacherConfig | None = None  # distillation
     freeze_batchnorm: bool = False  # BatchNorm in evaluation mode
     precision: Literal["fp32", "bf16"] = "fp32"
     micro_batch: int | None = Field(default=None, ge=1)  # largest batch on one worker; more is accumulated
+    select: Literal["last", "best"] = "last"  # which checkpoint is the model; best: of the highest validation accuracy
+    patience: int | None = Field(default=None, ge=1)  # steps without a better one after which training ends
     evaluate_every: int = Field(default=100, ge=1)
     save_every: int = Field(default=100, ge=1)
     log_every: int = Field(default=10, ge=1)
     keep: int = Field(default=2, ge=1)  # checkpoints kept
+    probe_images: int | None = Field(default=None, ge=0)  # to fit the probe of pretrained branches on; see Recipe
     seed: int = Field(default=0, ge=-(2**63), lt=2**63)  # of the initial weights; data.seed is the order's
+
+
+class TransferConfig(Strict):
+    """How pretrained branches are moved to the data."""
+
+    mode: Literal["full", "staged", "feature", "quant"] = "full"
+    stage_rate: float = Field(default=0.3, gt=0, le=1)  # staged: a stage's learning rate, of the one before
+    l2_sp: float = Field(default=0.0, ge=0)  # pull of the branches to the weights they began with, for weight decay
 
 
 class QuantizeConfig(Strict):
@@ -96,8 +186,37 @@ class Recipe(Strict):
     data: DataConfig
     model: ModelConfig
     train: TrainConfig = TrainConfig()
+    transfer: TransferConfig = TransferConfig()
     quantize: QuantizeConfig = QuantizeConfig()
+    track: tuple[TrackerName, ...] = ()  # programs that get the rows of metrics.jsonl too
+
+    @field_validator("track")
+    @classmethod
+    def _each_once(cls, given: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        if len(set(given)) < len(given):
+            raise ValueError(f"must name each tracker once, got {', '.join(given)}")
+        return given
 
     @property
     def folder(self) -> Path:
         return Path(self.output) / self.name
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run; with transfer.mode: feature or quant, nothing is trained after the probe."""
+        return 0 if self.transfer.mode in PROBES else self.train.steps
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether a branch begins with weights from elsewhere."""
+        return self.model.from_ is not None or any(branch.weights for branch in self.model.branches.values())
+
+    @property
+    def probe_images(self) -> int | None:
+        """How many training images the linear probe is fitted on; None: all, as transfer.mode: feature and quant do
+        unless told otherwise. 0: there is no probe.
+        """
+        if not self.pretrained:
+            return 0
+        whole = self.transfer.mode in PROBES
+        return self.train.probe_images if self.train.probe_images is not None else None if whole else PROBE_IMAGES

@@ -25,6 +25,11 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names of classes may hold dollar signs
     "svg.hashsalt": "xfer",  # the same numbers give the same file
 }
+MEASURES = (
+    ("k-NN accuracy (%)", "knn", lambda value: f"{100 * value:.0f}"),
+    ("LogME", "log_evidence", lambda value: f"{value:.2f}"),
+    ("H-score", "h_score", lambda value: f"{value:.2f}"),
+)
 Values = ParamSpec("Values")
 
 
@@ -66,6 +71,7 @@ def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> str:
             color=COLOURS[i % len(COLOURS)],
         )
     axes.set_ylim(0, 102)
+    axes.set_xlim(left=0)
     axes.legend(frameon=False)
     return _svg(figure)
 
@@ -100,6 +106,55 @@ def weight_bars(weights: Mapping[str, float]) -> str:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     return _svg(figure)
+
+
+@_styled
+def confusion(answers: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> str:
+    """How many images of each class (rows) got which answer (columns); colour: the share of the row."""
+    counts = [[answers.get(truth, {}).get(said, 0) for said in names] for truth in names]
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    figure, axes = _axes("answer", "class", height=1.6 + 0.28 * len(names))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(visible=False)
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            if count:
+                colour = "white" if shares[i][j] > 0.5 else COLOURS[5]
+                axes.text(j, i, str(count), ha="center", va="center", color=colour, fontsize=8)
+    return _svg(figure)
+
+
+@_styled
+def transfer_maps(pairs: Sequence[Mapping[str, Any]]) -> str:
+    """k-NN accuracy, LogME and H-score of each source (rows) on each target (columns), a row of `pairs` each. Colour:
+    between the least and the most on that target, for the values of two targets cannot be compared.
+    """
+    sources, targets = (list(dict.fromkeys(pair[end] for pair in pairs)) for end in ("source", "target"))
+    figure = Figure(figsize=(2.2 + 3 * (1 + 0.8 * len(targets)), 1.6 + 0.4 * len(sources)), layout="constrained")
+    panels = figure.subplots(1, 3, squeeze=False)[0]
+    for axes, (what, key, form) in zip(panels, MEASURES, strict=True):
+        values = {(p["source"], p["target"]): p[key] for p in pairs if p[key] is not None}
+        shades = [[_shade(values, source, target) for target in targets] for source in sources]
+        axes.imshow(shades, cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
+        for (source, target), value in values.items():
+            axes.text(targets.index(target), sources.index(source), form(value), ha="center", va="center", fontsize=8)
+        axes.set_title(what)
+        axes.set_xticks(range(len(targets)), targets, rotation=45, ha="right")
+        axes.set_yticks(range(len(sources)), sources if axes is panels[0] else [""] * len(sources))
+        axes.set_xlabel("target")
+        axes.grid(visible=False)
+    panels[0].set_ylabel("source")
+    return _svg(figure)
+
+
+def _shade(values: Mapping[tuple[str, str], float], source: str, target: str) -> float:
+    """From 0, the least on the target, to 1, the most; NaN without a value."""
+    of_target = [value for (_, one), value in values.items() if one == target]
+    if (source, target) not in values:
+        return float("nan")
+    return (values[source, target] - min(of_target)) / ((max(of_target) - min(of_target)) or 1.0)
 
 
 @_styled

@@ -8,7 +8,7 @@ a model does on more of the same; what is chosen by it may be worse on a new sou
                 leave_one_source_out.json   the scores, by the source that was left out
 """
 
-import json
+import statistics
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shards.config import LEAVE_ONE_OUT
-from shards.format.whole import write_json
+from shards.format.whole import read_json, write_json
 from shards.loading.open import Splits
 from shards.settings import ConfigError, replace
 from shards.text import table
@@ -24,6 +24,7 @@ from xfer.bundle import Trained, check_replaceable, open_model
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.evaluate import evaluate_subsets, score_to_keep
+from xfer.history import probe_score, read_metrics
 from xfer.metrics import Estimate, mean_of
 from xfer.outcomes import Comparison
 from xfer.prepare import open_labelled, prepare
@@ -56,12 +57,12 @@ def _without(recipe: Recipe, source: str) -> Recipe:
     return replace(recipe, {"name": folder.name, "output": str(folder.parent), **changes})
 
 
-def prepare_folds(recipe: Recipe, world_size: int = 1) -> dict[str, tuple[Recipe, Splits]]:
+def prepare_folds(recipe: Recipe, world_size: int = 1, say: bool = True) -> dict[str, tuple[Recipe, Splits]]:
     """The folds and their data, by the source that is left out. Raises ConfigError with the faults of all of them."""
     prepared, faults = {}, []
     for source, fold in folds(recipe).items():
         try:
-            prepared[source] = (fold, prepare(fold, world_size)[0])
+            prepared[source] = (fold, prepare(fold, world_size, say)[0])
         except ConfigError as error:
             faults += [f"without {source}: {fault}" for fault in error.faults]
     if faults:
@@ -101,7 +102,7 @@ def train_folds(
 def _cost(recipe: Recipe, sources: list[str]) -> str:
     each = ", ".join(f"without {source}" for source in sources)
     return (
-        f"leave one source out: {len(sources) + 1} runs of {recipe.train.steps} steps, {each}, then on all sources; "
+        f"leave one source out: {len(sources) + 1} runs of {recipe.steps} steps, {each}, then on all sources; "
         "those that are done are not run again"
     )
 
@@ -109,7 +110,7 @@ def _cost(recipe: Recipe, sources: list[str]) -> str:
 def _is_done(recipe: Recipe, source: str, fold: Recipe, data: Splits) -> bool:
     row = read_scores(recipe.folder).get(source, {})
     version = data.validation[0].manifest.version
-    return (row.get("steps"), row.get("version")) == (fold.train.steps, version) and _is_trained(fold.folder, fold)
+    return (row.get("steps"), row.get("version")) == (fold.steps, version) and _is_trained(fold.folder, fold)
 
 
 def untrained(run: Path, recipe: Recipe) -> list[str]:
@@ -119,7 +120,7 @@ def untrained(run: Path, recipe: Recipe) -> list[str]:
 
 def _is_trained(folder: Path, fold: Recipe) -> bool:
     checkpoint = latest_checkpoint(folder / "checkpoints")
-    return checkpoint is not None and checkpoint.state.step >= fold.train.steps
+    return checkpoint is not None and checkpoint.state.step >= fold.steps
 
 
 def _score(fold: Recipe, data: Splits) -> dict[str, Any]:
@@ -128,7 +129,8 @@ def _score(fold: Recipe, data: Splits) -> dict[str, Any]:
     return {
         **score_to_keep(score, held.manifest.version),
         "not_counted": held.num_samples - score.count,
-        "steps": fold.train.steps,
+        "steps": fold.steps,
+        "probe": probe_score(read_metrics(fold.folder)).get(held.name),
     }
 
 
@@ -142,10 +144,10 @@ def _keep(recipe: Recipe, sources: list[str], source: str, row: Mapping[str, Any
 
 def read_scores(run: Path) -> dict[str, dict[str, Any]]:
     """By the source that was left out: correct, count, accuracy, interval, per_class, version; not_counted: its images
-    of classes that the model did not know; steps. Empty if there is nothing yet.
+    of classes that the model did not know; steps; probe: accuracy of the linear probe that the run began as, None if it
+    began as none. Empty if there is nothing yet.
     """
-    path = run / RESULT
-    return json.loads(path.read_text())["sources"] if path.is_file() else {}
+    return read_json(run / RESULT).get("sources", {})
 
 
 def _mean(rows: Mapping[str, Mapping[str, Any]]) -> Estimate:
@@ -161,7 +163,13 @@ def score_rows(run: Path) -> list[list[str]]:
     shown = [["left out", "images", "accuracy", "95 % interval"]]
     for source, row in rows.items():
         shown.append([source, f"{row['count']:,}", *_percents(Estimate(row["accuracy"], *row["interval"]))])
-    return [*shown, ["mean of sources", "", *_percents(_mean(rows))]] if len(rows) > 1 else shown
+    shown += [["mean of sources", "", *_percents(_mean(rows))]] if len(rows) > 1 else []
+    probes = [row["probe"] for row in rows.values() if row.get("probe") is not None]
+    if len(probes) < len(rows):
+        return shown
+    probes += [statistics.fmean(probes)] if len(probes) > 1 else []
+    column = ["its linear probe", *(f"{100 * probe:.1f} %" for probe in probes)]
+    return [[*line, cell] for line, cell in zip(shown, column, strict=True)]
 
 
 def scores_text(run: Path) -> str:
@@ -203,5 +211,5 @@ def compare_folds(run: Path, recipe: Recipe) -> Comparison | None:
         calibration = calibration_images(data, fold.data, fold.quantize.calibration)
         quantized = quantize_model(trained.model, fold.quantize, calibration)
         one = compare(trained, quantized, fold.data, WHAT, data.validation)
-        before, after = before | one.float32, after | one.packed
+        before, after = before | one.first, after | one.second
     return Comparison(WHAT, before, after) if found else None

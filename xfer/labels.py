@@ -6,10 +6,12 @@ Learning from Partial Labels, JMLR 2011, sec. 3).
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from shards.loading.batch import Batch
 from shards.loading.subset import Subset
 
 
@@ -35,16 +37,36 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, masks: Tensor, smoothi
     return loss
 
 
+class Teacher(Protocol):
+    """What else the answers are compared with."""
+
+    share: float
+    """Of the loss."""
+
+    def __call__(self, logits: Tensor, images: Tensor) -> Tensor:
+        """logits [B, K], images uint8 [B, 3, S, S] -> loss [B]."""
+        ...
+
+
 class Objective:
-    """The training loss: the masked cross-entropy of a batch, added up over its samples."""
+    """The training loss: the masked cross-entropy of a batch, added up over its samples. Of a mixed sample both parts
+    count by their shares, each inside the classes of its own source.
+    """
 
-    def __init__(self, masks: Tensor, sources: Sequence[str], smoothing: float = 0.0):
+    def __init__(self, masks: Tensor, sources: Sequence[str], smoothing: float = 0.0, teacher: Teacher | None = None):
         """masks [S, K] bool: the classes that each of the `sources` annotates, on the device of the logits."""
-        self.masks, self.sources, self.smoothing = masks, tuple(sources), smoothing
+        self.masks, self.sources, self.smoothing, self.teacher = masks, tuple(sources), smoothing, teacher
 
-    def __call__(self, logits: Tensor, targets: Tensor, sources: Tensor, valid: Tensor) -> Tensor:
-        """logits [B, K]; targets, sources [B] int64, a target of -1 for no class; valid [B] bool. Returns the sum over
-        valid samples that have a class.
-        """
-        loss = masked_cross_entropy(logits, targets.clamp_min(0), self.masks[sources], self.smoothing)
-        return torch.where(valid & (targets >= 0), loss, 0).sum()
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """logits [B, K]. Returns the sum over valid samples that have a class."""
+        loss = self._each(logits, batch.targets, batch.sources)
+        if batch.own_share is not None:
+            assert batch.other_targets is not None
+            assert batch.other_sources is not None
+            loss = torch.lerp(self._each(logits, batch.other_targets, batch.other_sources), loss, batch.own_share)
+        if self.teacher:
+            loss = torch.lerp(loss, self.teacher(logits, batch.images), self.teacher.share)
+        return torch.where(batch.valid & (batch.targets >= 0), loss, 0).sum()
+
+    def _each(self, logits: Tensor, targets: Tensor, sources: Tensor) -> Tensor:
+        return masked_cross_entropy(logits, targets.clamp_min(0), self.masks[sources], self.smoothing)

@@ -1,10 +1,10 @@
-"""Accuracy by source from running sums, and the intervals that say how much it and a difference can be trusted.
+"""Scores by source from running sums, and the intervals that say how much one and a difference can be trusted.
 
-Each rank adds up its own batches; one all-reduce of [S, K, 3] numbers at the end gives every rank the exact totals.
+Each rank adds up its own batches; a few all-reduces at the end give every rank the exact totals.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,15 +12,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xfer.mistakes import Mistake
+
+BINS = 15
+MOST_CONFUSED = 4_000_000
+
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy of one source: `correct` of `count`; `per_class` is accuracy by class name, for classes that occur."""
+    """Scores of one source: `correct` of `count`, `top5` with the class among the five likeliest.
+
+    loss: mean cross-entropy; per_class: accuracy by class name, for classes that occur; calibration: expected
+    calibration error, by how much confidence and accuracy differ, 0 to 1 (Guo et al., On Calibration of Modern Neural
+    Networks, ICML 2017, sec. 2; 15 bins); confusion: by class and what it was taken for, how often; mistakes: the
+    surest, where they were asked for.
+    """
 
     correct: int
     count: int
     loss: float
     per_class: Mapping[str, float] = field(default_factory=dict)
+    top5: int = 0
+    calibration: float = math.nan
+    confusion: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    mistakes: Sequence[Mistake] = ()
 
     @property
     def accuracy(self) -> float:
@@ -87,26 +102,52 @@ def mean_accuracy(scores: Mapping[str, Score]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-class Accuracy:
-    """Running sums by source and class: correct, count [S, K] and loss [S], float64, on the device of the logits."""
+class Scores:
+    """Running sums, float64, on the device of the logits: by source and class correct, count, loss and top 5 [S, K, 4];
+    by source and bin of confidence count, confidence and correct [S, 15, 3]; by source, class and answer a count
+    [S, K, K], unless that would be more than `MOST_CONFUSED` numbers.
+    """
 
     def __init__(self, sources: Sequence[str], classes: Sequence[str], device: torch.device):
         self.sources, self.classes = tuple(sources), tuple(classes)
-        self.sums = torch.zeros(len(sources), len(classes), 3, dtype=torch.float64, device=device)
+        s, k = len(sources), len(classes)
+        shapes = [(s, k, 4), (s, BINS, 3), (s, k, k)]
+        shapes = shapes if s * k * k <= MOST_CONFUSED else shapes[:2]
+        self.sums = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
 
     def add(self, logits: Tensor, targets: Tensor, sources: Tensor, valid: Tensor) -> None:
         """logits [B, K]; targets [B] unified class, -1 where there is none; sources [B]; valid [B] bool."""
         valid = valid & (targets >= 0)
         logits, targets, sources = logits[valid].float(), targets[valid], sources[valid]
-        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-        rows = torch.stack([(logits.argmax(1) == targets).double(), torch.ones_like(loss).double(), loss.double()], 1)
-        self.sums.index_put_((sources, targets), rows, accumulate=True)
+        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
+        confidence, answers = logits.softmax(1).max(1)
+        one, right = torch.ones_like(loss), (answers == targets).double()
+        top5 = (logits.topk(min(5, logits.shape[1])).indices == targets[:, None]).any(1).double()
+        bins = (
+            (confidence.nan_to_num(0) * BINS).long().clamp_max(BINS - 1)
+        )  # a model that diverged has a loss to say so
+        rows = torch.stack([right, one, loss, top5], 1)
+        self.sums[0].index_put_((sources, targets), rows, accumulate=True)
+        self.sums[1].index_put_((sources, bins), torch.stack([one, confidence.double(), right], 1), accumulate=True)
+        if len(self.sums) == 3:
+            self.sums[2].index_put_((sources, targets, answers), one, accumulate=True)
 
-    def scores(self, total: Tensor) -> dict[str, Score]:
-        """Scores from the sums of all ranks [S, K, 3]."""
-        result = {}
-        for name, rows in zip(self.sources, total.cpu(), strict=True):
-            correct, count, loss = rows.sum(0).tolist()
-            per_class = {c: (r[0] / r[1]).item() for c, r in zip(self.classes, rows, strict=True) if r[1] > 0}
-            result[name] = Score(int(correct), int(count), loss / count if count else math.nan, per_class)
-        return result
+    def result(self, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, Score]:
+        """By source; `total` adds up over ranks, a collective."""
+        by_class, bins, *confusion = (total(sums).cpu() for sums in self.sums)
+        return {
+            name: self._score(by_class[i], bins[i], confusion[0][i] if confusion else None)
+            for i, name in enumerate(self.sources)
+        }
+
+    def _score(self, by_class: Tensor, bins: Tensor, confusion: Tensor | None) -> Score:
+        correct, count, loss, top5 = by_class.sum(0).tolist()
+        per_class = {c: (r[0] / r[1]).item() for c, r in zip(self.classes, by_class, strict=True) if r[1] > 0}
+        gap = (bins[:, 1] - bins[:, 2]).abs().sum().item()
+        answers: dict[str, dict[str, int]] = {}
+        if confusion is not None:
+            for truth, said in confusion.nonzero().tolist():
+                answers.setdefault(self.classes[truth], {})[self.classes[said]] = int(confusion[truth, said])
+        if not count:
+            return Score(0, 0, math.nan)
+        return Score(int(correct), int(count), loss / count, per_class, int(top5), gap / count, answers)

@@ -21,9 +21,12 @@ from shards.progress import progress
 from shards.text import table
 from xfer.engine import default_device
 from xfer.metrics import Estimate, mean_of, paired_difference
+from xfer.repeated import difference_over_seeds
 
 Outcomes = dict[str, np.ndarray]
-"""By source: bool [n], whether each of its images was named rightly, in the order the batches have them."""
+"""By source: bool [n], whether each of its images was named rightly, in the order the batches have them; bool [R, n] of
+R runs that differ in their seeds only.
+"""
 
 
 def outcomes(
@@ -77,22 +80,38 @@ def _by_source(parts: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[s
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same images: `float32` and what was made of it. what: which images these are, in words."""
+    """Two models on the same images: a run and what was packed of it, or two others by their `names`, each of them one
+    run or one a seed. what: which images these are, in words.
+    """
 
     what: str
-    float32: Outcomes
-    packed: Outcomes
+    first: Outcomes
+    second: Outcomes
+    names: tuple[str, str] = ("float32", "packed")
 
     @property
     def differences(self) -> dict[str, Estimate]:
-        """By source: the accuracy of the packed model less that of the float one; sources without images have none."""
-        pairs = {name: (right, self.packed[name]) for name, right in self.float32.items() if right.size}
-        return {name: paired_difference(*pair) for name, pair in pairs.items()}
+        """By source: the accuracy of the second model less that of the first; sources without images have none."""
+        return {name: self._difference([name]) for name in self._sources}
 
     @property
     def mean_difference(self) -> Estimate:
         """Unweighted over sources."""
-        return mean_of(list(self.differences.values()))
+        return self._difference(self._sources)
+
+    @property
+    def _sources(self) -> list[str]:
+        return [name for name, right in self.first.items() if right.size]
+
+    @property
+    def _over_seeds(self) -> bool:
+        return any(right.ndim == 2 for right in self.first.values())
+
+    def _difference(self, sources: Sequence[str]) -> Estimate:
+        pairs = [(self.first[name], self.second[name]) for name in sources]
+        if self._over_seeds and pairs:
+            return difference_over_seeds(pairs)
+        return mean_of([paired_difference(*pair) for pair in pairs])
 
     @property
     def within_noise(self) -> bool:
@@ -103,30 +122,32 @@ class Comparison:
     @property
     def image_worth(self) -> float:
         """What one more right image is worth in the mean accuracy, in the source where it is worth most."""
-        counts = [right.size for right in self.float32.values() if right.size]
+        counts = [self.first[name].shape[-1] for name in self._sources]
         return 1 / (min(counts) * len(counts)) if counts else 0.0
 
     def rows(self) -> list[list[str]]:
         """A table for people, its header first."""
         found = self.differences
-        rows = [["source", "images", "float32", "packed", "difference", "95 % interval"]]
+        rows = [["source", "images", *self.names, "difference", "95 % interval"]]
         for name, difference in found.items():
-            a, b = self.float32[name], self.packed[name]
-            rows.append([name, f"{a.size:,}", *_percents(a.mean(), b.mean()), *_points(difference)])
+            a, b = self.first[name], self.second[name]
+            rows.append([name, f"{a.shape[-1]:,}", *_percents(a.mean(), b.mean()), *_points(difference)])
         if len(found) > 1:
-            both = [float(np.mean([one[name].mean() for name in found])) for one in (self.float32, self.packed)]
+            both = [float(np.mean([one[name].mean() for name in found])) for one in (self.first, self.second)]
             rows.append(["mean of sources", "", *_percents(*both), *_points(self.mean_difference)])
         return rows
 
     def verdict(self) -> str:
         """What the numbers come to, in one sentence."""
         worth = f"one image is worth up to {100 * self.image_worth:.2f} points"
+        of = "seeds and images" if self._over_seeds else "images"
         if self.within_noise:
-            return f"the difference is within the noise of these images: they do not tell which is better; {worth}"
+            return f"the difference is within the noise of these {of}: they do not tell which is better; {worth}"
         mean = self.mean_difference
         ends = sorted((abs(mean.low), abs(mean.high)))
         verb = "loses" if mean.value < 0 else "gains"
-        return f"the packed model {verb} {100 * ends[0]:.1f} to {100 * ends[1]:.1f} points; {worth}"
+        who = "the packed model" if self.names[1] == "packed" else self.names[1]
+        return f"{who} {verb} {100 * ends[0]:.1f} to {100 * ends[1]:.1f} points; {worth}"
 
     def text(self) -> str:
         """For a terminal."""

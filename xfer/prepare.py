@@ -8,18 +8,29 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from shards.config import DataConfig
+import torch
+
+from shards.config import LEAVE_ONE_OUT, DataConfig
 from shards.loading.open import Splits, open_data
 from shards.loading.state import StreamState, resume
-from shards.settings import ConfigError, SchemaError, Strict, load
-from xfer.backbone import side
-from xfer.checkpoint import Checkpoint, latest_checkpoint
+from shards.loading.train import augment_faults
+from shards.settings import ConfigError, SchemaError, Strict, load, read_yaml
+from xfer.backbone import STAGES
+from xfer.checkpoint import Checkpoint, find_checkpoint
 from xfer.classes import class_faults, label_faults, label_notes
-from xfer.config import ModelConfig, Recipe
+from xfer.config import RESNETS, BranchConfig, ModelConfig, Recipe
 from xfer.engine import shares
-from xfer.model import build_model, check_weights_exist
+from xfer.model import build_branch, build_model, check_weights_exist
+from xfer.timm_branch import TimmBranch, check_maps
+from xfer.track import track_faults
+from xfer.transfer.leaks import leak_faults
+from xfer.transfer.source import source_faults
+from xfer.transfer.stages import transfer_faults
+from xfer.transfer.teacher import teacher_faults
 
 FIXED = ("optimizer", "seed")  # of `train`: cannot change within a run; all its other values may
+DOCUMENTS = {"study": ("tune", "space"), "job": ("train", "recipe"), "recipe": ("fit", "data")}
+"""By document: the verb that takes it, and the section that only it has."""
 Document = TypeVar("Document", bound=Strict)
 
 
@@ -30,6 +41,11 @@ def load_document(path: str | Path, kind: type[Document], overrides: Sequence[st
     try:
         return load(path, kind, overrides)
     except SchemaError as error:
+        found = next((name for name, (_, key) in DOCUMENTS.items() if key in read_yaml(path)), None)
+        wanted = kind.__name__.lower()
+        if found and wanted in DOCUMENTS and found != wanted:
+            verb = DOCUMENTS[found][0]
+            raise ConfigError(f"this is a {found} and no {wanted}: xfer {verb} {path}", path) from None
         data, model = error.sections.get("data"), error.sections.get("model")
         faults = _faults_of(lambda: open_labelled(data)) if isinstance(data, DataConfig) else []
         faults += check_weights_exist(model) if isinstance(model, ModelConfig) else []
@@ -45,46 +61,109 @@ def open_labelled(config: DataConfig) -> Splits:
     return data
 
 
-def prepare(recipe: Recipe, world_size: int = 1) -> tuple[Splits, Checkpoint | None]:
-    """The data of a recipe and the checkpoint that its run goes on from on so many ranks. Raises ConfigError with every
-    fault.
+def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Splits, Checkpoint | None]:
+    """The data of a recipe and the checkpoint that its run goes on from on so many ranks. `say`: what is only odd about
+    the classes. Raises ConfigError with every fault.
     """
-    faults = check_weights_exist(recipe.model) + batchnorm_faults(recipe, world_size)
+    faults = (
+        check_weights_exist(recipe.model)
+        + select_faults(recipe)
+        + batchnorm_faults(recipe, world_size)
+        + transfer_faults(recipe)
+    )
+    faults += track_faults(recipe.track)
+    faults += timm_faults(recipe)
     try:
         data = open_labelled(recipe.data)
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
+    faults += augment_faults(data.train, recipe.data) + teacher_faults(recipe.train.teacher, data.classes)
+    faults += leak_faults(recipe, data)
     if faults:
         raise ConfigError(faults)
-    checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
+    checkpoint, lost = find_checkpoint(recipe.folder / "checkpoints")
+    if lost and checkpoint is None:
+        hint = f"no checkpoint is whole, so this would begin anew: remove {recipe.folder / 'checkpoints'} if it shall"
+        raise ConfigError([*lost, hint], recipe.folder)
+    for fault in lost:
+        print(f"note: passed over: {fault}", file=sys.stderr)
     if checkpoint:
         faults = _differences(recipe, checkpoint, data)
-    elif any(branch.weights for branch in recipe.model.branches.values()):
+    elif recipe.pretrained:
+        faults = source_faults(recipe)
+        if faults:
+            raise ConfigError(faults)
         build_model(recipe.model, 2, 0)  # do the files fit? Known here it costs a second, in the workers a minute
     if faults:
         hint = f"choose another name=... or remove {recipe.folder}"
         raise ConfigError([*faults, hint], f"{recipe.folder} holds another run")
-    for note in label_notes({subset.name: subset.classes for subset in data.train}):
+    for note in label_notes({subset.name: subset.classes for subset in data.train}) if say else ():
         print(f"note: {note}", file=sys.stderr)
     return data, checkpoint
 
 
+def select_faults(recipe: Recipe) -> list[str]:
+    """Why a checkpoint cannot be chosen as the recipe says."""
+    train, faults = recipe.train, []
+    if train.patience and train.select != "best":
+        faults.append("train.patience: waits for a better checkpoint, so train.select must be best, got last")
+    if train.patience and recipe.transfer.mode == "staged":
+        faults.append(
+            "train.patience: must be left out with transfer.mode staged, whose later stages would never begin"
+        )
+    if train.select == "best" and recipe.data.validation == 0:
+        faults.append("train.select: best chooses by validation, and data.validation: 0 holds nothing out")
+    if train.select == "best" and recipe.data.validation == LEAVE_ONE_OUT:
+        faults.append(
+            f"train.select: must be last with data.validation: {LEAVE_ONE_OUT}, whose scores would choose themselves"
+        )
+    return faults
+
+
 def batchnorm_faults(recipe: Recipe, world_size: int) -> list[str]:
     """BatchNorm cannot learn from one value a channel: one image in a micro-batch whose deepest map is one pixel."""
-    if recipe.train.freeze_batchnorm or recipe.data.batch_size < world_size:
+    if recipe.train.freeze_batchnorm or not recipe.steps or recipe.data.batch_size < world_size:
         return []
     _, accumulation = shares(recipe, world_size)
     smallest = max(1, recipe.data.batch_size // world_size // accumulation)  # micro-batch of the smallest share
     faults = []
     for name, branch in recipe.model.branches.items():
         size = branch.size or recipe.data.image_size
-        if smallest == 1 and side(size, 5) == 1:
+        stride = _stride(branch) if smallest == 1 else 1
+        if smallest == 1 and size <= stride:
             faults.append(
                 f"model.branches.{name}: BatchNorm would see one value a channel, from 1 image of {size} px in a "
                 f"micro-batch (data.batch_size {recipe.data.batch_size} over {world_size} ranks in {accumulation} "
                 "micro-batches each); use a larger data.batch_size or train.micro_batch, a data.image_size or branch "
-                "size above 32, or train.freeze_batchnorm: true"
+                f"size above {stride}, or train.freeze_batchnorm: true"
             )
+    return faults
+
+
+def _stride(branch: BranchConfig) -> int:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return build_branch(branch).stride
+    except ValueError:  # said by timm_faults
+        return 0
+
+
+def timm_faults(recipe: Recipe) -> list[str]:
+    """Why networks of timm cannot be branches of this run: each is built, and sees an image."""
+    faults = []
+    for name, branch in recipe.model.branches.items():
+        if branch.backbone in RESNETS:
+            continue
+        try:
+            with torch.random.fork_rng(devices=[]):
+                build_branch(branch)
+                check_maps(TimmBranch(branch.backbone), branch.size or recipe.data.image_size)
+                if recipe.transfer.mode == "staged":
+                    TimmBranch(branch.backbone, STAGES[-1])
+        except ValueError as error:
+            faults.append(f"model.branches.{name}: {error}")
+        if recipe.train.layer_decay < 1:
+            faults.append(f"train.layer_decay: must be 1 with {branch.backbone}, whose layers are not named by depth")
     return faults
 
 
@@ -93,8 +172,12 @@ def _differences(recipe: Recipe, checkpoint: Checkpoint, data: Splits) -> list[s
     saved = recipe.folder / "recipe.yaml"
     if saved.is_file():
         before = load(saved, Recipe)
-        pairs = {f"model.{key}": (getattr(before.model, key), value) for key, value in recipe.model}
+        pairs = {f"model.{key.rstrip('_')}": (getattr(before.model, key), value) for key, value in recipe.model}
         pairs |= {f"train.{key}": (getattr(before.train, key), getattr(recipe.train, key)) for key in FIXED}
+        pairs |= {f"transfer.{key}": (getattr(before.transfer, key), value) for key, value in recipe.transfer}
+        if recipe.transfer.mode == "quant":  # decides the branches
+            pairs |= {f"quantize.{key}": (getattr(before.quantize, key), value) for key, value in recipe.quantize}
+        pairs["train.probe_images"] = (before.probe_images, recipe.probe_images)
         pairs["data.image_size"] = (before.data.image_size, recipe.data.image_size)
         faults += [f"{path}: was {old}, is now {new}" for path, (old, new) in pairs.items() if old != new]
     faults += _new_classes(checkpoint.state.classes, {subset.name: subset.classes for subset in data.train})

@@ -6,7 +6,7 @@ one pass of both models over the held-out images.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,14 +17,15 @@ from shards.loading.few import few
 from shards.loading.open import Splits
 from shards.loading.subset import Subset
 from shards.settings import ConfigError
-from xfer.bundle import Trained, check_replaceable, open_model, write_bundle
+from xfer.bundle import Trained, body, check_replaceable, open_model, write_bundle
 from xfer.config import QuantizeConfig, Recipe
 from xfer.model import FusionModel
 from xfer.outcomes import Comparison, outcomes_on
-from xfer.quant.bits import layer_bits
+from xfer.quant.bits import FLOAT, group_of, layer_bits
 from xfer.quant.correct import correct
 from xfer.quant.fold import check_fold, fold
-from xfer.quant.weights import Quantized, quantize
+from xfer.quant.keep import keep, kept, release
+from xfer.quant.weights import Codes, Quantized, quantize
 
 CALIBRATION_BATCH = 64
 
@@ -36,17 +37,56 @@ def calibration_images(data: Splits, config: DataConfig, count: int) -> list[Ten
 
 
 def quantize_model(model: FusionModel, config: QuantizeConfig, calibration: Iterable[Tensor]) -> Quantized:
-    """The quantized copy of `model`, which is left as it is. Raises ValueError if a BatchNorm cannot be folded, and
-    ConfigError if the model's weights or outputs are not finite.
+    """The quantized copy of `model`, which is left as it is; layers that keep their codes have these.
+
+    Raises ConfigError if a BatchNorm cannot be folded, the model's weights or outputs are not finite, the model has no
+    such group, or layers of a group keep other bits.
     """
     calibration = list(calibration)
     check_sound(model, calibration[0][:4])
-    reference = fold(model)
-    check_fold(model, reference, calibration[0][:4])
-    quantized = quantize(copy.deepcopy(reference), layer_bits(reference, config.bits, {**config.groups}))
-    if config.correct:
+    reference, before = fold(model), kept(model)
+    try:
+        check_fold(model, reference, calibration[0][:4])
+    except ValueError as error:
+        backbones = ", ".join(sorted({str(branch.backbone) for branch in model.branches.values()}))
+        raise ConfigError(f"{backbones} cannot be quantized: {error}") from None
+    release(reference)
+    if faults := kept_faults(config, before):
+        raise ConfigError(faults)
+    try:
+        bits = layer_bits(reference, config.bits, {**config.groups})
+    except ValueError as error:
+        raise ConfigError(f"quantize.groups: {error}") from None
+    new = {name: width for name, width in bits.items() if name not in before}
+    quantized = quantize(copy.deepcopy(reference), new)
+    if config.correct and quantized.codes:
         correct(quantized, reference, calibration)
-    return quantized
+    codes = {**before, **quantized.codes}
+    return Quantized(quantized.model, {name: one for name in bits if (one := codes.get(name))})
+
+
+def quantize_body(model: FusionModel, config: QuantizeConfig, calibration: Iterable[Tensor]) -> FusionModel:
+    """A folded copy of `model` whose branches and projections are quantized and keep their codes; its head is in float.
+    Raises as `quantize_model`.
+    """
+    head = {"groups": {**config.groups, "head": FLOAT}}
+    quantized = quantize_model(model, config.model_copy(update=head), calibration)
+    assert isinstance(quantized.model, FusionModel)
+    keep(quantized.model, {name: quantized.codes.get(name) for name in body(quantized.model)})
+    return quantized.model
+
+
+def kept_faults(config: QuantizeConfig, codes: Mapping[str, Codes | None]) -> list[str]:
+    """Why layers that keep their codes cannot have the bits that `groups` asks for."""
+    faults = []
+    for group, width in config.groups.items():
+        theirs = {one.bits if one else FLOAT for name, one in codes.items() if group_of(name) == group}
+        if theirs - {width}:
+            faults.append(
+                f"quantize.groups.{group}: must be left out, got {width}: its layers keep the "
+                f"{' and '.join(map(str, sorted(theirs)))} bits they have (transfer.mode: quant)"
+            )
+    return faults
 
 
 def check_sound(model: FusionModel, images: Tensor) -> None:
@@ -105,7 +145,7 @@ def ship(
     extra = {"float_bytes": trained.weights_bytes, "sources": sorted(recipe.data.sources)}
     assert isinstance(quantized.model, FusionModel)
     card = _card(trained, recipe, quantized.model, bits, compared)
-    write_bundle(folder, recipe, trained.classes, quantized, extra, card)
+    write_bundle(folder, recipe, trained, quantized, extra, card)
     bundle = open_model(folder)
     _check_same(quantized.model, bundle)
     return bundle
@@ -127,12 +167,11 @@ def _card(
         f"# {recipe.name}",
         "",
         f"- classes: {', '.join(trained.classes)}",
-        f"- trained on: {', '.join(sorted(recipe.data.sources))}; steps {recipe.train.steps}, seed {recipe.train.seed}",
+        f"- trained on: {', '.join(sorted(recipe.data.sources))}; steps {recipe.steps}, seed {recipe.train.seed}",
         f"- fusion: {recipe.model.fusion.kind}, weights "
         + (", ".join(f"{name} {w:.3f}" for name, w in weights.items()) if weights else "none"),
         f"- images: {recipe.data.image_size} x {recipe.data.image_size} pixels",
-        f"- storage bits: {recipe.quantize.bits}"
-        + "".join(f", {group} {width}" for group, width in recipe.quantize.groups.items()),
+        f"- storage bits: {_storage(recipe, bits)}",
         f"- float weights: {trained.weights_bytes:,} bytes",
         "",
         *(line for one in compared for line in (one.markdown(), "")),
@@ -141,3 +180,13 @@ def _card(
         *(f"| {name} | {width} |" for name, width in bits.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _storage(recipe: Recipe, bits: Mapping[str, int]) -> str:
+    if recipe.transfer.mode == "quant":
+        widths = [width for name, width in bits.items() if name != "head"] or [FLOAT]
+        return f"branches and projections {min(widths)} to {max(widths)}, as before the head was fitted; head " + str(
+            bits.get("head", FLOAT)
+        )
+    groups = "".join(f", {group} {width}" for group, width in recipe.quantize.groups.items())
+    return f"{recipe.quantize.bits}{groups}"

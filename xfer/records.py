@@ -8,12 +8,11 @@
 Scores on other data never take the place of those on the recipe's own: same names with other versions are other data.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.format.whole import write_json
+from shards.format.whole import read_json, write_json
 
 Rows = Mapping[str, Mapping[str, Any]]
 """By source: correct, count, accuracy, interval, per_class, version."""
@@ -28,11 +27,16 @@ def record_path(model: Path) -> Path | None:
     return folder / (f"evaluation-{model.absolute().name}.json" if bundle else "evaluation.json")
 
 
+def evaluated(path: Path) -> Path:
+    """Of which run or bundle a file is the record."""
+    return path.parent / path.stem.removeprefix("evaluation").removeprefix("-")
+
+
 def record(path: Path, split: str, rows: Rows, changes: Sequence[str], own: bool) -> None:
     """Adds one split's scores. `own`: that they are on the recipe's own data, as far as the recipe tells; `changes`:
     what was changed about it, in words.
     """
-    content = json.loads(path.read_text()) if path.is_file() else {}
+    content = read_json(path)
     before = content.get(split)
     own = own and (not changes or before is None or _versions(before) == _versions(rows))
     if own:

@@ -1,8 +1,10 @@
 """A Recipe becomes a run folder: the same code on one process and on each of many ranks.
 
 runs/<name>/recipe.yaml        what was run
+            trained_on.json    what it was trained on (xfer/trained_on.py)
             metrics.jsonl      one row a report: losses by step, accuracy by source
-            checkpoints/       the newest whole ones; the same command goes on from there
+            checkpoints/       the newest whole ones; the same command goes on from there. Step 0: a linear probe
+            tensorboard/, wandb/, track.json   with `track` (xfer/track.py)
             damage-*.jsonl     samples that were damaged and replaced, if there are any; one file a rank
             evaluation-damage-*.jsonl   the same of validation: these are left out
 """
@@ -10,75 +12,72 @@ runs/<name>/recipe.yaml        what was run
 import fcntl
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.format.whole import naming, write_text
+from safetensors.torch import load_file
+from torch import Tensor
+
+from shards.format.lock import Locks
+from shards.format.whole import naming
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
 from shards.loading.open import open_data
 from shards.loading.state import StreamState
 from shards.loading.subset import Subset
 from shards.loading.train import TrainStream, train_stream
-from shards.settings import ConfigError, dump
-from xfer.checkpoint import TrainState, latest_checkpoint, remove_stale_drafts, write_checkpoint
+from shards.settings import ConfigError
+from xfer.bundle import restore
+from xfer.checkpoint import (
+    START,
+    TrainState,
+    checkpoint_name,
+    choose,
+    damage,
+    latest_checkpoint,
+    remove_stale_drafts,
+    write_checkpoint,
+)
 from xfer.config import Recipe
-from xfer.engine import Engine
+from xfer.cost import memory_mb
+from xfer.engine import Engine, default_device, shares
 from xfer.evaluate import evaluate, score_row
+from xfer.history import best_step, is_stalled, last_scored, read_metrics, scores, write_metrics
 from xfer.labels import Objective, annotated
 from xfer.model import FusionModel, build_model
+from xfer.optimizer import hold_near
+from xfer.portable import trained_weights
+from xfer.track import Tracking
 from xfer.train import DivergedError, Row, Training, check_finite, train
+from xfer.transfer.stages import stages
+from xfer.transfer.teacher import build_teacher
 
+_LOCKS = Locks()
 EngineFactory = Callable[[FusionModel, Recipe, Slot], Engine]
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Holds the run folder for one process; a second one is refused. The lock dies with the process."""
+    """Holds the run folder for one process; a second one is refused. The lock dies with the process; loader processes
+    that it forked have no share in it.
+    """
+    path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        held = _LOCKS.take(str(path), os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder}: another process is running this; choose another name=... or wait") from None
-        try:
-            yield
-        finally:
-            if [path.name for path in folder.iterdir()] == [".lock"]:  # nothing came of it
-                (folder / ".lock").unlink()
-                folder.rmdir()
-
-
-def begin(recipe: Recipe, job: str | None = None) -> None:
-    """Writes what is about to run beside its results: recipe.yaml, and job.yaml if there is one."""
-    recipe.folder.mkdir(parents=True, exist_ok=True)
-    write_text(recipe.folder / "recipe.yaml", dump(recipe))
-    if job:
-        write_text(recipe.folder / "job.yaml", job)
-
-
-def _cut_metrics(folder: Path, step: int) -> None:
-    """Leaves out the rows behind `step`: they will be made again."""
-    rows = [row for row in read_metrics(folder) if row["step"] <= step]
-    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read_metrics(folder: Path) -> list[Row]:
-    """The rows of a run's metrics.jsonl; a half-written last line is left out."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def last_scored(folder: Path, step: int) -> int:
-    """The step, up to `step`, of the newest evaluation that is on record; 0: there is none."""
-    scored = [row["step"] for row in read_metrics(folder) if "loss" not in row and row["step"] <= step]
-    return max(scored, default=0)
+    if held is None:
+        raise ConfigError(f"{folder}: another process is running this; choose another name=... or wait")
+    try:
+        yield
+    finally:
+        if [one.name for one in folder.iterdir()] == [".lock"]:  # nothing came of it
+            path.unlink()
+            folder.rmdir()
+        _LOCKS.drop(held)
 
 
 def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable[[Row], None]) -> TrainState:
@@ -90,56 +89,104 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
     if checkpoint:
         data = data.numbered(checkpoint.state.classes)
-    model = build_model(recipe.model, len(data.classes), recipe.train.seed, load_weights=checkpoint is None)
-    if checkpoint:
-        model.load_state_dict(checkpoint.model())
-    engine = make_engine(model, recipe, slot)
+    tensors, optimizer = (checkpoint.model(), checkpoint.optimizer()) if checkpoint else (None, {})
     state = checkpoint.state if checkpoint else TrainState(classes=list(data.classes))
-    scored = last_scored(recipe.folder, state.step)
+    rows = read_metrics(recipe.folder, state.step)
+    scored = last_scored(rows) if checkpoint else 0
     if slot.rank == 0:
         remove_stale_drafts(recipe.folder / "checkpoints")
-        _cut_metrics(recipe.folder, state.step)
-    if checkpoint:
-        engine.load_optimizer(checkpoint.optimizer(), state.step)
+        write_metrics(recipe.folder, rows)  # those behind the checkpoint will be made again
 
-    gpu = engine.device if engine.device.type == "cuda" else None
+    device = default_device()
+    gpu = device if device.type == "cuda" else None
     stream = train_stream(
         data.train, recipe.data, slot, StreamState(**state.stream), damage_log=recipe.folder, device=gpu
     )
     masks, names = annotated(data.train, len(data.classes)), [subset.name for subset in data.train]
-    objective = Objective(masks.to(engine.device), names, recipe.train.label_smoothing)
-    record = RunRecord(recipe, slot, engine, stream, data.validation, data.classes, report)
-    run = Training(engine, stream, objective, recipe.train, recipe.data.batch_size, record, scored)
-    try:
-        return train(run, state)
-    except DivergedError as error:
-        raise DivergedError(f"{error}\n{_advice(recipe)}") from None
+    record = RunRecord(recipe, slot, stream, data.validation, data.classes, report, rows)
+    teacher = build_teacher(recipe.train.teacher, data.classes)
+    left = [stage for stage in stages(recipe) if stage.end > state.step]
+    with record:
+        for stage in left or stages(recipe)[-1:]:
+            begun = state.step > stage.start
+            weights = trained_weights(tensors, optimizer) if tensors and begun else tensors
+            model = _model(stage.recipe, len(data.classes), weights)
+            if recipe.transfer.l2_sp:
+                hold_near(model, _start(recipe), recipe.transfer.l2_sp, shares(recipe, slot.world_size)[1])
+            engine = make_engine(model, stage.recipe, slot)
+            if tensors and begun:
+                engine.load(tensors, optimizer, state.step - stage.start)
+            record.engine = engine
+            smoothing = recipe.train.label_smoothing
+            objective = Objective(masks.to(engine.device), names, smoothing, teacher and teacher.to(engine.device))
+            config, steps = stage.recipe.train, range(stage.start, stage.end)
+            run = Training(engine, stream, objective, config, recipe.data.batch_size, steps, record, scored)
+            try:
+                train(run, state)
+            except DivergedError as error:
+                raise DivergedError(f"{error}\n{_advice(recipe)}") from None
+            if stage.end < recipe.steps and not record.is_over():
+                tensors, optimizer, scored = engine.state()[0], {}, state.step
+                engine.close()
+    return state
+
+
+def _start(recipe: Recipe) -> dict[str, Tensor]:
+    """The weights of step 0. Raises ConfigError if that checkpoint is gone or damaged."""
+    path = recipe.folder / "checkpoints" / START
+    if faults := damage(path):
+        raise ConfigError([*faults, "transfer.l2_sp holds the branches near the weights of step 0"], recipe.folder)
+    return load_file(path / "model.safetensors")
+
+
+def _model(recipe: Recipe, num_classes: int, tensors: Mapping[str, Tensor] | None) -> FusionModel:
+    """Of a checkpoint's tensors; None: as it begins."""
+    if tensors is None:
+        return build_model(recipe.model, num_classes, recipe.train.seed)
+    return restore(recipe, num_classes, tensors)
 
 
 class RunRecord:
-    """The run folder as the loop sees it: evaluation rows, checkpoints, reports. Only rank 0 writes."""
+    """The run folder as the loop sees it: evaluation rows, checkpoints, reports, and the trackers that the recipe names
+    while it is entered. Only rank 0 writes.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
         slot: Slot,
-        engine: Engine,
         stream: TrainStream,
         validation: Sequence[Subset],
         classes: Sequence[str],
         report: Callable[[Row], None],
+        rows: Sequence[Row] = (),
     ):
-        self._recipe, self._writes, self._engine, self._stream = recipe, slot.rank == 0, engine, stream
+        """`rows`: those of the run so far."""
+        self._recipe, self._writes, self._stream = recipe, slot.rank == 0, stream
+        self.engine: Engine  # of the stage that is trained; set before each
         self._classes, self._report = classes, report
         self._sources = [subset.name for subset in validation]
         self._batches = eval_stream(validation, recipe.data, slot, damage_log=recipe.folder) if validation else None
+        self._tracking: Tracking | None = None
+        self._rows, self._scores = rows, scores(rows)
+
+    def __enter__(self) -> "RunRecord":
+        if self._writes:
+            self._choose()
+            self._tracking = Tracking(self._recipe, self._rows) if self._recipe.track else None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._tracking:
+            self._tracking.close(finished=kind is None)
 
     def evaluate(self) -> Row:
         """Accuracy and loss by validation source; empty without validation data. A collective."""
         if self._batches is None:
             return {}
-        engine = self._engine
-        scores = evaluate(engine.module, self._batches, self._sources, self._classes, engine.device, engine.sum)
+        engine = self.engine
+        with engine.averaged():
+            scores = evaluate(engine.module, self._batches, self._sources, self._classes, engine.device, engine.sum)
         for name, score in scores.items():
             if score.count and not math.isfinite(score.loss):
                 raise DivergedError(f"the validation loss of {name} is {score.loss}")
@@ -147,7 +194,7 @@ class RunRecord:
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint. A collective."""
-        tensors, optimizer = self._engine.state()
+        tensors, optimizer = self.engine.state()
         check_finite({**tensors, **optimizer}, state.step)
         state.stream = self._stream.state().to_json()
         if self._writes:
@@ -158,11 +205,28 @@ class RunRecord:
         """Appends to metrics.jsonl, and hands the row on."""
         if self._writes:
             row |= {"replaced": len(lost)} if (lost := self._stream.damaged) else {}
+            row |= memory_mb(self.engine.device)
             row |= {"left_out": len(lost)} if self._batches and (lost := self._batches.damaged) else {}
             path = self._recipe.folder / "metrics.jsonl"
             with naming(path), path.open("a") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
+        if self._tracking:
+            self._tracking.add(row)
+        self._scores |= scores([row])
+        if self._writes and row.get("accuracy"):
+            self._choose()
         self._report(row)
+
+    def is_over(self) -> bool:
+        return is_stalled(self._scores, self._recipe.train.patience)
+
+    def _choose(self) -> None:
+        """Says which checkpoint is the model: of those that are there, the best, or the newest."""
+        folder, best = self._recipe.folder / "checkpoints", None
+        if self._recipe.train.select == "best":
+            there = {step: score for step, score in self._scores.items() if (folder / checkpoint_name(step)).is_dir()}
+            best = best_step(there)
+        choose(folder, best)
 
 
 def _advice(recipe: Recipe) -> str:

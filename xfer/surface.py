@@ -1,10 +1,11 @@
 """`xfer.fit` and `xfer.load`: a run and a model for a script or a notebook, by the same functions as the verbs'."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from shards.loading.transforms import centre, resize
 from shards.settings import ConfigError, parse, replace
 from shards.settings import load as load_yaml
 from xfer import run as runs
+from xfer.begin import begin, features_folder
 from xfer.bundle import Trained, open_model
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
@@ -24,9 +26,11 @@ from xfer.engine import build_engine, default_device
 from xfer.evaluate import evaluate_subsets
 from xfer.folds import prepare_folds, quantize_run, read_scores, train_folds
 from xfer.follow import follow
-from xfer.metrics import Score
+from xfer.history import is_trained, read_metrics
+from xfer.metrics import Estimate, Score
 from xfer.model import FusionModel
 from xfer.prepare import load_document, prepare
+from xfer.seeds import RESULT, read_seeds, seed_folder, train_seeds
 
 Picture = str | Path | np.ndarray | Tensor | Image.Image
 """An image: a file, uint8 [H, W, 3] (NumPy), uint8 [3, H, W] (torch), or PIL's."""
@@ -53,7 +57,8 @@ class Model:
         """
         if top < 1:
             raise ConfigError(f"top: must be at least 1, got {top}")
-        several = [images] if isinstance(images, (str, Path, np.ndarray, Tensor, Image.Image)) else list(images)
+        one = isinstance(images, (str, Path, np.ndarray, Tensor, Image.Image)) or not isinstance(images, Iterable)
+        several: list[Any] = [images] if one else list(cast(Iterable[Picture], images))
         device = default_device()
         model = self.model.to(device)
         return [self._best(model, _square(one, self.image_size, at), device, top) for at, one in enumerate(several)]
@@ -81,7 +86,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl."""
-        return runs.read_metrics(self.folder)
+        return read_metrics(self.folder)
 
     @property
     def left_out(self) -> dict[str, dict[str, Any]]:
@@ -124,36 +129,91 @@ class Run:
 
     def __repr__(self) -> str:
         rows = self.metrics
-        return f"Run({str(self.folder)!r}, {rows[-1]['step'] if rows else 0} of {self.recipe.train.steps} steps)"
+        return f"Run({str(self.folder)!r}, {rows[-1]['step'] if rows else 0} of {self.recipe.steps} steps)"
+
+
+class Seeds:
+    """The runs of one recipe with several seeds, and what they come to."""
+
+    def __init__(self, folder: str | Path):
+        """Raises ConfigError if there are no such runs in the folder."""
+        self.folder, found = Path(folder), read_seeds(Path(folder))
+        if not found:
+            raise ConfigError(
+                f"{folder}: no {RESULT} here, so no runs of several seeds; train them with xfer fit --seeds"
+            )
+        self.seeds = [Run(seed_folder(self.folder, k)) for k in found["seeds"]]
+
+    @property
+    def means(self) -> dict[str, dict[str, Estimate]]:
+        """By validation source, and for the `mean of sources`: mean over seeds and its 95 % interval of accuracy, and
+        of probe and gain if the runs began as linear probes.
+        """
+        sources = read_seeds(self.folder)["sources"]
+        return {name: {what: Estimate(*each) for what, each in means.items()} for name, means in sources.items()}
+
+    def __repr__(self) -> str:
+        return f"Seeds({str(self.folder)!r}, {len(self.seeds)} runs)"
+
+
+Given = str | Path | Mapping[str, Any] | Recipe
+
+
+@overload
+def fit(recipe: Given, overrides: Mapping[str, Any] | Sequence[str] = (), quiet: bool = False) -> Run: ...
+
+
+@overload
+def fit(
+    recipe: Given, overrides: Mapping[str, Any] | Sequence[str] = (), quiet: bool = False, *, seeds: int
+) -> Seeds: ...
 
 
 def fit(
-    recipe: str | Path | Mapping[str, Any] | Recipe,
+    recipe: Given,
     overrides: Mapping[str, Any] | Sequence[str] = (),
     quiet: bool = False,
-) -> Run:
+    *,
+    seeds: int | None = None,
+) -> Run | Seeds:
     """Trains a recipe in this process, from its newest checkpoint on: what `xfer fit` does. With data.validation:
     leave_one_source_out, the runs that leave a source out come first.
 
-    `recipe`: a YAML file, its values, or a Recipe. `overrides`: values by dotted path, or `path=value` texts.
-    Raises ConfigError with every fault.
+    `recipe`: a YAML file, its values, or a Recipe. `overrides`: values by dotted path, or `path=value` texts. `seeds`:
+    that many runs, which differ in their seeds only. Raises ConfigError with every fault.
     """
-    config = _recipe(recipe, overrides)
-    with runs.run_lock(config.folder):
-        prepare(config)
-        prepared = prepare_folds(config)
-        runs.begin(config)
-        train_folds(config, prepared, lambda fold, what: _train(fold, f"{config.name}, {what}", quiet))
-        _train(config, config.name, quiet)
+    config = _recipe(recipe, [overrides] if isinstance(overrides, str) else overrides)
+    cache = features_folder(config)
+    if seeds is not None:
+        train_seeds(config, seeds, lambda one, what: _fit(one, what, quiet, cache, say=False))
+        return Seeds(config.folder)
+    if (config.folder / RESULT).is_file():
+        raise ConfigError(
+            f"{config.folder}: holds runs of several seeds; add more with --seeds, or choose another name="
+        )
+    _fit(config, config.name, quiet, cache)
     return Run(config.folder)
 
 
-def _train(recipe: Recipe, what: str, quiet: bool) -> None:
+def _fit(recipe: Recipe, what: str, quiet: bool, cache: Path, say: bool = True) -> None:
+    """Trains one recipe, the runs that leave a source out first."""
+    with runs.run_lock(recipe.folder):
+        prepare(recipe, say=say)
+        prepared = prepare_folds(recipe, say=say)
+        train_folds(recipe, prepared, lambda fold, which: _train(fold, f"{what}, {which}", quiet, cache))
+        _train(recipe, what, quiet, cache)
+
+
+def _train(recipe: Recipe, what: str, quiet: bool, cache: Path) -> None:
     """Trains one recipe, from its newest checkpoint on."""
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
-    runs.begin(recipe)
+    if is_trained(recipe, checkpoint):
+        if not quiet:
+            print(f"{what}: all its steps are done already; nothing is trained, nothing is changed", file=sys.stderr)
+        return
+    begin(recipe, cache=cache)
     done = checkpoint.state.step if checkpoint else 0
-    with nullcontext(lambda row: None) if quiet else follow(what, recipe.train.steps, done) as show:
+    with nullcontext(lambda row: None) if quiet else follow(what, recipe.steps, done) as show:
         runs.fit(recipe, Slot(), build_engine, show)
 
 
@@ -168,12 +228,11 @@ def _recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[
         if isinstance(overrides, Mapping):
             texts = [f"{path}={json.dumps(value, default=str)}" for path, value in overrides.items()]
         return load_document(recipe, Recipe, list(texts))
-    config = recipe if isinstance(recipe, Recipe) else parse(recipe, Recipe)
-    if isinstance(overrides, Mapping):
-        return replace(config, overrides)
-    if overrides:
-        raise ConfigError("overrides: with a recipe that is no file, give values by dotted path")
-    return config
+    if not isinstance(overrides, Mapping):
+        if overrides:
+            raise ConfigError("overrides: with a recipe that is no file, give values by dotted path")
+        overrides = {}
+    return replace(recipe, overrides) if isinstance(recipe, Recipe) else parse(recipe, Recipe, overrides)
 
 
 def _square(image: Picture, size: int, at: int) -> Tensor:
@@ -189,15 +248,17 @@ def _square(image: Picture, size: int, at: int) -> Tensor:
     return out
 
 
-def _pixels(image: np.ndarray | Tensor | Image.Image, at: int) -> np.ndarray:
+def _pixels(image: Any, at: int) -> np.ndarray:
     """uint8 [H, W, 3]."""
+    given = f"{str(image.dtype).removeprefix('torch.')} {list(image.shape)}" if hasattr(image, "shape") else ""
     if isinstance(image, Image.Image):
         image = np.asarray((ImageOps.exif_transpose(image) or image).convert("RGB"))
     elif isinstance(image, Tensor):
         image = image.permute(1, 2, 0).cpu().numpy() if image.ndim == 3 else image.cpu().numpy()
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+    sound = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    if not sound or not image.size:
         raise ConfigError(
-            f"images[{at}]: must be uint8 [H, W, 3] (NumPy) or [3, H, W] (torch), got {image.dtype} "
-            f"{list(image.shape)}, color last"
+            f"images[{at}]: must be a path, a PIL image, or uint8 [H, W, 3] (NumPy) or [3, H, W] (torch), got "
+            f"{given or type(image).__name__}; several images are a list of them"
         )
     return image

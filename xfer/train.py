@@ -38,24 +38,35 @@ class Record(Protocol):
 
     def report(self, row: Row) -> None: ...
 
+    def is_over(self) -> bool:
+        """Whether training ends here, whatever steps are left; the same on every rank."""
+        ...
+
 
 @dataclass(frozen=True)
 class Training:
-    """One rank's part of a run. `scored`: the step of the newest evaluation that is on record."""
+    """One rank's share of a part of a run: the steps after each of `steps`, trained as `config` says. `scored`: the
+    step of the newest evaluation that is on record.
+    """
 
     engine: Engine
     batches: Iterator[Batch]
     objective: Objective
     config: TrainConfig
     global_batch: int
+    steps: range
     record: Record
     scored: int = 0
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then a cosine to zero (Loshchilov & Hutter, SGDR, ICLR 2017); a pure function of the step."""
+def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str = "cosine") -> float:
+    """Linear warm-up, then a cosine to zero (Loshchilov & Hutter, SGDR, ICLR 2017) or the peak; a pure function of the
+    step.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
@@ -92,7 +103,7 @@ def train_step(engine: Engine, batch: Batch, objective: Objective, global_batch:
     for micro in batch.split(engine.accumulation):
         if len(micro):
             logits = engine.forward(micro.images)
-            loss = objective(logits, micro.targets, micro.sources, micro.valid) / global_batch
+            loss = objective(logits, micro) / global_batch
         else:  # another rank's share is larger: take part in its backward with gradients of zero
             with _batchnorm_still(engine.module):
                 loss = engine.forward(batch.images[:1]).float().sum() * 0
@@ -146,28 +157,30 @@ def check_finite(tensors: Mapping[str, Tensor], step: int) -> None:
 
 
 def train(run: Training, state: TrainState) -> TrainState:
-    """Trains from `state` to the last step and returns the last state.
+    """Trains from `state` to the last step of a part of the run and returns the last state.
 
-    The record gets, on every rank, a row every `log_every` steps (loss of each step, mean over ranks) and one for each
-    evaluation. Raises DivergedError when the loss is not finite: seen when losses are read, which is at each row and
-    before anything is saved or scored.
+    The record gets, on every rank, a row every `log_every` steps and before each checkpoint (loss of each step,
+    mean over ranks; the seconds they took), and one for each evaluation. Raises DivergedError when the loss is not
+    finite: seen when losses are read, which is at each row and before anything is saved or scored.
     """
-    engine, config = run.engine, run.config
+    engine, config, start, end = run.engine, run.config, run.steps.start, run.steps.stop
     losses = _Losses(engine, run.objective)
-    last_scored = state.step >= config.steps or state.step % config.evaluate_every == 0
-    if state.step > run.scored and last_scored:  # saved, then stopped before its score was on record
-        run.record.report({"step": state.step, **run.record.evaluate()})
+    is_scored = state.step >= end or state.step == start or state.step % config.evaluate_every == 0
+    if state.step > run.scored and is_scored:  # saved, then stopped before its score was on record
+        _score(run, state)
     set_training(engine.module, config.freeze_batchnorm)
     started = time.perf_counter()
-    while state.step < config.steps:
-        rate = learning_rate(state.step, config.steps, config.learning_rate, config.warmup)
+    while state.step < end:
+        rate = learning_rate(state.step - start, end - start, config.learning_rate, config.warmup, config.schedule)
         engine.set_learning_rate(rate)
         batch = next(run.batches)
         losses.add(train_step(engine, batch, run.objective, run.global_batch), batch.sources)
         state.step += 1
-        last = state.step == config.steps
+        last = state.step == end
         intervals = config.log_every, config.save_every, config.evaluate_every
         logging, saving, scoring = (last or state.step % every == 0 for every in intervals)
+        saving |= scoring and config.select == "best"
+        logging |= saving  # or a run that goes on from there would lack these steps
         means = losses.read(state.step) if logging or saving or scoring else []
         if logging:
             seconds = time.perf_counter() - started
@@ -178,6 +191,7 @@ def train(run: Training, state: TrainState) -> TrainState:
                     "losses": means,
                     "learning_rate": rate,
                     "images_per_s": len(means) * run.global_batch / seconds,
+                    "seconds": seconds,
                 }
             )
             losses.clear()
@@ -186,6 +200,8 @@ def train(run: Training, state: TrainState) -> TrainState:
             paused = time.perf_counter()
             _save_and_score(run, state, saving, scoring)
             started += time.perf_counter() - paused
+        if scoring and run.record.is_over():
+            break
     return state
 
 
@@ -195,5 +211,11 @@ def _save_and_score(run: Training, state: TrainState, saving: bool, scoring: boo
     if saving:
         run.record.save(state)
     if scoring:
-        run.record.report({"step": state.step, **run.record.evaluate()})
+        _score(run, state)
         set_training(run.engine.module, run.config.freeze_batchnorm)
+
+
+def _score(run: Training, state: TrainState) -> None:
+    started = time.perf_counter()
+    scores = run.record.evaluate()
+    run.record.report({"step": state.step, **scores, "evaluation_seconds": time.perf_counter() - started})

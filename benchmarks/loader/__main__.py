@@ -9,7 +9,6 @@ Interrupted, the same command goes on; a contestant that fails or hangs becomes 
 
 import argparse
 import os
-import subprocess
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from benchmarks.loader.dataset import every_source, prepare_sources
 from benchmarks.loader.peers import PEERS
 from benchmarks.loader.process import answer_of, settle
 from benchmarks.loader.rows import Row, Rows
+from benchmarks.record import commit
 from shards.generate import SHAPES, STYLES, generate
 
 _RESULTS = Path(__file__).parents[1] / "results" / "loader.md"
@@ -151,9 +151,8 @@ def main() -> None:
     arguments.work = arguments.work.resolve()
     folders = [folder.resolve() for folder in arguments.folders] or _drawn(arguments.work)
     jobs = prepare_sources(folders, arguments.work / f"images-{arguments.samples}", arguments.samples)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     settings = {
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "jobs": {name: sum(source.count for source in sources) for name, sources in jobs.items()},
         "seconds": arguments.seconds,
     }

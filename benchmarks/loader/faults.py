@@ -156,7 +156,7 @@ def server_gone(shards: Path, workers: int) -> Row:
                 waits.append(time.perf_counter() - started)
                 after += not back.is_alive()
                 time.sleep(_STEP_S)
-            losses = len(stream.losses)
+            losses = len(stream.damaged)
     calm = sum(wait < 1 for wait in waits) - _BATCHES
     what = f"went on for {max(calm, 0)} batches from its cache, waited, and went on by itself"
     return {"outcome": what, "longest_wait_s": max(waits), "losses": losses, **compared(found, shards, workers)}

@@ -99,7 +99,7 @@ def _names_in(path: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Numbering:
-    """Class names in order, the class index of each label's text, and what has to be told about that."""
+    """Class names in order, the class index of each label's text, and what has to be said about that."""
 
     classes: tuple[str, ...]
     places: dict[str, int]
@@ -111,12 +111,12 @@ def number_labels(
     given: Sequence[str],
     where: str,
     numeric: bool = False,
-    told: Sequence[str] = (),
+    own: Sequence[str] = (),
     strict: bool = True,
 ) -> Numbering:
     """Which class each label is.
 
-    `found`: the labels' texts; `given`: class names of the user's; `told`: the source's own, by index. `numeric`:
+    `found`: the labels' texts; `given`: class names of the user's; `own`: the source's own, by index. `numeric`:
     labels are whole numbers by their kind, as in `.cls`, and not texts that look like them. Not `strict`: labels that
     are none of the user's names have no place, instead of being a fault.
 
@@ -125,8 +125,8 @@ def number_labels(
     sorted; `007` is no plain number. Raises ConfigError if labels and names do not fit, or fit in two ways.
     """
     found = sorted(set(found))
-    if told:
-        return _renamed(_by_index(found, told, where), given, where) if given else _by_index(found, told, where)
+    if own:
+        return _renamed(_by_index(found, own, where), given, where) if given else _by_index(found, own, where)
     if given:
         return _by_names(found, given, where, numeric, strict)
     plain = bool(found) and all(is_plain(text) for text in found)

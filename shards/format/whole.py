@@ -16,11 +16,15 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from shards.settings import ConfigError
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
 _WRITER = r"\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)(?P<aside>\.old)?"
 _DEAD_AFTER_S = 3600
 _LONGEST = 96
+_REMOVE = "mend it, or move it away to go on without it"
 
 
 @contextmanager
@@ -104,6 +108,39 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: object) -> None:
     """A readable JSON file."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; empty if there is no file. Raises ConfigError naming a damaged one."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged, not JSON any more ({error}); {_REMOVE}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: damaged, must hold an object, got {type(content).__name__}; {_REMOVE}")
+    return content
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """An object a line; a torn last line is left out. Raises ConfigError naming the first damaged one."""
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    with naming(path):
+        lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{path}: line {number} is damaged, not JSON any more ({error}); {_REMOVE}") from None
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}: line {number} is damaged, must be an object; {_REMOVE}")
+        rows.append(row)
+    return rows
 
 
 def write_csv(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> int:

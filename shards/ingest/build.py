@@ -136,7 +136,7 @@ def _build(
     allowed = _allowed(plan, max_refused)
     _check_void(plan, found, tally)
     if len(refused) > allowed:
-        raise BuildError(_too_many(out, plan, refused, allowed))
+        raise BuildError("\n".join([_too_many(out, plan, refused, allowed), *(f"note: {note}" for note in notes)]))
     manifest = _commit(out, state, plan, tasks, tally)
     return _report(out, plan, manifest, refused, dropped, notes)
 

@@ -63,7 +63,7 @@ def _facts(a: Manifest, b: Manifest) -> list[str]:
     """What the manifests say otherwise."""
     ours, theirs = _said(a), _said(b)
     names = [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
-    rows = [[name, _told(ours.get(name)), _told(theirs.get(name))] for name in names]
+    rows = [[name, _shown(ours.get(name)), _shown(theirs.get(name))] for name in names]
     return (["", *table([["", "A", "B"], *rows], 3)] if rows else []) + _classes(a.classes, b.classes)
 
 
@@ -83,7 +83,7 @@ def _said(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     """A value of a manifest; ranges as such, versions by their first digits."""
     if isinstance(value, tuple):
         return (" to " if len(value) == 2 else ", ").join(f"{part:.4g}" for part in value)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from shards.loading.damage import DamagedSample
 from shards.loading.transforms import Later, Pixels
 
 
@@ -36,6 +37,8 @@ class Batch:
     valid bool [B], False where a batch of an evaluation is only filled up;
     boxes: None, or for each sample float32 [n, 5]: x0, y0, x1, y1 in pixels of the batch's images, class index;
     masks: None, or uint8 [B, S, S], class index or 255; side: for each sample its texts and numbers by name.
+    own_share: None, or float32 [B], how much of an image is its own where others were mixed in (`shards.loading.mix`);
+    other_targets, other_sources: None, or int64 [B], of what was mixed in.
     """
 
     images: torch.Tensor
@@ -46,6 +49,9 @@ class Batch:
     boxes: tuple[torch.Tensor, ...] | None = None
     masks: torch.Tensor | None = None
     side: tuple[Mapping[str, Any], ...] | None = None
+    own_share: torch.Tensor | None = None
+    other_targets: torch.Tensor | None = None
+    other_sources: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -95,23 +101,33 @@ class Batch:
 class BatchBuilder:
     """A batch that is filled sample by sample; what is never filled is zero and invalid.
 
-    It can be sent to another process: what is small is NumPy's and goes through a pipe in one piece, where each tensor
-    would be a file of its own in shared memory.
+    A loader process fills it and sends it to the process that trains, with what was lost on the way (`damaged`) and the
+    images that are to be decoded there, by their places in the batch (`later`). What is small is NumPy's and goes
+    through a pipe in one piece, where each tensor would be a file of its own in shared memory.
     """
 
-    def __init__(self, size: int, image_size: int, images: torch.Tensor | None = None):
-        """`images`: uint8 [B, 3, S, S] to fill, whatever is in them; None: new memory."""
+    def __init__(self, size: int, image_size: int, images: torch.Tensor | None = None, buffer: int = -1):
+        """`images`: uint8 [B, 3, S, S] to fill, whatever is in them; None: new memory. `buffer`: the part of the shared
+        memory that they are; -1: they are in no such part.
+        """
         if images is None:
             images = torch.empty((size, image_size, image_size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         self.images: torch.Tensor | None = images
+        self.buffer = buffer
+        self.damaged: list[DamagedSample] = []
+        self.later: dict[int, Later] = {}
+        self.shares: np.ndarray | None = None  # of the images that were mixed here (mix.py)
         self._image_size = image_size
         self.targets, self.sources = np.zeros((2, size), np.int64)
         self.positions = np.full(size, -1, np.int64)
         self.valid = np.zeros(size, np.bool_)
-        self.later: dict[int, Later] = {}
         self.boxes: dict[int, np.ndarray] = {}
         self.masks: dict[int, np.ndarray] = {}
         self.side: dict[int, Mapping[str, Any]] = {}
+        self._pinned: Batch | None = None
+
+    def __len__(self) -> int:
+        return len(self.valid)
 
     def image(self, at: int) -> torch.Tensor:
         """Where the image of sample number `at` belongs, uint8 [3, S, S]."""
@@ -130,23 +146,29 @@ class BatchBuilder:
         if side:
             self.side[at] = side
 
-    def finish(self, send_images: bool = True) -> "BatchBuilder":
-        """Nothing more is filled. `send_images`: False if whoever gets the builder has the memory of its images."""
+    def finish(self) -> "BatchBuilder":
+        """Nothing more is filled. Images in a buffer are not sent: whoever gets the builder has their memory."""
         assert self.images is not None
         if not self.valid.all():
             self.images[torch.from_numpy(~self.valid)] = 0
-        if not send_images:
+        if self.buffer >= 0:
             self.images = None
         return self
 
-    def batch(self, images: torch.Tensor | None = None) -> Batch:
-        """The batch; parts that no sample has are None. `images`: those that were not sent."""
-        images = self.images if images is None else images
-        assert images is not None
-        every = range(len(self.valid))
+    def pin_memory(self) -> "BatchBuilder":
+        """Called by the DataLoader: the batch will be in page-locked memory."""
+        self._pinned = self.batch().pin_memory()
+        return self
+
+    def batch(self) -> Batch:
+        """The batch; parts that no sample has are None."""
+        if self._pinned is not None:
+            return self._pinned
+        assert self.images is not None
+        every = range(len(self))
         none, void = np.zeros((0, 5), np.float32), np.full((self._image_size, self._image_size), 255, np.uint8)
         return Batch(
-            images,
+            self.images,
             torch.from_numpy(self.targets),
             torch.from_numpy(self.sources),
             torch.from_numpy(self.positions),

@@ -8,14 +8,24 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from shards.loading.request import DamagedSample, Delivery
 from shards.loading.subset import Subset
 
 TRAINING, EVALUATION = "damage", "evaluation-damage"
 _HANDFUL = 8
 _SHOWN = 20
+
+
+@dataclass(frozen=True)
+class DamagedSample:
+    """A damaged sample that was asked for: source (index into the subsets), shard's file, key and reason."""
+
+    source: int
+    shard: str
+    key: str
+    reason: str
 
 
 class DamagedDataError(RuntimeError):
@@ -40,15 +50,8 @@ class DamageLog:
         self._name = name
         self._known: dict[tuple[int, str, str], DamagedSample] = {}
 
-    def count(self, delivery: Delivery) -> None:
-        """Counts what this rank lost. Raises DamagedDataError if that is too much, OSError if it cannot be kept."""
-        self.add(delivery.damaged)
-        nothing_sound = not delivery.batch.valid.all()
-        if delivery.damaged and nothing_sound:
-            raise DamagedDataError(self.table())
-
     def add(self, lost: Sequence[DamagedSample]) -> None:
-        """As `count`, where what is lost is left out and not replaced."""
+        """Counts what this rank lost. Raises DamagedDataError if that is too much, OSError if it cannot be kept."""
         if not lost:
             return
         self._keep(lost)

@@ -1,12 +1,14 @@
 """The work of loader processes: requested places -> decoded, transformed batches.
 
-Workers hold no order and no state: a request names every sample, and the answer depends on the request alone. Damage
-is no exception here but part of the answer: the sample is replaced by another one of its source, chosen by hash of
+Workers hold no order and no state: a request names every sample, and the batch depends on the request alone. Damage
+is no exception here but is sent with the batch: the sample is replaced by another one of its source, chosen by hash of
 (seed, position), so each replay chooses the same; the process that trains counts and decides when it is too much.
 """
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
@@ -20,9 +22,11 @@ from shards.format.annotations import annotations
 from shards.format.hashing import key
 from shards.loading.batch import BatchBuilder
 from shards.loading.buffers import Buffers
+from shards.loading.damage import DamagedSample
 from shards.loading.local import LocalRequests
+from shards.loading.mix import Mix
 from shards.loading.reader import DamagedSampleError, Reader, Sample
-from shards.loading.request import Answer, DamagedSample, Delivery, Request
+from shards.loading.request import Request
 from shards.loading.transforms import Pixels, draw
 
 _ATTEMPTS = 16
@@ -60,19 +64,22 @@ class _Seat(NamedTuple):
 
 
 class Samples(Dataset):
-    """A map-style dataset whose "indices" are requests and whose items are answers."""
+    """A map-style dataset whose "indices" are requests and whose items are finished builders."""
 
-    def __init__(self, reader: Reader, transform: Transform, size: int, seed: int | None):
-        """`seed` decides looks and replacements; None: nothing is drawn, and a damaged sample stays empty."""
-        self.reader, self.transform, self.size, self.seed = reader, transform, size, seed
+    def __init__(self, reader: Reader, transform: Transform, size: int, seed: int | None, mix: Mix | None = None):
+        """`seed` decides looks and replacements; None: nothing is drawn, and a damaged sample stays empty. `mix`: what
+        is done with neighbours.
+        """
+        self.reader, self.transform, self.size, self.seed, self.mix = reader, transform, size, seed, mix
         self.buffers: Buffers | None = None
 
-    def __getitems__(self, request: Request) -> Answer:
+    def __getitems__(self, request: Request) -> BatchBuilder:
         n = len(request.positions)
-        images = self.buffers.images(request.buffer, n + request.fill) if self.buffers and request.buffer >= 0 else None
-        builder = BatchBuilder(n + request.fill, self.size, images)
+        size, buffer = n + request.fill, request.buffer if self.buffers else -1
+        images = self.buffers.images(buffer, size) if self.buffers and buffer >= 0 else None
+        builder = BatchBuilder(size, self.size, images, buffer)
+        builder.damaged += request.damaged
         builder.sources[:n], builder.positions[:n] = request.source, request.positions
-        damaged = list(request.damaged)
         positions = request.positions.tolist()
         places = list(zip(request.source.tolist(), request.shard.tolist(), request.row.tolist(), strict=True))
         drawn = draw(self.seed, request.positions) if self.seed is not None else [()] * n
@@ -80,10 +87,13 @@ class Samples(Dataset):
             for first in range(0, n, _READ_TOGETHER):
                 ahead = [self._read(place) for place in places[first : first + _READ_TOGETHER]]
                 for at, sample in enumerate(ahead, first):
-                    found = self._find(places[at], _Seat(positions[at], drawn[at], builder.image(at)), sample, damaged)
+                    seat = _Seat(positions[at], drawn[at], builder.image(at))
+                    found = self._find(places[at], seat, sample, builder.damaged)
                     if found is not None:
                         builder.fill(at, *found)
-        return Answer(builder.finish(send_images=images is None), tuple(damaged), request.buffer)
+            if self.mix and not builder.later and builder.images is not None:
+                builder.shares = self.mix(builder.images, builder.targets, builder.positions)
+        return builder.finish()
 
     def _find(self, place: Place, seat: _Seat, sample: Sample | None, damaged: list[DamagedSample]) -> Found | None:
         """The sample that was read at a place, or the first sound replacement."""
@@ -135,8 +145,9 @@ class Samples(Dataset):
         return pixels, sample.label, said.side
 
 
-class Deliveries:
-    """Deliveries in the order of the requests, made by `workers` processes ahead of time (0: here, when asked for).
+class BatchLoader:
+    """Finished builders in the order of the requests, made by `workers` processes ahead of time (0: here, when asked
+    for).
 
     An iterator; close it to stop the processes.
     """
@@ -161,29 +172,43 @@ class Deliveries:
             prefetch_factor=_AHEAD if workers else None,
             # A DataLoader draws a seed when it starts; with its own generator it leaves the global one alone.
             generator=torch.Generator(),
+            worker_init_fn=_end_with_parent,
         )
         with _ctrl_c_held():
-            self._answers: Iterator[Answer | Delivery] | None = iter(loader)
+            self._finished: Iterator[BatchBuilder] | None = iter(loader)
 
-    def __iter__(self) -> "Deliveries":
+    def __iter__(self) -> "BatchLoader":
         return self
 
-    def __next__(self) -> Delivery:
-        if self._answers is None:
-            raise ValueError("these deliveries were closed")
-        answer = next(self._answers)
+    def __next__(self) -> BatchBuilder:
+        if self._finished is None:
+            raise ValueError("this loader was closed")
+        builder = next(self._finished)
         if self._local:
             self._local.delivered()
-        if isinstance(answer, Delivery):  # made by the thread that pins memory
-            return answer
-        lent = answer.buffer >= 0
-        return answer.delivery(self._buffers.lend(answer.buffer, len(answer)) if self._buffers and lent else None)
+        if self._buffers and builder.buffer >= 0:
+            builder.images = self._buffers.lend(builder.buffer, len(builder))
+        return builder
 
     def close(self) -> None:
         """Stops loader processes and fetching."""
-        self._answers = None
+        self._finished = None
         if self._local:
             self._local.close()
+
+
+def _end_with_parent(worker: int) -> None:
+    """A loader process whose parent was killed ends at once. DataLoader's own watch notices it too, but then waits for
+    its last answers to be read, which nobody does any more.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _start_method() -> str:
@@ -231,5 +256,5 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _as_is(answer: Answer) -> Answer:
-    return answer
+def _as_is(builder: BatchBuilder) -> BatchBuilder:
+    return builder

@@ -16,10 +16,10 @@ import torch
 
 from shards.config import DataConfig
 from shards.loading.batch import Batch, Slot
-from shards.loading.damage import EVALUATION, DamageLog, budget
-from shards.loading.dataset import Deliveries, Samples
+from shards.loading.damage import EVALUATION, DamagedSample, DamageLog, budget
+from shards.loading.dataset import BatchLoader, Samples
 from shards.loading.reader import Reader
-from shards.loading.request import DamagedSample, Request
+from shards.loading.request import Request
 from shards.loading.subset import Subset
 from shards.loading.transforms import Pixels, centre
 
@@ -62,10 +62,10 @@ class EvalStream:
         samples = Samples(Reader(self.subsets), partial(centred, size=self.image_size), self.image_size, seed=None)
         requests = [self._request(start) for start in range(start, self.num_samples, self.batch_size)]
         workers, each = min(self.workers, len(requests)), -(-self.batch_size // self.slot.world_size)
-        with closing(Deliveries(samples, requests, workers, each, self.pin_memory)) as deliveries:
-            for delivery in deliveries:
-                self.damage.add(delivery.damaged)
-                yield delivery.batch
+        with closing(BatchLoader(samples, requests, workers, each, self.pin_memory)) as loader:
+            for builder in loader:
+                self.damage.add(builder.damaged)
+                yield builder.batch()
 
     def _request(self, start: int) -> Request:
         rank, world = self.slot.rank, self.slot.world_size

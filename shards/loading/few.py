@@ -19,11 +19,11 @@ import numpy as np
 from shards.config import DataConfig
 from shards.format.hashing import Ints, mix_array
 from shards.loading.batch import Batch
-from shards.loading.damage import DamageLog, budget
-from shards.loading.dataset import Deliveries, Samples
+from shards.loading.damage import DamagedSample, DamageLog, budget
+from shards.loading.dataset import BatchLoader, Samples
 from shards.loading.evaluate import centred
 from shards.loading.reader import Reader
-from shards.loading.request import DamagedSample, Delivery, Request
+from shards.loading.request import Request
 from shards.loading.state import shares
 from shards.loading.subset import Subset
 
@@ -40,22 +40,21 @@ def few(
     classes: Parts = "proportional",
     batch_size: int = 64,
     passed_over: Callable[[str], None] | None = None,
-) -> list[Batch]:
+    skip: int = 0,
+) -> Iterator[Batch]:
     """`count` samples, or all if there are fewer, as batches of about equal size, all of them valid.
 
     `sources`: equal parts, or in proportion to their shares of the training blend; `classes`: the same within each
     source. Positions count the samples of all subsets one after the other. A damaged sample is passed over and named to
-    `passed_over` (None: on stderr), and the next of its source taken. Raises DamagedDataError if more are damaged than
-    `config` accepts.
+    `passed_over` (None: on stderr), and the next of its source taken. `skip`: how many are left out at the beginning of
+    each source's ranking. Raises DamagedDataError if more are damaged than `config` accepts.
     """
     subsets, report = tuple(subsets), passed_over or partial(print, file=sys.stderr)
-    ranked = [_ranked(subset, even=classes == "equal") for subset in subsets]
-    weights = shares(subsets, config) if sources == "proportional" else [1.0] * len(subsets)
-    order = _by_turns([len(one) for one in ranked], weights)[:count]
+    ranked = [ranking(subset, classes)[skip:] for subset in subsets]
+    order = turns([len(one) for one in ranked], subsets, config, sources)[:count]
     taken = [0] * len(subsets)
     log = DamageLog(subsets, {} if config.strict else budget(subsets, config.max_replaced))
     samples = Samples(Reader(subsets), partial(centred, size=config.image_size), config.image_size, seed=None)
-    batches: list[Batch] = []
     while len(order):
         places = []
         for source in order.tolist():
@@ -66,35 +65,38 @@ def few(
         for batch, damaged in _read(samples, places, batch_size):
             sound = _select(batch, np.flatnonzero(batch.valid.numpy()).tolist())
             lost += batch.sources[~batch.valid].tolist()
-            log.count(Delivery(sound, damaged, {}))
+            log.add(damaged)
             for one in damaged:
                 report(f"{subsets[one.source].name}: {one.key} of {one.shard} passed over: {one.reason}")
-            batches += [sound] if len(sound) else []
+            if len(sound):
+                yield sound
         order = np.array(lost, np.int64)
-    return batches
 
 
-def _ranked(subset: Subset, even: bool) -> Ints:
+def ranking(subset: Subset, classes: Parts = "proportional") -> Ints:
     """All samples of a subset, its classes taking turns; int64 [num_samples]."""
     hashes, labels = mix_array(subset.key_hashes() ^ _SALT), subset.labels()
     by_class = np.lexsort((hashes, labels))
     _, firsts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
     turn = np.arange(len(by_class)) - np.repeat(firsts, sizes) + 0.5
-    if not even:
+    if classes == "proportional":
         turn /= np.repeat(sizes, sizes)
     return by_class[np.lexsort((hashes[by_class], turn))]
 
 
-def _by_turns(sizes: Sequence[int], weights: Sequence[float]) -> Ints:
-    """Sources in the order in which they give their samples, each as often as it has any; int64 [sum of sizes]."""
-    turns = [(np.arange(size) + 0.5) / weight for size, weight in zip(sizes, weights, strict=True) if weight > 0]
+def turns(sizes: Sequence[int], subsets: Sequence[Subset], config: DataConfig, sources: Parts = "equal") -> Ints:
+    """Sources in the order in which they give their samples, each as often as it has any, `sizes`; int64 [their sum,
+    less those of sources without a share].
+    """
+    weights = shares(subsets, config) if sources == "proportional" else [1.0] * len(subsets)
+    times = [(np.arange(size) + 0.5) / weight for size, weight in zip(sizes, weights, strict=True) if weight > 0]
     given = [np.full(size, source) for source, (size, w) in enumerate(zip(sizes, weights, strict=True)) if w > 0]
-    return np.concatenate(given)[np.argsort(np.concatenate(turns), kind="stable")]
+    return np.concatenate(given)[np.argsort(np.concatenate(times), kind="stable")]
 
 
 def _read(
     samples: Samples, places: Sequence[tuple[int, int]], batch_size: int
-) -> Iterator[tuple[Batch, tuple[DamagedSample, ...]]]:
+) -> Iterator[tuple[Batch, list[DamagedSample]]]:
     """Batches of about equal size, damaged samples invalid in them."""
     subsets = samples.reader.subsets
     firsts = np.cumsum([0] + [subset.num_samples for subset in subsets])
@@ -102,9 +104,9 @@ def _read(
     for part in np.array_split(np.array(places, np.int64).reshape(-1, 2), max(1, -(-len(places) // batch_size))):
         at = np.array([subsets[source].locate(i) for source, i in part.tolist()], np.int64).reshape(-1, 2)
         requests.append(Request(part[:, 0], at[:, 0], at[:, 1], firsts[part[:, 0]] + part[:, 1]))
-    with closing(Deliveries(samples, [one for one in requests if len(one)], 0, batch_size)) as deliveries:
-        for delivery in deliveries:
-            yield delivery.batch, delivery.damaged
+    with closing(BatchLoader(samples, [one for one in requests if len(one)], 0, batch_size)) as loader:
+        for builder in loader:
+            yield builder.batch(), builder.damaged
 
 
 def _select(batch: Batch, rows: list[int]) -> Batch:

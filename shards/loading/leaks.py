@@ -33,9 +33,17 @@ def leaks(sources: Sequence[Subset], test: Sequence[Subset]) -> list[str]:
                 faults.append(
                     f"data.test.{subset.name}: {len(rows):,} of {subset.num_samples:,} samples of {subset.folder} are "
                     f"also in sources.{other.name} ({other.folder}): {some}{more}: the model would be tested on what "
-                    "it was trained on"
+                    f"it was trained on; build one without them (xfer shards dups {other.folder} --test "
+                    f"{subset.folder} lists all)"
                 )
     return faults
+
+
+def num_shared(subset: Subset, others: Sequence[Subset]) -> int:
+    """How many samples of a subset are in any of the others too."""
+    content = subset.content()
+    rows = [_shared(subset, other, content, other.content()) for other in others]
+    return len(np.unique(np.concatenate(rows))) if rows else 0
 
 
 def _shared(subset: Subset, other: Subset, content: Content, of_other: Content) -> np.ndarray:

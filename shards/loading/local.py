@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from shards.format.hashing import key
-from shards.loading.request import DamagedSample, Request
+from shards.loading.damage import DamagedSample
+from shards.loading.request import Request
 from shards.loading.subset import Subset
 from shards.remote.cache import Hold
 from shards.remote.prefetch import Ahead

@@ -44,7 +44,7 @@ def _decoded(jobs: Sequence[Later], device: torch.device) -> list[torch.Tensor]:
         warnings.simplefilter("ignore")
         try:
             images = decode_jpeg(encoded, ImageReadMode.RGB, device)
-        except RuntimeError:  # which of them it was is not told
+        except RuntimeError:  # it does not say which of them it was
             return [torch.from_numpy(decode(job.data)).permute(2, 0, 1).to(device) for job in jobs]
     return [_upright(image, job.turn) for image, job in zip(images, jobs, strict=True)]
 

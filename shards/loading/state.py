@@ -55,7 +55,7 @@ def make_plan(subsets: Sequence[Subset], config: DataConfig) -> dict[str, Any]:
         "unit": _unit(config),
         "lanes": config.lanes,
         "window": config.window,
-        "augment": config.augment.model_dump(mode="json"),
+        "augment": config.augment.model_dump(mode="json", exclude_none=True),
         "sources": {subset.name: {**subset.identity(), "weight": first.weights[subset.name]} for subset in subsets},
         "stages": [[stage.start, dict(stage.weights)] for stage in later],
     }

@@ -13,11 +13,12 @@ import torch
 
 from shards.config import DataConfig
 from shards.loading.batch import Batch, Slot
-from shards.loading.damage import DamageLog, budget
-from shards.loading.dataset import Deliveries, Samples
+from shards.loading.damage import DamagedDataError, DamagedSample, DamageLog, budget
+from shards.loading.dataset import BatchLoader, Samples
+from shards.loading.mix import Mix, with_neighbours
 from shards.loading.nvjpeg import decode_into
 from shards.loading.reader import Reader
-from shards.loading.request import DamagedSample, Request
+from shards.loading.request import Request
 from shards.loading.state import StreamState, build_order, resume
 from shards.loading.subset import Subset
 from shards.loading.transforms import augment
@@ -46,23 +47,31 @@ class TrainStream:
         self.position = state.position
         """Global position of the next batch: of what was delivered, not of what is being prepared."""
         self._order, self._damage, self._state, self._batch_size = order, damaged, state, batch_size
-        self._device = device
-        requests = Requests(order, state.position, batch_size, slot)
-        self._deliveries = Deliveries(samples, requests, workers, -(-batch_size // slot.world_size), pin_memory)
+        self._device, self._mix = device, samples.mix
+        ahead = 1 if samples.mix else 0
+        requests = Requests(order, state.position, batch_size, slot, ahead)
+        self._loader = BatchLoader(samples, requests, workers, -(-batch_size // slot.world_size) + ahead, pin_memory)
 
     def __iter__(self) -> "TrainStream":
         return self
 
     def __next__(self) -> Batch:
-        delivery = next(self._deliveries)
-        self._damage.count(delivery)
+        builder = next(self._loader)
+        self._damage.add(builder.damaged)
+        if not builder.valid.all():  # no sound sample was found in place of a damaged one
+            raise DamagedDataError(self._damage.table())
         self.position += self._batch_size
-        if self._device is None:
-            return delivery.batch
-        batch = delivery.batch.to(self._device)
-        if delivery.later:
-            decode_into(batch.images, delivery.later)
-        return batch
+        batch = builder.batch()
+        if self._device is not None:
+            batch = batch.to(self._device)
+            if builder.later:
+                decode_into(batch.images, builder.later)
+        if self._mix is None:
+            return batch
+        shares = builder.shares
+        if shares is None:  # decoded only now
+            shares = self._mix(batch.images, builder.targets, builder.positions)
+        return with_neighbours(batch, shares)
 
     def __enter__(self) -> "TrainStream":
         return self
@@ -72,7 +81,7 @@ class TrainStream:
 
     def close(self) -> None:
         """Stops the loader processes; the stream cannot be read any more."""
-        self._deliveries.close()
+        self._loader.close()
 
     def state(self) -> StreamState:
         """All that a resume needs, on any number of ranks and, if `block` is set, with any batch size."""
@@ -105,26 +114,29 @@ def train_stream(
         raise ConfigError(
             f"data.batch_size: {config.batch_size} samples for {slot.world_size} ranks; each needs at least one"
         )
-    later = config.decode == "gpu"
+    later, chance = config.decode == "gpu", config.augment
     if later and device is None:
         raise ConfigError("data.decode: gpu, and this process has none; give it a GPU, or say `decode: cpu`")
     if state.position < 0:
         raise ConfigError(f"position {state.position}: expected at least 0")
     state = resume(subsets, config, state)
+    if faults := augment_faults(subsets, config):
+        raise ConfigError(faults)
     order = build_order(subsets, config, state.origin)
     assert order.names == tuple(subset.name for subset in subsets), "subsets must be sorted by name"
-    look = config.augment
+    mix = Mix(config.seed, chance.mixup, chance.cutmix) if chance.mixup or chance.cutmix else None
     transform = partial(
         augment,
         size=config.image_size,
-        scale=look.scale,
-        flip=look.flip,
-        color=look.color,
+        scale=chance.scale,
+        flip=chance.flip,
+        color=chance.color,
+        policy=chance.policy,
         later=later,
     )
     return TrainStream(
         order,
-        Samples(Reader(subsets), transform, config.image_size, config.seed),
+        Samples(Reader(subsets), transform, config.image_size, config.seed, mix),
         DamageLog(subsets, {} if config.strict else budget(subsets, config.max_replaced), damage_log, slot.rank),
         state,
         slot,
@@ -135,16 +147,34 @@ def train_stream(
     )
 
 
+def augment_faults(subsets: Sequence[Subset], config: DataConfig) -> list[str]:
+    """Why training images cannot be changed as the configuration says."""
+    chance, faults = config.augment, []
+    if chance.policy and config.decode == "gpu":
+        faults.append(
+            "data.augment.policy: works on images that loader processes decoded; use data.decode: cpu, or no policy"
+        )
+    drawn = [subset.name for subset in subsets if {"boxes", "mask"} & set(subset.manifest.fields)]
+    for name in ("policy", "mixup", "cutmix"):
+        if drawn and getattr(chance, name):
+            faults.append(
+                f"data.augment.{name}: moves pixels, and not the boxes or masks that {', '.join(drawn)} has beside them"
+            )
+    return faults
+
+
 class Requests:
     """The requests of one rank, from a position on, without end."""
 
-    def __init__(self, order: Order, position: int, batch_size: int, slot: Slot):
-        self.order, self.position, self.batch_size, self.slot = order, position, batch_size, slot
+    def __init__(self, order: Order, position: int, batch_size: int, slot: Slot, ahead: int = 0):
+        """`ahead`: how many samples of the next rank each request ends with."""
+        self.order, self.position, self.batch_size, self.slot, self.ahead = order, position, batch_size, slot, ahead
 
     def __iter__(self) -> Iterator[Request]:
         start, count = self.position, max(1, _LOCATED_TOGETHER // self.batch_size)
         while True:
-            shares = self.order.batches(start, self.batch_size, count, self.slot.rank, self.slot.world_size)
+            rank, world_size = self.slot.rank, self.slot.world_size
+            shares = self.order.batches(start, self.batch_size, count, rank, world_size, self.ahead)
             for positions, at in shares:
                 yield Request(at.source, at.shard, at.row, positions)
             start += count * self.batch_size

@@ -13,8 +13,9 @@ pixels becomes 224 in about 0.25 ms on one core, of which 0.1 are decoding.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -68,8 +69,8 @@ class Pixels:
 
 
 def draw(seed: int, positions: Ints) -> list[list[float]]:
-    """What chance decides of the look of the sample at each position: 8 numbers in [0, 1)."""
-    return uniforms(8, fold(np.full(len(positions), key(seed, 2), np.uint64), positions)).tolist()
+    """What chance decides of the look of the sample at each position: 9 numbers in [0, 1)."""
+    return uniforms(9, fold(np.full(len(positions), key(seed, 2), np.uint64), positions)).tolist()
 
 
 def augment(
@@ -83,15 +84,17 @@ def augment(
     mask: np.ndarray | None = None,
     out: torch.Tensor | None = None,
     later: bool = False,
+    policy: str | None = None,
 ) -> Pixels:
-    """Crop, flip and color jitter of an encoded image, as far as chance decides as `drawn`. Raises DecodeError.
+    """Crop, flip, color jitter and a policy of an encoded image, as far as chance decides as `drawn`. Raises
+    DecodeError.
 
     `out`: uint8 [3, size, size] that the image is written into, `channels_last` for speed; None: new memory. `later`: a
     JPEG that any decoder understands is not decoded here.
     boxes float32 [n, 5] in pixels of the upright image, mask uint8 [H, W]: moved with it. Boxes are cut at the crop's
     edge; those of which less than a tenth or less than a pixel a side is left are dropped.
     """
-    area, aspect, x, y, mirrored, *factors = drawn
+    area, aspect, x, y, mirrored, *factors, chance = drawn
     encoded = open_image(data)
     region = draw_region(encoded.width, encoded.height, scale, area, aspect, x, y)
     brightness, contrast, saturation = (1 + color * (2 * f - 1) for f in factors)
@@ -99,7 +102,22 @@ def augment(
     out = _place(size) if out is None else out
     if later and encoded.plain:
         return replace(_with(out, encoded, look, boxes, mask), later=Later(data, encoded.turn, look))
-    return _see(encoded, look, boxes, mask, out)
+    seen = _see(encoded, look, boxes, mask, out)
+    if policy:
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(int(chance * 2**53))
+            out.copy_(_policy(policy)(out))
+    return seen
+
+
+@cache
+def _policy(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """TrivialAugment Wide (Mueller & Hutter, TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation, ICCV
+    2021) or RandAugment (Cubuk et al., NeurIPS 2020) as torchvision has them; imported here, for it takes seconds.
+    """
+    from torchvision.transforms import v2
+
+    return {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}[name]()
 
 
 def centre(

@@ -31,14 +31,15 @@ def shuffled_shards(count: int, seed: int, source: str, epoch: int) -> Ints:
     return permutation(count, seed, name_key(source), epoch)
 
 
-def rank_share(lane: Ints, rank: int, world_size: int) -> Ints:
-    """Which samples of a global batch a rank gets: stable-sorted by lane and cut evenly, int64 [about n / world_size].
+def rank_share(lane: Ints, rank: int, world_size: int, ahead: int = 0) -> Ints:
+    """Which samples of a global batch a rank gets: stable-sorted by lane and cut evenly, int64 [about n / world_size];
+    and the `ahead` that come after them, after the last the first.
 
     Neighbouring lanes stay on one rank, so a rank touches few shards; sizes differ by at most one.
     """
     by_lane = np.argsort(lane, kind="stable")
     n = len(by_lane)
-    return by_lane[rank * n // world_size : (rank + 1) * n // world_size]
+    return by_lane[np.arange(rank * n // world_size, (rank + 1) * n // world_size + ahead) % n]
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,15 @@ class Order:
         return next(self.batches(start, batch_size, 1, rank, world_size))
 
     def batches(
-        self, start: int, batch_size: int, count: int, rank: int = 0, world_size: int = 1
+        self, start: int, batch_size: int, count: int, rank: int = 0, world_size: int = 1, ahead: int = 0
     ) -> Iterator[tuple[Ints, Located]]:
-        """This rank's shares of `count` batches in a row. They are located together: a call has a price of its own,
-        so batches of 64 cost a third of what they do one by one.
+        """This rank's shares of `count` batches in a row, each with `ahead` samples of the next rank's. They are
+        located together: a call has a price of its own, so batches of 64 cost a third of what they do one by one.
         """
         positions = np.arange(start, start + count * batch_size, dtype=np.int64)
         located = self.locate(positions)
         for first in range(0, len(positions), batch_size):
-            mine = first + rank_share(located.lane[first : first + batch_size], rank, world_size)
+            mine = first + rank_share(located.lane[first : first + batch_size], rank, world_size, ahead)
             yield positions[mine], located.take(mine)
 
     def _places(self, source: Ints, count: Ints) -> tuple[Ints, Ints, Ints]:

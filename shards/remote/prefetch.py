@@ -200,9 +200,9 @@ class Ahead(Generic[R]):
         limit = self._store.cache.limit_bytes
         if needed > limit:
             self._warned = True
-            told = f"{self._store.folder}: may hold {limit:,} bytes, and the batches in use need {needed:,} at once"
+            what = f"{self._store.folder}: may hold {limit:,} bytes, and the batches in use need {needed:,} at once"
             warnings.warn(
-                f"{told}: the limit is exceeded; twice the need would let files be fetched ahead", stacklevel=3
+                f"{what}: the limit is exceeded; twice the need would let files be fetched ahead", stacklevel=3
             )
 
     # In the threads.

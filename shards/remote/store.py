@@ -197,8 +197,8 @@ class Store:
             errand.news = min(last, time.monotonic())
         errand.state = "another process is fetching it"
         if errand.quiet_s() > self.timeout_s:
-            told = f"waited {errand.quiet_s():.0f} s for the process that is fetching it, and nothing came"
-            raise StoreError(f"{shown(errand.url)}: {told}")
+            what = f"waited {errand.quiet_s():.0f} s for the process that is fetching it, and nothing came"
+            raise StoreError(f"{shown(errand.url)}: {what}")
         errand.speak()
         errand.stop.wait(_POLL_S)
 
@@ -215,11 +215,11 @@ class Store:
 
     @contextmanager
     def _disk(self, file: File) -> Iterator[None]:
-        """What fails on this side, told with what would help."""
+        """What fails on this side, with what would help."""
         try:
             yield
         except (FileNotFoundError, PermissionError):
             raise  # from the store; ours are checked at the start
         except OSError as error:
-            told = f"{self.folder}: no place for {file.path} of {file.bytes:,} bytes: {error.strerror}"
-            raise StoreError(f"{told} ({shutil.disk_usage(self.folder).free:,} bytes free)") from None
+            what = f"{self.folder}: no place for {file.path} of {file.bytes:,} bytes: {error.strerror}"
+            raise StoreError(f"{what} ({shutil.disk_usage(self.folder).free:,} bytes free)") from None

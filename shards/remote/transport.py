@@ -125,12 +125,12 @@ class Transport:
         refusal = _refusal(error, errand.url)
         if refusal:
             raise refusal from None
-        told = _told(error, errand.url)
+        reason = _reason(error, errand.url)
         left_s = self.timeout_s - errand.quiet_s()
         if left_s <= 0:
             tried = f"tried {counted(failures, 'time')}, nothing came for {errand.quiet_s():.0f} s"
-            raise StoreError(f"{shown(errand.url)}: {tried}; last error: {told}") from None
-        errand.state = f"failed {counted(failures, 'time')}, will try again; last error: {told}"
+            raise StoreError(f"{shown(errand.url)}: {tried}; last error: {reason}") from None
+        errand.state = f"failed {counted(failures, 'time')}, will try again; last error: {reason}"
         errand.speak()
         longest_s = min(left_s, self.timeout_s * min(_BACKOFF_LIMIT, _BACKOFF * 2 ** min(failures, 16)))
         if errand.stop.wait(self._random.uniform(0, longest_s)):
@@ -159,7 +159,7 @@ class Transport:
         try:
             return fsspec.core.url_to_fs(url, **{**_OPTIONS.get(family, {}), **self._options.get(scheme, {})})[0]
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"{shown(url)}: cannot be read: {_told(error, url)}") from None
+            raise ConfigError(f"{shown(url)}: cannot be read: {_reason(error, url)}") from None
 
 
 def join(location: str, name: str) -> str:
@@ -175,7 +175,7 @@ def shown(url: str) -> str:
     return scheme + separator + host.rpartition("@")[2] + slash + path
 
 
-def _told(error: BaseException, url: str) -> str:
+def _reason(error: BaseException, url: str) -> str:
     """An error in words, without what `url` or any other URL in it says about access."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     rest = url.partition("://")[2]
@@ -191,7 +191,7 @@ def _refusal(error: Exception, url: str) -> OSError | None:
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return FileNotFoundError(errno.ENOENT, "No such file in the store", shown(url))
     if isinstance(error, PermissionError) or status in (401, 403) or kind in ("NoCredentialsError", "ProfileNotFound"):
-        return PermissionError(errno.EACCES, f"The store gives no access ({_told(error, url)})", shown(url))
+        return PermissionError(errno.EACCES, f"The store gives no access ({_reason(error, url)})", shown(url))
     return None
 
 

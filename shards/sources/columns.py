@@ -70,9 +70,9 @@ def find_columns(schema: pa.Schema, features: Mapping[str, Any], options: Source
     feature = features.get(label or "")
     names = feature.get("names") if isinstance(feature, dict) else None
     kind = schema.field(label).type if label else None
-    told = tuple(map(str, names)) if isinstance(names, list) else ()
+    own = tuple(map(str, names)) if isinstance(names, list) else ()
     left_out = tuple(name for name in schema.names if name not in (image, label, *options.side))
-    return Columns(image, label, options.side, told, kind, left_out)
+    return Columns(image, label, options.side, own, kind, left_out)
 
 
 def numbering_of(texts: Iterable[str], columns: Columns, given: Sequence[str], where: str) -> Numbering:
@@ -125,13 +125,13 @@ def _one(given: str | None, found: list[str], option: str, what: str, where: str
 
 
 def _images(schema: pa.Schema, features: Mapping[str, Any]) -> list[str]:
-    told = [name for name in schema.names if _type(features, name) == "Image"]
-    return told or [field.name for field in schema if _is_binary(field.type) or _is_image_struct(field.type)]
+    typed = [name for name in schema.names if _type(features, name) == "Image"]
+    return typed or [field.name for field in schema if _is_binary(field.type) or _is_image_struct(field.type)]
 
 
 def _labels(schema: pa.Schema, features: Mapping[str, Any]) -> list[str]:
-    told = [name for name in schema.names if _type(features, name) == "ClassLabel"]
-    return told or [name for name in _LABELS if name in schema.names][:1]
+    typed = [name for name in schema.names if _type(features, name) == "ClassLabel"]
+    return typed or [name for name in _LABELS if name in schema.names][:1]
 
 
 def _type(features: Mapping[str, Any], name: str) -> str | None:

@@ -54,11 +54,11 @@ def walk(folder: str | Path, notes: Notes | None = None) -> Iterator[os.DirEntry
     """Every file below a folder, in no particular order. Names that begin with a dot and what systems leave behind
     (`__MACOSX`, `Thumbs.db`) are left out; linked folders are followed unless they lead back to where they lie.
 
-    `notes` is told of all three. Unlike os.walk it holds no list of names: a folder may have millions.
+    `notes` counts all three. Unlike os.walk it holds no list of names: a folder may have millions.
     """
     root = str(folder)
 
-    def told(what: str, path: str) -> None:
+    def note(what: str, path: str) -> None:
         if notes is not None:
             notes.tell(what, os.path.relpath(path, os.path.dirname(os.path.abspath(root))))
 
@@ -66,15 +66,15 @@ def walk(folder: str | Path, notes: Notes | None = None) -> Iterator[os.DirEntry
         with os.scandir(place) as entries:
             for entry in entries:
                 if is_hidden(entry.name):
-                    told(HIDDEN, entry.path)
+                    note(HIDDEN, entry.path)
                 elif entry.is_dir(follow_symlinks=False):
                     yield from inside(entry.path, above)
                 elif not os.path.isdir(entry.path):
                     yield entry
                 elif _leads_back(entry.path, (*above, os.path.realpath(place))):
-                    told("linked folders that lead back to where they lie, left out", entry.path)
+                    note("linked folders that lead back to where they lie, left out", entry.path)
                 else:
-                    told("linked folders followed", entry.path)
+                    note("linked folders followed", entry.path)
                     yield from inside(entry.path, (*above, os.path.realpath(place)))
 
     return inside(root, ())

@@ -26,7 +26,7 @@ class Notes:
             entry[1] = sorted([*entry[1], example])[:_SHOWN]
 
     def merge(self, other: "Notes") -> None:
-        """Adds what another source, or another process, has told."""
+        """Adds what another source, or another process, has noted."""
         for what, (count, examples) in other.found.items():
             self.tell(what, "", count)
             for example in examples:
@@ -38,7 +38,7 @@ class Notes:
         return found
 
     def count(self, what: str) -> int:
-        """How often something was told."""
+        """How often something was noted."""
         return self.found.get(what, [0])[0]
 
     def lines(self) -> list[str]:

@@ -188,8 +188,9 @@ def annotations_in(root: Path) -> Path | None:
     for folder in [root / name for name in _NOTES[1:]]:
         if folder.is_dir() and _holds(folder, _is_xml):
             return folder
-    beside = any(_is_xml(entry.name) for entry in os.scandir(root) if entry.is_file())
-    return root if beside and any(files.is_image(entry.name) for entry in os.scandir(root)) else None
+    with os.scandir(root) as entries:
+        names = [entry.name for entry in entries if entry.is_file()]
+    return root if any(map(_is_xml, names)) and any(map(files.is_image, names)) else None
 
 
 def _is_xml(name: str) -> bool:

@@ -13,12 +13,14 @@ import psutil
 import pytest
 import yaml
 
+import xfer
 from cluster import session
 from cluster.launch import run
 from tests.cluster.test_train import job, losses
 from xfer.__main__ import main
-from xfer.checkpoint import latest_checkpoint
-from xfer.run import read_metrics
+from xfer.checkpoint import TrainState, latest_checkpoint, write_checkpoint, write_manifest
+from xfer.cost import without_cost
+from xfer.history import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.slow]
 
@@ -86,18 +88,17 @@ def test_faults_of_input_on_a_worker_end_with_status_2_and_faults_of_the_program
 ):
     from cluster import launch
 
-    prepare = launch.prepare
+    begin, prepare = launch.begin, launch.prepare
     root = tmp_path / "shards"
     shutil.copytree(shards_root, root)
     recipe_values["data"]["root"] = str(root)
 
-    def prepare_and_lose(*arguments: Any) -> Any:
+    def begin_and_lose(*arguments: Any) -> None:
         """As if the data were on this machine only."""
-        found = prepare(*arguments)
+        begin(*arguments)
         root.rename(tmp_path / "elsewhere")
-        return found
 
-    monkeypatch.setattr(launch, "prepare", prepare_and_lose)
+    monkeypatch.setattr(launch, "begin", begin_and_lose)
     assert train(recipe_values, tmp_path, workers=1, max_failures=2) == 2
     errors = capfd.readouterr().err
     assert str(root) in errors
@@ -105,32 +106,38 @@ def test_faults_of_input_on_a_worker_end_with_status_2_and_faults_of_the_program
     assert "restart" not in errors
 
     (tmp_path / "elsewhere").rename(root)
+    monkeypatch.setattr(launch, "begin", begin)
 
     def prepare_and_spoil(*arguments: Any) -> Any:
-        (Path(recipe_values["output"]) / "tiny" / "damage-0.jsonl").mkdir()
-        (Path(recipe_values["output"]) / "tiny" / "metrics.jsonl").write_text("no row\n")
-        return prepare(*arguments)
+        """As if another version of the program had written a checkpoint."""
+        found = prepare(*arguments)
+        path = write_checkpoint(Path(recipe_values["output"]) / "tiny" / "checkpoints", TrainState(), {}, {})
+        (path / "state.json").write_text('{"unheard_of": 1}')
+        write_manifest(path, {})
+        return found
 
     monkeypatch.setattr(launch, "prepare", prepare_and_spoil)
-    monkeypatch.setattr(launch, "read_metrics", lambda folder: [])
-    monkeypatch.setattr(launch, "last_scored", lambda folder, step: step)
+    monkeypatch.setattr(launch, "latest_checkpoint", lambda folder: None)
+    monkeypatch.setattr(launch, "model_checkpoint", lambda folder: (None, []))
+    monkeypatch.setattr(launch, "is_trained", lambda recipe, checkpoint: False)
     assert train(recipe_values, tmp_path, workers=1, max_failures=2) == 1
     errors = capfd.readouterr().err
-    assert "JSONDecodeError" in errors
+    assert "TypeError" in errors
     assert "restart" not in errors
     assert "same command" not in errors
 
 
 def test_a_run_stopped_between_its_last_save_and_its_score_is_scored(recipe_values):
-    whole = run(job(recipe_values, workers=1))
-    rows = whole.path / "metrics.jsonl"
+    whole = xfer.fit(recipe_values, quiet=True)
+    rows = whole.folder / "metrics.jsonl"
     lines = rows.read_text().splitlines(keepends=True)
+    whole_metrics = whole.metrics[-1]
     assert "accuracy" in lines[-1]
     rows.write_text("".join(lines[:-1]))
     again = run(job(recipe_values, workers=1))
     assert again.error is None
-    assert again.metrics == whole.metrics
-    assert read_metrics(whole.path)[-1]["step"] == 4
+    assert without_cost([again.metrics]) == without_cost([whole_metrics])
+    assert read_metrics(whole.folder)[-1]["step"] == 4
 
 
 def test_a_host_that_does_not_come_back_is_said_with_what_is_left():

@@ -10,7 +10,7 @@ import yaml
 
 from tests.hosts import Hosts
 from xfer.checkpoint import latest_checkpoint
-from xfer.run import read_metrics
+from xfer.history import read_metrics
 
 pytestmark = [pytest.mark.hosts, pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.slow]
 

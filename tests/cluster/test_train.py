@@ -5,32 +5,46 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
+from cluster import session
 from cluster.config import Job
 from cluster.launch import run
 from shards.loading.batch import Slot
 from shards.settings import ConfigError, replace
 from tests.cluster.listening import listening_of
 from xfer import run as one_process
+from xfer.backbone import Branch
+from xfer.begin import begin
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.engine import build_engine
 from xfer.folds import folds, read_scores
+from xfer.history import probe_score, read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.slow]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_session() -> Iterator[None]:
+    """One local session for all: each costs a quarter of a minute."""
+    with session.connect():
+        yield
+
+
 def losses(folder: Path) -> list[float]:
-    return [loss for row in one_process.read_metrics(folder) for loss in row.get("losses", ())]
+    return [loss for row in read_metrics(folder) for loss in row.get("losses", ())]
 
 
 def fit(recipe: Recipe) -> list[float]:
-    one_process.begin(recipe)
+    begin(recipe)
     one_process.fit(recipe, Slot(), build_engine, lambda row: None)
     return losses(recipe.folder)
 
@@ -39,8 +53,15 @@ def job(recipe_values: dict[str, Any], **cluster: Any) -> Job:
     return Job.model_validate({"recipe": recipe_values, "cluster": {"max_failures": 0, **cluster}})
 
 
-def test_one_process_one_worker_and_two_workers_agree(recipe_values):
-    """Batch of 12 over BatchNorm in evaluation mode: the world only divides the work."""
+def test_one_process_one_worker_and_two_workers_agree(recipe_values, tmp_path):
+    """Batch of 12 over BatchNorm in evaluation mode: the world only divides the work. A pretrained branch, so all begin
+    at step 0 with a linear probe.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_file(Branch("resnet10").state_dict(), tmp_path / "weights.safetensors")
+    recipe_values["model"]["branches"]["fine"]["weights"] = str(tmp_path / "weights.safetensors")
+    recipe_values["train"] |= {"learning_rate": 1e-5}
     expected = fit(replace(Recipe.model_validate(recipe_values), {"name": "plain"}))
     for workers, stage in ((1, 1), (2, 1)):
         one = replace(job(recipe_values, workers=workers, zero_stage=stage), {"name": f"w{workers}z{stage}"})
@@ -50,6 +71,7 @@ def test_one_process_one_worker_and_two_workers_agree(recipe_values):
         assert listening == {"127.0.0.1"}  # neither torch's store nor gloo takes connections from elsewhere
         assert losses(result.path) == pytest.approx(expected, abs=1e-4)
         assert set(result.metrics["accuracy"]) == {"paint", "outline"}
+        assert probe_score(read_metrics(result.path))
 
 
 def test_a_run_of_one_process_goes_on_under_two_workers_and_back(recipe_values):
@@ -99,7 +121,7 @@ def test_ctrl_c_then_the_same_command(recipe_values, tmp_path):
 
 def test_leave_one_source_out_trains_a_run_without_each_source_and_is_not_run_again(recipe_values, capsys):
     recipe_values["data"]["validation"] = "leave_one_source_out"
-    one = job(recipe_values, workers=2)
+    one = job(recipe_values, workers=1)
     result = run(one)
     assert result.error is None
     assert "fold 2 of 2, without paint" in capsys.readouterr().err

@@ -18,8 +18,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.record import commit
 from shards.progress import progress
-from tests.mutants.breaks import BREAKS, Break
+from tests.mutants.breaks import BREAKS
+from tests.mutants.broken import Break
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "mutants.md"
@@ -104,7 +106,6 @@ def _run(copy: Path, tests: list[str], timeout_s: float) -> str:
 
 
 def _report(outcomes: list[Outcome]) -> str:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     caught = sum(outcome.caught for outcome in outcomes)
     rows = [
         f"| {o.broken.name} | `{o.broken.file}` | {o.broken.what} | {'yes' if o.caught else '**no**'} | `{o.by}` "
@@ -116,10 +117,10 @@ def _report(outcomes: list[Outcome]) -> str:
             "# Breaks that the tests must catch",
             "",
             "Command: `make mutants`",
-            f"Commit: {commit.stdout.strip() or 'unknown'}. Machine: {platform.machine()}, {os.cpu_count()} CPUs, "
+            f"Commit: {commit()}. Machine: {platform.machine()}, {os.cpu_count()} CPUs, "
             f"Python {platform.python_version()}.",
             "",
-            f"**{caught} of {len(outcomes)} caught.** The breaks: `tests/mutants/breaks.py`.",
+            f"**{caught} of {len(outcomes)} caught.** The breaks: `tests/mutants/breaks/`.",
             "",
             "| break | file | what is broken | caught | first test that fails | seconds |",
             "|---|---|---|---|---|---|",

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.breaks import BREAKS, Break
+from tests.mutants.breaks import BREAKS
+from tests.mutants.broken import Break
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ NAMES = ("cat", "dog", "owl")
 def webdataset_tars(folder: Path, kind: str = "jpg+cls", count: int = 24, prefix: str = "", maxcount: int = 10) -> Path:
     """What webdataset's own ShardWriter makes of `count` samples, label n % 3."""
     folder.mkdir(parents=True, exist_ok=True)
-    with webdataset.ShardWriter(f"{folder}/{prefix}%06d.tar", maxcount=maxcount, verbose=0) as writer:
+    with webdataset.ShardWriter(f"{folder}/{prefix}%06d.tar", maxcount=maxcount, verbose=0) as writer:  # pyright: ignore[reportAttributeAccessIssue]
         for n in range(count):
             writer.write({"__key__": f"set/{n:04d}", **members(kind, n)})
     return folder

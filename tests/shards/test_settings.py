@@ -59,9 +59,9 @@ def test_every_fault_is_named_at_once(file):
     ("text", "expected"),
     [
         ("a: 1\na: 2\n", "given twice"),
-        ("- 1\n", "expected a mapping"),
+        ("- 1\n", "must hold keys and values"),
         ("a: [1\n", "not a YAML file"),
-        ("", "expected a mapping"),
+        ("", "must hold keys and values"),
     ],
 )
 def test_files_that_are_not_a_mapping_are_refused(tmp_path, text, expected):
@@ -109,6 +109,7 @@ class Kinds(Strict):
     text: str = "x"
     names: tuple[str, ...] = Field(default=("a",), min_length=1)
     pair: tuple[float, float] = (0, 1)
+    kind: Literal["wsum", "gate", "concat"] = "wsum"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "a"
     weights: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], float] = Field(default_factory=dict)
 
@@ -131,6 +132,7 @@ class Kinds(Strict):
         ("switch: 1", "switch: must be true or false, got 1"),
         ("switch: 'no'", "switch: must be true or false, got 'no'"),
         ("choice: adam", "choice: must be 'sgd' or 'adamw', got 'adam'; did you mean 'adamw'?"),
+        ("kind: wsun", "kind: must be 'wsum', 'gate' or 'concat', got 'wsun'; did you mean 'wsum'?"),
         ("stage: 3", "stage: must be 0, 1 or 2, got 3"),
         ("stage: true", "stage: must be a number, got true"),
         ("names: []", "names: must have at least 1 value(s), got []"),
@@ -142,7 +144,7 @@ class Kinds(Strict):
         ("weights: {a: true}", "weights.a: must be a number, got true"),
         ("weights: 3", "weights: must be a section of keys and values, got 3"),
         ("laest: 1", "laest: unknown key; did you mean 'least'?"),
-        ("qqq: 1", "qqq: unknown key; known here: choice, least"),
+        ("qqq: 1", "qqq: unknown key; known here: choice, kind, least"),
     ],
 )
 def test_every_kind_of_fault_says_what_must_be_and_what_was_given(tmp_path, text, message):

@@ -10,6 +10,7 @@ import torch
 
 import shards
 from shards.loading.reader import read_sample
+from shards.settings import ConfigError
 
 SMALL = {"image_size": 24, "batch_size": 12, "workers": 0}
 
@@ -146,3 +147,11 @@ def test_a_recipe_a_section_and_a_mapping_open_the_same(data, recipe_values, tmp
     assert positions(islice(shards.open(path).train(), 2)) == want
     assert positions(islice(shards.open(section).train(), 2)) == want
     assert positions(islice(shards.open(data.config).train(), 2)) == want
+
+
+def test_a_folder_without_a_name_and_what_is_no_source(shards_root):
+    with pytest.raises(ConfigError, match=r'a folder needs a name: shards.open\({"paint": '):
+        shards.open(shards_root / "paint")
+    for given in ([str(shards_root / "paint")], None):
+        with pytest.raises(ConfigError, match=f"sources: must be folders by name, .* got {type(given).__name__}"):
+            shards.open(given)

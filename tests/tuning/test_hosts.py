@@ -11,6 +11,7 @@ from tests.hosts import Hosts
 from tuning.config import Study
 from tuning.record import read_rows
 from xfer import run as one_process
+from xfer.begin import begin
 from xfer.config import Recipe
 from xfer.engine import build_engine
 
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.hosts, pytest.mark.ray, pytest.mark.slow]
 
 def test_short_trials_are_spread_over_all_hosts(recipe_values, tmp_path):
     recipe = Recipe.model_validate(recipe_values)
-    one_process.begin(recipe)
+    begin(recipe)
     one_process.fit(recipe, Slot(), build_engine, lambda row: None)
     path = tmp_path / "study.yaml"
     with Hosts(3) as hosts:

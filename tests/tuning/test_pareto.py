@@ -1,7 +1,9 @@
 """The front, the choice and what is said about its noise; a report whatever the rows are like."""
 
 import dataclasses
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +11,7 @@ from shards.settings import dump
 from tuning.config import Study
 from tuning.pareto import choose, front, hypervolume, remarks
 from tuning.record import Recorder, Row
-from tuning.report import write_report
+from tuning.report import evaluation_sections, write_report
 from xfer.metrics import wilson
 
 
@@ -27,10 +29,12 @@ def test_front_holds_what_no_row_beats_smallest_first():
     assert [(r.accuracy, r.bytes) for r in front(some)] == [(0.8, 50), (0.9, 100), (0.95, 200)]
 
 
-def test_failed_trials_are_never_chosen():
-    some = [Row("bad", accuracy=1.0, bytes=1, error="ValueError: x"), *rows((0.5, 10))]
-    assert getattr(choose(some, 0.01), "trial", None) == "t0"
-    assert choose(some[:1], 0.01) is None
+def test_a_failed_trial_is_neither_on_the_front_nor_chosen():
+    good = rows((0.6, 100), (0.9, 200))
+    failed = Row("lost", {"quantize.bits": 8}, error="WorkerDiedError: killed")
+    assert front([failed, *good]) == good
+    assert choose([failed, *good], tolerance=1.0) == good[0]
+    assert choose([failed], tolerance=1.0) is None
 
 
 @pytest.mark.parametrize(("tolerance", "size"), [(0.01, 100), (0.005, 100), (0.0, 200), (0.1, 50), (0.05, 50)])
@@ -104,3 +108,29 @@ def test_a_report_is_written_whatever_the_rows_are_like(some, parts, recipe_valu
     page = write_report(tmp_path).read_text()
     for part in parts:
         assert part in page
+
+
+def test_scores_on_other_data_are_in_the_table_and_not_in_the_figure(tmp_path: Path):
+    score = {"correct": 9, "count": 10, "accuracy": 0.9, "interval": [0.6, 0.98], "per_class": {}, "version": "a"}
+    other = {"split": "data", "changes": ["--data elsewhere"], "sources": {"phone": score}}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"validation": {"photo": score}, "others": [other]}))
+    (section,) = evaluation_sections({"float32": tmp_path / "evaluation.json"})
+    assert [row[:4] for row in section.table[1:]] == [
+        ["float32", "photo", "part of a training source", 10],
+        ["float32", "phone", "data: --data elsewhere", 10],
+    ]
+    assert "phone" not in section.plots[0][0]
+
+
+def test_images_left_out_of_evaluations_are_in_the_report(tmp_path: Path, monkeypatch):
+    from tuning import report
+
+    loss = {"source": "photo", "shard": "train-000000.tar", "key": "cat/1", "reason": "cut short"}
+    (tmp_path / "evaluation-damage-0.jsonl").write_text(json.dumps(loss))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "losses": [1.0]}) + "\n")
+    (tmp_path / "recipe.yaml").write_text("name: run\n")
+    weights = SimpleNamespace(model=SimpleNamespace(fusion_weights={}), weights_sha256="")
+    monkeypatch.setattr(report, "open_model", lambda folder: weights)
+    titles = {section.title: section for section in report.run_sections(tmp_path)}
+    assert titles["Damage in evaluations"].text == "Left out of every score: 1 damaged sample."
+    assert "Damage" not in titles

@@ -54,6 +54,11 @@ def test_every_fault_comes_in_one_message(job):
     assert "space.train.steps: uniform draws fractions, and this is a whole number; use integer: [10, 20]" in text
 
 
+def test_a_run_that_keeps_the_bits_of_its_branches_is_refused(job):
+    quant = replace(job, {"transfer.mode": "quant", "model.branches.fine.weights": "IMAGENET1K_V1"})
+    assert "transfer.mode: quant keeps the bits" in refused(quant, quantize__bits={"choice": [4, 8]})
+
+
 @pytest.mark.parametrize(
     ("path", "distribution", "part"),
     [

@@ -7,11 +7,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
+from cluster import session
 from cluster.config import Job
-from cluster.session import set_environment
 from shards.loading.batch import Slot
 from shards.settings import ConfigError, dump, load, replace
 from tuning import study as search
@@ -19,6 +20,7 @@ from tuning.config import Study
 from tuning.record import num_trials, read_history, read_rows
 from xfer import run as one_process
 from xfer.__main__ import main
+from xfer.begin import begin
 from xfer.bundle import open_model
 from xfer.config import Recipe
 from xfer.engine import build_engine
@@ -26,14 +28,18 @@ from xfer.engine import build_engine
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-set_environment()  # before Ray is imported
+@pytest.fixture(scope="module", autouse=True)
+def one_session() -> Iterator[None]:
+    """One local session for all: each costs a quarter of a minute."""
+    with session.connect():
+        yield
 
 
 @pytest.fixture
 def study(recipe_values) -> Study:
     """Its run is trained already, in this process."""
     recipe = Recipe.model_validate(recipe_values)
-    one_process.begin(recipe)
+    begin(recipe)
     one_process.fit(recipe, Slot(), build_engine, lambda row: None)
     return Study.model_validate(
         {

@@ -14,6 +14,7 @@ from tuning.check import check_space
 from tuning.config import Distribution
 from tuning.trial import Shared, compared, float_row, realize, refit_head, share, trial
 from xfer import run as one_process
+from xfer.begin import begin
 from xfer.bundle import open_model
 from xfer.config import ModelConfig
 from xfer.engine import build_engine
@@ -30,7 +31,7 @@ WEIGHTS = {"model.fusion.weights": {"fine": 0.1, "coarse": 0.9}}
 def job(recipe_values) -> Job:
     """Of a run that is trained."""
     job = Job.model_validate({"recipe": recipe_values})
-    one_process.begin(job.recipe)
+    begin(job.recipe)
     one_process.fit(job.recipe, Slot(), build_engine, lambda row: None)
     return job
 
@@ -49,7 +50,7 @@ def test_the_head_is_refitted_to_the_weights_of_the_trial(job):
     ours = realize(replace(job, {**WEIGHTS, "quantize.bits": 32}).recipe, shared).model
     assert head_loss(ours, shared) < head_loss(before, shared) - 0.05
     kept = realize(replace(job, {"quantize.bits": 32}).recipe, shared).model
-    assert torch.equal(kept.head.weight, open_model(shared.run).model.head.weight)
+    assert torch.equal(kept.head.weight, open_model(shared.run).model.head.weight)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_trial_is_scored_on_the_images_it_is_compared_on_also_where_the_recipe_decodes_on_a_gpu(job):
@@ -61,8 +62,8 @@ def test_a_trial_is_scored_on_the_images_it_is_compared_on_also_where_the_recipe
     assert sum(rows[0]["counts"].values()) >= 24
     shared = share(job, 24)
     found = compared(replace(job, {**WEIGHTS, "quantize.bits": 8}).recipe, shared)
-    assert {name: right.sum() for name, right in found.packed.items()} == rows[0]["correct"]
-    assert {name: right.size for name, right in found.float32.items()} == rows[0]["counts"]
+    assert {name: right.sum() for name, right in found.second.items()} == rows[0]["correct"]
+    assert {name: right.size for name, right in found.first.items()} == rows[0]["counts"]
     value, low, high = found.mean_difference
     assert low <= value < high
 
@@ -98,7 +99,7 @@ def test_with_one_source_left_out_a_trial_is_scored_on_each_source_by_the_run_wi
         quantized = quantize_model(open_model(fold.folder).model, fold.quantize, images.calibration)
         right = outcomes({"m": quantized.model}, images.scored, images.sources, torch.device("cpu"))["m"]
         assert right[source].sum() == row["correct"][source]
-    assert {n: r.sum() for n, r in compared(replace(recipe, {"quantize.bits": 3}), shared).packed.items()} == row[
+    assert {n: r.sum() for n, r in compared(replace(recipe, {"quantize.bits": 3}), shared).second.items()} == row[
         "correct"
     ]
     assert len(open_model(shared[0].run).classes) < shared[0].num_classes == 4

@@ -109,21 +109,32 @@ def test_work_of_a_lost_node_is_done_on_another(nodes):
     from tuning.workers import Task, Workers
 
     lost = nodes.add_node(num_cpus=2)
-    answers, begun, gone = [], 0, False
+    answers, left = [], [Task(str(i), {"seconds": 1.5}) for i in range(8)]
+    gone = False
     with Workers(make, {"CPU": 1.0}) as workers:
         deadline = time.monotonic() + 120
-        while (not gone or len(answers) < begun) and time.monotonic() < deadline:
-            while not gone and workers.free > 0:  # however slowly they start: at one moment all are at work
-                workers.begin(Task(str(begun), {"seconds": 1.5}))
-                begun += 1
+        while len(answers) < 8 and time.monotonic() < deadline:
+            while left and workers.free > 0:
+                workers.begin(left.pop(0))
             answers += workers.wait()
             if not gone and len([slot for slot in workers.slots if slot.task]) == len(workers.slots):
                 nodes.remove_node(lost, allow_graceful=False)
                 gone = True
     assert gone
-    assert len(answers) == begun
+    assert len(answers) == 8
     assert sum(answer.task.attempt > 1 for answer in answers) >= 1
     results(answers)
+
+
+def test_room_that_others_hold_is_not_counted(nodes):
+    import ray
+
+    holder = ray.remote(type("Holder", (), {"ready": lambda self: 1})).options(num_cpus=1).remote()
+    ray.get(holder.ready.remote())  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        assert len({r["pid"] for r in results(run([{"seconds": 1.0}] * 8))}) == 2
+    finally:
+        ray.kill(holder)
 
 
 def test_what_no_node_has_is_refused(nodes):

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from xfer.backbone import BACKBONES, STAGES, Branch, side
-from xfer.config import BranchConfig, Stage
+from xfer.backbone import BACKBONES, STAGES, Branch, stride
+from xfer.config import RESNETS, Depth
 
 SIZE = 40  # not a power of two: sides are rounded up
 
@@ -25,23 +25,24 @@ def images() -> Tensor:
 
 
 def test_the_configuration_names_every_backbone():
-    assert set(get_args(BranchConfig.model_fields["backbone"].annotation)) == set(BACKBONES)
+    assert set(RESNETS) == set(BACKBONES)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_maps_have_the_channels_and_sides_that_are_promised(name):
-    branch = Branch(name).eval()
+@pytest.mark.parametrize(("name", "stem"), [(name, "imagenet") for name in BACKBONES] + [("resnet10", "small")])
+def test_maps_have_the_channels_and_sides_that_are_promised(name, stem):
+    branch = Branch(name, stem=stem).eval()
     with torch.no_grad():
         maps = branch(images())
     assert list(maps) == ["C2", "C3", "C4", "C5"]
     for level, found in zip((2, 3, 4, 5), maps.values(), strict=True):
-        assert found.shape == (2, branch.channels[level], side(SIZE, level), side(SIZE, level))
+        side = -(-SIZE // stride(level, stem))
+        assert found.shape == (2, branch.channels[level], side, side)
         assert found.isfinite().all()
 
 
 @pytest.mark.parametrize(
     ("name", "train_from"),
-    [(name, "layer4") for name in BACKBONES] + [("resnet10", stage) for stage in get_args(Stage) if stage != "layer4"],
+    [(name, "layer4") for name in BACKBONES] + [("resnet10", stage) for stage in get_args(Depth) if stage != "layer4"],
 )
 def test_frozen_stages_stand_still_with_their_statistics_and_all_others_train(name, train_from):
     branch = Branch(name, train_from).train()
@@ -68,5 +69,13 @@ def test_published_weights_load_by_their_names(name, tmp_path):
     theirs, seen = nn.Sequential(*list(published.children())[:-2]), images()
     with torch.no_grad():
         assert torch.equal(branch.eval()(seen)["C5"], theirs(seen))
-    with pytest.raises(ValueError, match="not the weights of this backbone"):
-        Branch("resnet34" if name != "resnet34" else "resnet18").load_weights(path)
+    other = "resnet34" if name != "resnet34" else "resnet18"
+    with pytest.raises(ValueError, match=rf"not the weights of a {other}: .*\d+ tensors are "):
+        Branch(other).load_weights(path)
+
+
+def test_a_file_of_other_things_than_tensors_is_refused_by_what_it_holds(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": Branch("resnet10").state_dict(), "epoch": 3}, path)
+    with pytest.raises(ValueError, match=r"must hold tensors by name, got model, epoch"):
+        Branch("resnet10").load_weights(path)

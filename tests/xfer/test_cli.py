@@ -250,7 +250,7 @@ def test_a_damaged_bundle_is_refused(trained, capsys):
         (["predict", "."], "neither a run folder"),
         (["quantize"], "--run"),
         (["tune", "no-such.yaml"], "no such file"),
-        (["report", "no-such-run"], "neither a run folder"),
+        (["report", "no-such-run"], "no such folder"),
         (["train", "no-such.yaml"], "no such file"),
     ],
 )
@@ -302,7 +302,9 @@ def test_help_needs_neither_torch_nor_ray_and_says_what_each_verb_does():
             assert all(len(lines[verb]) > len(verb) + 20 for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", ["fit", "train", "evaluate", "predict", "quantize", "tune", "report", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["fit", "train", "evaluate", "features", "predict", "quantize", "tune", "report", "demo"]
+)
 def test_the_help_of_every_verb_teaches(verb, capsys):
     assert status(verb, "--help") == 0
     text = capsys.readouterr().out
@@ -361,3 +363,35 @@ def test_default_folders_are_absolute_too(recipe_values):
     recipe = Recipe.model_validate(recipe_values)
     assert recipe.output.startswith("/")
     assert recipe.data.root.startswith("/")
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "said"),
+    [
+        ("fit", "recipe: r.yaml\ncluster: {workers: 2}\n", "this is a job and no recipe: xfer train"),
+        ("fit", "job: j.yaml\nspace: {}\n", "this is a study and no recipe: xfer tune"),
+        ("train", "data: {}\nmodel: {}\n", "this is a recipe and no job: xfer fit"),
+        ("tune", "recipe: {data: {}}\n", "this is a job and no study: xfer train"),
+        ("fit", "", "must hold keys and values, found nothing: it is empty"),
+        ("fit", "- a\n", "must hold keys and values, found a list"),
+    ],
+)
+def test_a_document_of_another_kind_is_named_with_its_verb(tmp_path, monkeypatch, capsys, verb, text, said):
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("r.yaml", "data: {}\n"), ("j.yaml", "recipe: r.yaml\n"), ("given.yaml", text)):
+        (tmp_path / name).write_text(content)
+    assert status(verb, "given.yaml") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_is_no_document_and_no_report(tmp_path, trained, capsys):
+    (tmp_path / "recipe.yaml").write_text("data: {}")
+    for words, said in (
+        (("fit", str(tmp_path)), f"{tmp_path}: a folder, and no YAML file; there is recipe.yaml"),
+        (("report", str(tmp_path / "none")), f"{tmp_path / 'none'}: no such folder"),
+    ):
+        assert status(*words) == 2
+        assert said in capsys.readouterr().err
+    assert status("quantize", str(trained), "--out", str(tmp_path / "b")) == 0
+    assert status("report", str(tmp_path / "b")) == 2
+    assert "a bundle; its report is that of the run" in capsys.readouterr().err

@@ -11,9 +11,12 @@ from torch import Tensor
 from shards.loading.batch import Batch, Slot
 from tests.xfer.ranks import Ranks, started
 from xfer.config import ModelConfig
-from xfer.engine import DeepSpeedEngine, Engine, PlainEngine, build_optimizer
+from xfer.deepspeed_engine import DeepSpeedEngine
+from xfer.engine import Engine, PlainEngine
 from xfer.labels import Objective
 from xfer.model import build_model
+from xfer.optimizer import build_optimizer, hold_near
+from xfer.portable import trained_weights
 from xfer.train import set_training, train_step
 
 pytestmark = [pytest.mark.deepspeed]
@@ -30,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "clip": {"clip_norm": 0.5},
     "accumulate": {"accumulation": 3},
+    "transfer": {"accumulation": 2, "layer_decay": 0.5, "l2_sp": 5.0, "ema": 0.9},
 }
 
 
@@ -45,13 +49,22 @@ def share(step: int, batch: int, slot: Slot) -> Batch:
 
 
 def make(
-    kind: str, optimizer: str, state: dict[str, Tensor] | None = None, config: ModelConfig = MODEL, **options: Any
+    kind: str,
+    optimizer: str,
+    state: dict[str, Tensor] | None = None,
+    config: ModelConfig = MODEL,
+    layer_decay: float = 1.0,
+    l2_sp: float = 0.0,
+    **options: Any,
 ) -> Engine:
     """`kind`: "plain" or a ZeRO stage."""
     model = build_model(config, 3, seed=0)
+    start = copy.deepcopy(model.state_dict())
     if state:
         model.load_state_dict(state)
-    built = build_optimizer(model, optimizer, RATES[optimizer], 0.9, 1e-3)
+    built = build_optimizer(model, optimizer, RATES[optimizer], 0.9, 1e-3, layer_decay, decay_branches=not l2_sp)
+    if l2_sp:
+        hold_near(model, start, l2_sp, options.get("accumulation", 1))
     if kind == "plain":
         return PlainEngine(model, built, device=CPU, **options)
     return DeepSpeedEngine(model, built, zero_stage=int(kind), device=CPU, **options)
@@ -71,10 +84,12 @@ def losses(kind: str, optimizer: str, options: dict[str, Any]) -> list[float]:
     return steps(make(kind, optimizer, **options), 0, STEPS)
 
 
-def handed_over(kind: str, optimizer: str, model: dict[str, Tensor], state: dict[str, Tensor]) -> list[Any]:
+def handed_over(
+    kind: str, optimizer: str, model: dict[str, Tensor], state: dict[str, Tensor], options: dict[str, Any]
+) -> list[Any]:
     """Goes on from another engine's step 2, and returns a loss and the state after step 3."""
-    engine = make(kind, optimizer, model)
-    engine.load_optimizer(state, 2)
+    engine = make(kind, optimizer, trained_weights(model, state), **options)
+    engine.load(model, state, 2)
     loss = steps(engine, 2, 1)
     engine.average_buffers()
     return [loss, *engine.state()]
@@ -118,6 +133,7 @@ def test_every_stage_on_one_and_two_ranks_gives_the_plain_losses(request, world,
     for name, options in OPTIONS.items():
         for found in ranks.run(losses, stage, optimizer, options):
             assert found == pytest.approx(plain(optimizer, name), abs=1e-4), name
+    assert plain(optimizer, "transfer") != pytest.approx(plain(optimizer, "as it is"), abs=1e-3)
 
 
 def test_bf16_is_used_and_stays_near_fp32(one):
@@ -130,21 +146,29 @@ def test_bf16_is_used_and_stays_near_fp32(one):
         assert found[0] == pytest.approx(plain("sgd", "as it is")[0], abs=5e-2)
 
 
+@pytest.mark.parametrize("options", ["as it is", "transfer"])
 @pytest.mark.parametrize(
     ("stage", "optimizer"), [("0", "adamw"), ("1", "sgd"), ("2", "adamw"), ("3", "sgd"), ("3", "adamw")]
 )
-def test_every_stage_continues_a_plain_run_and_back(two, stage, optimizer):
-    engine = make("plain", optimizer)
+def test_every_stage_continues_a_plain_run_and_back(two, stage, optimizer, options):
+    """Weights, their average, and the optimizer's state."""
+    chosen = OPTIONS[options]
+    engine = make("plain", optimizer, **chosen)
     steps(engine, 0, 2)
     model, state = copy.deepcopy(engine.state())
     third = steps(engine, 2, 1)
+    averaged, raw = copy.deepcopy(engine.state())
     last = steps(engine, 3, 1)
-    (loss, model, state), _ = two.run(handed_over, stage, optimizer, model, state)
+    (loss, model, state), _ = two.run(handed_over, stage, optimizer, model, state, chosen)
     assert loss == pytest.approx(third, abs=1e-4)
-    assert set(model) == set(engine.module.state_dict())
-    assert set(state) == set(engine.state()[1])
-    back = make("plain", optimizer, model)
-    back.load_optimizer(state, 3)
+    for found, expected in ((model, averaged), (state, raw)):
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(
+                found[name], value, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+            )
+    back = make("plain", optimizer, trained_weights(model, state), **chosen)
+    back.load(model, state, 3)
     assert steps(back, 3, 1) == pytest.approx(last, abs=1e-4)
 
 

@@ -20,11 +20,13 @@ from shards.loading.open import open_data
 from shards.settings import ConfigError, replace
 from xfer import run
 from xfer.__main__ import app
+from xfer.begin import begin
 from xfer.bundle import open_model
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.engine import build_engine
 from xfer.evaluate import evaluate_subsets
+from xfer.history import read_metrics
 from xfer.prepare import prepare
 
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -34,13 +36,13 @@ GOLDEN_BATCHNORM = Path(__file__).parent / "golden-batchnorm.json"
 def fit(recipe: Recipe) -> list[float]:
     """Trains and returns the loss of every step."""
     prepare(recipe)
-    run.begin(recipe)
+    begin(recipe)
     run.fit(recipe, Slot(), build_engine, lambda row: None)
     return losses(recipe.folder)
 
 
 def losses(folder: Path) -> list[float]:
-    return [loss for row in run.read_metrics(folder) for loss in row.get("losses", ())]
+    return [loss for row in read_metrics(folder) for loss in row.get("losses", ())]
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ def test_missing_weights_and_missing_sources_are_named_together(recipe):
     assert "outline" in text
 
 
-def test_damaged_samples_are_counted_over_all_lives_of_a_run_and_named_in_its_report(recipe_values, tmp_path):
+def test_damaged_samples_are_counted_over_all_starts_of_a_run_and_named_in_its_report(recipe_values, tmp_path):
     root = shutil.copytree(recipe_values["data"]["root"], tmp_path / "shards")
     recipe_values["data"]["root"] = str(root)
     shard = root / "paint" / "train-000000.tar"
@@ -118,7 +120,7 @@ def test_damaged_samples_are_counted_over_all_lives_of_a_run_and_named_in_its_re
     for steps in (4, 8):
         recipe = Recipe.model_validate(recipe_values | {"train": recipe_values["train"] | {"steps": steps}})
         fit(recipe)
-    assert run.read_metrics(recipe.folder)[-1]["replaced"] == 1
+    assert read_metrics(recipe.folder)[-1]["replaced"] == 1
     assert [loss["shard"] for loss in read_damage(recipe.folder)] == ["train-000000.tar"]
     app(["report", str(recipe.folder)], result_action="return_value", exit_on_error=False)
     assert "1 damaged sample" in (recipe.folder / "report.html").read_text()
@@ -142,7 +144,7 @@ def test_damaged_validation_data_ends_a_run_only_after_it_was_saved(recipe_value
         fit(recipe)
     assert latest_checkpoint(recipe.folder / "checkpoints").state.step == 1
     fit(replace(recipe, {"data.strict": False}))  # the same run goes on, and is scored now
-    last = run.read_metrics(recipe.folder)[-1]
+    last = read_metrics(recipe.folder)[-1]
     assert last["left_out"] == 1
     assert "accuracy" in last
 
@@ -191,4 +193,4 @@ def test_the_classes_of_the_checkpoint_stay_the_numbering_when_a_class_is_gone(r
     trained = open_model(fewer.folder)
     assert trained.classes == ("circle", "cross", "square", "star")
     scores = evaluate_subsets(trained.model, data.validation, fewer.data, trained.classes, "again")
-    assert {n: s.accuracy for n, s in scores.items()} == run.read_metrics(fewer.folder)[-1]["accuracy"]
+    assert {n: s.accuracy for n, s in scores.items()} == read_metrics(fewer.folder)[-1]["accuracy"]

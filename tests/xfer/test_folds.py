@@ -121,13 +121,13 @@ def test_what_is_read_from_the_folds(values, tmp_path, capsys):
     compared = compare_folds(folder, replace(run.recipe, {"quantize.bits": 2}))
     assert compared is not None
     scores = run.left_out
-    assert {name: right.sum() for name, right in compared.float32.items()} == {
+    assert {name: right.sum() for name, right in compared.first.items()} == {
         name: row["correct"] for name, row in scores.items()
     }
-    assert f"{100 * compared.packed['paint'].mean():.1f} %" in said
+    assert f"{100 * compared.second['paint'].mean():.1f} %" in said
     other = compare_folds(folder, replace(run.recipe, {"quantize.bits": 8}))
     assert other is not None
-    assert any((other.packed[name] != right).any() for name, right in compared.packed.items())
+    assert any((other.second[name] != right).any() for name, right in compared.second.items())
 
     assert status("report", str(folder)) == 0
     page = (folder / "report.html").read_text()

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from shards.config import DataConfig
-from shards.loading.batch import Slot
+from shards.loading.batch import Batch, Slot
 from shards.loading.evaluate import eval_stream
 from shards.loading.open import Splits, numbering_faults, open_data
 from xfer.labels import Objective, annotated, masked_cross_entropy
@@ -72,18 +73,37 @@ def test_with_every_class_annotated_it_is_plain_cross_entropy():
         torch.testing.assert_close(ours, theirs)
 
 
+def batch(targets: list[int], sources: list[int], valid: Tensor | None = None, **more: Tensor) -> Batch:
+    """Samples of which only the labels count."""
+    found, nothing = torch.tensor(targets), torch.zeros(len(targets), dtype=torch.int64)
+    return Batch(nothing, found, torch.tensor(sources), nothing, found > -9 if valid is None else valid, **more)
+
+
+def test_a_mixed_sample_counts_as_both_its_parts_each_inside_its_own_classes():
+    objective = Objective(MASKS, ["a", "b"])
+    logits = torch.randn(3, 3)
+    mixed = {"own_share": torch.tensor([0.75, 1.0, 0.0]), "other_targets": torch.tensor([0, 1, 2])}
+    found = objective(logits, batch([2, 1, 0], [0, 0, 1], **mixed, other_sources=torch.tensor([1, 0, 0])))
+    own, other = (
+        [objective(logits[[i]], batch([targets[i]], [sources[i]])).item() for i in range(3)]
+        for targets, sources in (([2, 1, 0], [0, 0, 1]), ([0, 1, 2], [1, 0, 0]))
+    )
+    assert found.item() == pytest.approx(0.75 * own[0] + 0.25 * other[0] + own[1] + other[2])
+    assert own[0] != pytest.approx(other[0])
+
+
 def test_objective_counts_valid_samples_only():
     objective = Objective(MASKS, ["a", "b"])
-    logits, targets, sources = torch.randn(3, 3), torch.tensor([2, 1, 0]), torch.tensor([0, 0, 1])
-    whole = objective(logits, targets, sources, torch.tensor([True, True, True]))
-    parts = sum(objective(logits, targets, sources, torch.arange(3) == i) for i in range(3))
+    logits = torch.randn(3, 3)
+    whole = objective(logits, batch([2, 1, 0], [0, 0, 1]))
+    parts = sum(objective(logits, batch([2, 1, 0], [0, 0, 1], valid=torch.arange(3) == i)) for i in range(3))
     torch.testing.assert_close(whole, parts)
 
 
 def test_a_sample_without_a_class_never_stands_for_one():
     objective = Objective(MASKS, ["a", "b"])
-    logits, sources = torch.randn(3, 3, requires_grad=True), torch.tensor([0, 0, 1])
-    objective(logits, torch.tensor([-1, 1, -1]), sources, torch.ones(3, dtype=torch.bool)).backward()
+    logits = torch.randn(3, 3, requires_grad=True)
+    objective(logits, batch([-1, 1, -1], [0, 0, 1])).backward()
     assert logits.grad is not None
     assert (logits.grad[[0, 2]] == 0).all()
     assert (logits.grad[1] != 0).any()

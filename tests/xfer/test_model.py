@@ -1,14 +1,17 @@
 """Fusion, branches and weights: what a user may rely on of the model."""
 
+import urllib.error
+
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
 from shards.settings import ConfigError
 from xfer.config import ModelConfig
 from xfer.fusion import FUSIONS, Gate, WeightedSum
-from xfer.model import build_model
+from xfer.model import build_model, check_weights_exist
 
 
 def two_branches(**fusion: object) -> ModelConfig:
@@ -34,7 +37,7 @@ def test_every_fusion_trains_every_branch_and_the_head(kind):
     model(IMAGES).square().sum().backward()
     assert model(IMAGES).shape == (2, 5)
     for name in ("fine", "coarse"):
-        grad = model.branches[name].conv1.weight.grad
+        grad = model.branches[name].conv1.weight.grad  # pyright: ignore[reportAttributeAccessIssue]
         assert grad is not None
         assert grad.abs().sum() > 0
 
@@ -56,11 +59,11 @@ def test_same_seed_same_weights_and_the_global_random_state_is_left_alone():
 def test_frozen_stages_get_no_gradient_and_keep_their_statistics():
     config = ModelConfig.model_validate({"branches": {"a": {"backbone": "resnet10", "train_from": "layer4"}}})
     model = build_model(config, 5, seed=0).train()
-    statistics = model.branches["a"].bn1.running_mean.clone()
+    statistics = model.branches["a"].bn1.running_mean.clone()  # pyright: ignore[reportAttributeAccessIssue]
     model(IMAGES).sum().backward()
-    assert model.branches["a"].layer3[0].conv1.weight.grad is None
-    assert model.branches["a"].layer4[0].conv1.weight.grad is not None
-    assert torch.equal(model.branches["a"].bn1.running_mean, statistics)
+    assert model.branches["a"].layer3[0].conv1.weight.grad is None  # pyright: ignore[reportAttributeAccessIssue]
+    assert model.branches["a"].layer4[0].conv1.weight.grad is not None  # pyright: ignore[reportAttributeAccessIssue]
+    assert torch.equal(model.branches["a"].bn1.running_mean, statistics)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -101,3 +104,32 @@ def test_the_order_of_branches_in_the_file_does_not_matter():
     other = ModelConfig.model_validate({"branches": dict(reversed(one.branches.items())), "fusion": one.fusion})
     first, second = build_model(one, 5, seed=0), build_model(other, 5, seed=0)
     assert torch.equal(first.eval()(IMAGES), second.eval()(IMAGES))
+
+
+def test_published_weights_load_by_name_from_torchvisions_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    net = torchvision.models.resnet18(num_classes=7)
+    url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(net.state_dict(), tmp_path / "checkpoints" / url.rsplit("/", 1)[1])
+    config = ModelConfig.model_validate({"branches": {"a": {"weights": "IMAGENET1K_V1"}}})
+    assert check_weights_exist(config) == []
+    assert torch.equal(build_model(config, 3, seed=0).state_dict()["branches.a.conv1.weight"], net.conv1.weight)
+
+
+def test_published_weights_that_are_not_there_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    config = ModelConfig.model_validate(
+        {"branches": {"a": {"weights": "IMAGENET1K_V2"}, "b": {"backbone": "resnet10", "weights": "DEFAULT"}}}
+    )
+    assert check_weights_exist(config) == [
+        "model.branches.a.weights: must be IMAGENET1K_V1 or DEFAULT for resnet18, got IMAGENET1K_V2",
+        "model.branches.b.weights: there are no published ones for resnet10, got DEFAULT",
+    ]
+
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "urlopen", offline)
+    with pytest.raises(ConfigError, match=r"branches.a.weights: IMAGENET1K_V1 of resnet18 could not be downloaded"):
+        build_model(ModelConfig.model_validate({"branches": {"a": {"weights": "IMAGENET1K_V1"}}}), 3, seed=0)

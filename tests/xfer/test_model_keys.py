@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shards.settings import ConfigError, Strict, load, replace
-from xfer.config import BranchConfig, ModelConfig, Recipe, Stage
+from xfer.config import RESNETS, Depth, ModelConfig, Recipe
 from xfer.model import FusionModel, build_model
 
 IMAGES = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -17,7 +17,7 @@ def model(branch: dict[str, Any] | None = None, **keys: Any) -> FusionModel:
     return build_model(ModelConfig.model_validate(values), 5, seed=0)
 
 
-@pytest.mark.parametrize("backbone", get_args(BranchConfig.model_fields["backbone"].annotation))
+@pytest.mark.parametrize("backbone", RESNETS)
 def test_backbone_names_the_resnet_that_is_built(backbone):
     layers = [m for m in model({"backbone": backbone}).branches["a"].modules() if isinstance(m, torch.nn.Conv2d)]
     shortcuts = sum(layer.kernel_size == (1, 1) and layer.stride == (2, 2) for layer in layers)
@@ -34,7 +34,7 @@ def test_size_is_the_pixels_the_branch_sees():
         assert seen == [(expected, expected)]
 
 
-@pytest.mark.parametrize("stage", get_args(Stage))
+@pytest.mark.parametrize("stage", get_args(Depth))
 def test_train_from_is_the_first_stage_that_is_trained(stage):
     branch = model({"train_from": stage}).branches["a"]
     stages = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]

@@ -8,9 +8,12 @@ import yaml
 from shards.generate import generate
 from shards.ingest.build import build
 from shards.loading.batch import Slot
+from shards.loading.open import open_data
+from shards.loading.train import augment_faults
 from shards.settings import ConfigError, replace
 from tests.shards.kinds import cells, street
 from xfer import run
+from xfer.begin import begin
 from xfer.classes import label_notes
 from xfer.config import Recipe
 from xfer.engine import build_engine
@@ -58,6 +61,21 @@ def test_a_source_without_classes_is_named_beside_other_faults_of_the_data(recip
     assert "none: no such folder" in text
 
 
+def test_what_moves_pixels_and_not_boxes_is_refused_with_sources_that_have_boxes(recipe, other_kinds):
+    data = replace(recipe, {"data.sources": {"odd": {"path": str(other_kinds / "cells")}}}).data
+    subsets = open_data(data).train
+    for name, value in (("policy", "trivial"), ("mixup", 0.2), ("cutmix", 1.0)):
+        (fault,) = augment_faults(subsets, replace(data, {f"augment.{name}": value}))
+        assert fault.startswith(f"data.augment.{name}: moves pixels, and not the boxes or masks that odd has")
+    assert augment_faults(subsets, data) == []
+
+
+def test_a_policy_with_decoding_on_the_gpu_is_refused_before_anything_starts(recipe):
+    assert "data.augment.policy: works on images" in faults(
+        replace(recipe, {"data.augment.policy": "rand", "data.decode": "gpu"})
+    )
+
+
 def test_a_source_with_one_class_teaches_nothing_and_is_refused(recipe):
     text = faults(replace(recipe, {"data.sources.paint.where": {"classes": ["star"]}}))
     assert "data.sources.paint: has only one class, star" in text
@@ -100,7 +118,7 @@ def test_names_that_look_alike_are_said():
 
 
 def test_new_classes_are_refused_also_with_on_change_continue(recipe, other_kinds):
-    run.begin(recipe)
+    begin(recipe)
     run.fit(recipe, Slot(), build_engine, lambda row: None)
     more = {"data.on_change": "continue", "data.sources.paint.path": str(other_kinds / "paint"), "data.test": {}}
     text = faults(replace(recipe, more))

@@ -11,6 +11,7 @@ from shards.loading.batch import Slot
 from shards.settings import ConfigError, replace
 from xfer import run as one_process
 from xfer.__main__ import main
+from xfer.begin import begin
 from xfer.bundle import Trained, open_model
 from xfer.config import Recipe
 from xfer.engine import build_engine
@@ -50,7 +51,7 @@ def recipe(request, tmp_path_factory) -> Recipe:
         "quantize": {"calibration": 32},
     }
     recipe = Recipe.model_validate(values)
-    one_process.begin(recipe)
+    begin(recipe)
     one_process.fit(recipe, Slot(), build_engine, lambda row: None)
     return recipe
 
@@ -191,7 +192,7 @@ def test_where_nothing_is_held_out_that_is_said(recipe, tmp_path, capsys):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused_in_one_message(recipe, data, bits, value):
     trained = open_model(recipe.folder)
-    trained.model.branches["only"].conv1.weight.data[0, 0, 0, 0] = value
+    trained.model.branches["only"].conv1.weight.data[0, 0, 0, 0] = value  # pyright: ignore[reportAttributeAccessIssue]
     trained.model.head.bias.data[0] = value
     calibration = calibration_images(data, recipe.data, 8)
     with pytest.raises(ConfigError, match=r"not finite.*conv1.weight and 1 more") as caught:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import xfer
@@ -30,6 +31,15 @@ def test_a_recipe_becomes_a_run_a_bundle_and_predictions(recipe_values, images):
     assert again.predict(file, top=1) == [dict([next(iter(answers[0].items()))])]
     with pytest.raises(xfer.ConfigError, match=r"images\[1\]"):
         again.predict([file, array.astype(float)])
+    for wrong, got in (([None], "NoneType"), (3, "int"), (torch.stack([tensor] * 2), r"uint8 \[2, 3, 40, 40\]")):
+        with pytest.raises(xfer.ConfigError, match=rf"images\[0\]: must be a path, .* got {got}; several images are"):
+            again.predict(wrong)
+
+
+def test_one_change_may_be_given_as_text(recipe_values, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_values))
+    assert xfer.fit(path, "train.steps=1", quiet=True).metrics[-1]["step"] == 1
 
 
 def test_faults_are_those_of_the_verb(recipe_values, tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shards.loading.batch import Batch, Slot
@@ -14,10 +15,12 @@ from shards.loading.open import open_data
 from shards.loading.train import train_stream
 from shards.settings import replace
 from xfer import run
+from xfer.begin import begin
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe, TrainConfig
 from xfer.engine import Engine, PlainEngine, build_engine, shares
-from xfer.evaluate import evaluate
+from xfer.evaluate import evaluate, evaluate_subsets, score_row
+from xfer.history import read_metrics
 from xfer.labels import Objective, annotated
 from xfer.model import FusionModel, build_model
 from xfer.train import learning_rate, set_training, train_step
@@ -68,11 +71,11 @@ def fit(recipe: Recipe, **keys: Any) -> tuple[list[run.Row], dict[str, Tensor]]:
     """Rows and last checkpoint of a run whose `train` has these keys."""
     name = "-".join(f"{key}-{value}" for key, value in keys.items()).replace(".", "_") or "as-it-is"
     recipe = replace(recipe, {"name": name, **{f"train.{key}": value for key, value in keys.items()}})
-    run.begin(recipe)
+    begin(recipe)
     run.fit(recipe, Slot(), build_engine, lambda row: None)
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
     assert checkpoint is not None
-    return run.read_metrics(recipe.folder), checkpoint.model()
+    return read_metrics(recipe.folder), checkpoint.model()
 
 
 def first_batch(recipe: Recipe) -> tuple[FusionModel, Batch, Objective]:
@@ -155,6 +158,47 @@ def test_warmup_rises_to_the_rate_and_a_cosine_ends_at_zero(recipe):
     assert whole.abs().sum() > 0
 
 
+def test_a_constant_schedule_stays_at_the_peak_after_the_warmup(recipe):
+    rates = [learning_rate(step, 12, 0.6, 4, "constant") for step in range(12)]
+    assert rates == pytest.approx([0.15, 0.3, 0.45] + [0.6] * 9)
+    rows, _ = fit(recipe, steps=4, schedule="constant", log_every=1)
+    assert [row["learning_rate"] for row in rows if "loss" in row] == [0.01] * 4
+
+
+def test_layer_decay_lowers_the_rate_of_each_layer_below_the_one_above_it(recipe):
+    """Of plain SGD a step is the rate times the gradient: against a step without it, layer by layer."""
+    keys = {"momentum": 0, "weight_decay": 0, "learning_rate": 1e-3}
+    start = first_batch(recipe)[0].state_dict()
+    one, other = (fit(recipe, layer_decay=decay, **keys)[1] for decay in (1.0, 0.5))
+    expected = {"head": 1, "projections.a.0": 1, "branches.a.layer4": 0.5, "branches.a.layer3": 0.25}
+    expected |= {"branches.a.layer1": 0.0625, "branches.a.conv1": 0.03125, "branches.a.bn1": 0.03125}
+    for part, share in expected.items():
+        names = [name for name in start if name.startswith(part) and name.endswith("weight")]
+        found, whole = (sum((model[name] - start[name]).norm() for name in names) for model in (other, one))
+        assert found / whole == pytest.approx(share, rel=0.1), part
+
+
+def test_ema_hands_over_scores_and_goes_on_with_the_average_of_the_weights(recipe):
+    """By hand: of the weights after each step the n-th leaves min(decay, (1 + n) / (10 + n)) to the average before."""
+    keys = {"steps": 3, "save_every": 1, "keep": 9, "evaluate_every": 1, "learning_rate": 0.1}
+    fit(recipe, **keys)
+    rows, last = fit(recipe, **keys, ema=0.2)
+    with_it, without = (
+        [load_file(path / "model.safetensors") for path in sorted(folder.glob("checkpoints/step-*"))]
+        for folder in sorted(recipe.folder.parent.iterdir(), key=lambda folder: "ema" not in folder.name)
+    )
+    average = first_batch(recipe)[0].state_dict()["head.weight"]
+    for n, (found, raw) in enumerate(zip(with_it, without, strict=True), 1):
+        average = torch.lerp(average, raw["head.weight"], 1 - min(0.2, (1 + n) / (10 + n)))
+        torch.testing.assert_close(found["head.weight"], average)
+        assert not torch.equal(average, raw["head.weight"])
+    model = build_model(recipe.model, len(last["head.bias"]), seed=0)
+    model.load_state_dict(last)
+    data = open_data(recipe.data)
+    row = score_row(evaluate_subsets(model, data.validation, recipe.data, data.classes, "validation"))
+    assert row["evaluation_loss"] == pytest.approx(rows[-1]["evaluation_loss"])
+
+
 def test_label_smoothing_spreads_the_target_evenly(recipe):
     model, batch, _ = first_batch(recipe)
     set_training(model, freeze_batchnorm=True)
@@ -174,8 +218,8 @@ def test_freeze_batchnorm_keeps_its_statistics_through_the_run(recipe):
 def test_steps_intervals_and_what_is_kept(recipe):
     keys = {"steps": 7, "log_every": 2, "evaluate_every": 5, "save_every": 3}
     rows, _ = fit(recipe, **keys, keep=2)
-    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 7]
-    assert [len(row["losses"]) for row in rows if "loss" in row] == [2, 2, 2, 1]
+    assert [row["step"] for row in rows if "loss" in row] == [2, 3, 4, 6, 7]
+    assert [len(row["losses"]) for row in rows if "loss" in row] == [2, 1, 1, 2, 1]
     assert [row["step"] for row in rows if "accuracy" in row] == [5, 7]
     fit(recipe, **keys, keep=9)
     saved = {
@@ -196,10 +240,27 @@ def test_seed_is_that_of_the_initial_weights_and_not_of_the_order(recipe):
     assert torch.equal(*(first_batch(replace(recipe, {"train.seed": seed}))[1].positions for seed in (1, 2)))
 
 
+def test_mixed_images_are_trained_on_with_both_their_labels(recipe):
+    """The first loss of a run, by hand from the batch that its stream gives."""
+    mixed = replace(recipe, {"data.augment.mixup": 1.0, "data.augment.cutmix": 1.0})
+    model, batch, objective = first_batch(mixed)
+    set_training(model, freeze_batchnorm=True)
+    expected = objective(model(batch.images), batch).item() / len(batch)
+    losses = nn.functional.cross_entropy(model(batch.images), batch.targets, reduction="none")
+    assert batch.own_share is not None
+    others = nn.functional.cross_entropy(model(batch.images), batch.other_targets, reduction="none")
+    assert expected == pytest.approx((batch.own_share * losses + (1 - batch.own_share) * others).mean().item())
+    assert fit(mixed)[0][0]["losses"] == pytest.approx([expected], abs=1e-5)
+
+
 def test_every_key_of_train_has_its_test_here():
     tested = {"steps", "optimizer", "learning_rate", "momentum", "weight_decay", "warmup", "label_smoothing"}
     tested |= {"clip_norm", "freeze_batchnorm", "precision", "micro_batch", "evaluate_every", "save_every"}
     tested |= {"log_every", "keep", "seed"}
+    tested |= {"ema", "layer_decay", "schedule"}
+    tested |= {"select", "patience"}  # in test_select.py
+    tested |= {"teacher"}  # in transfer/test_teacher.py
+    tested |= {"probe_images"}  # in transfer/test_probe.py
     assert set(TrainConfig.model_fields) == tested
 
 

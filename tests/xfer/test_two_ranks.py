@@ -13,10 +13,12 @@ from shards.loading.batch import Slot
 from shards.loading.open import open_data
 from tests.xfer.ranks import Ranks, started
 from xfer import run
-from xfer.checkpoint import latest_checkpoint
+from xfer.begin import begin
+from xfer.checkpoint import chosen, latest_checkpoint
 from xfer.config import Recipe
 from xfer.engine import build_engine
 from xfer.evaluate import evaluate_subsets, score_row
+from xfer.history import read_metrics, scores
 from xfer.model import build_model
 
 pytestmark = [pytest.mark.deepspeed]
@@ -35,13 +37,14 @@ def two() -> Iterator[Ranks]:
         yield ranks
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_the_logged_score_is_that_of_the_checkpoint_and_the_losses_are_golden(two, recipe_values, stage):
-    recipe_values["train"] |= {"freeze_batchnorm": False}
+@pytest.mark.parametrize(("stage", "ema"), [(1, None), (3, None), (1, 0.9), (3, 0.9)])
+def test_the_logged_score_is_that_of_the_checkpoint_and_the_losses_are_golden(two, recipe_values, stage, ema):
+    """An average of the weights is what is saved and scored; what is trained, and its losses, stay as they are."""
+    recipe_values["train"] |= {"freeze_batchnorm": False, "ema": ema}
     recipe = Recipe.model_validate(recipe_values)
-    run.begin(recipe)
+    begin(recipe)
     two.run(fit, recipe_values, stage)
-    rows = run.read_metrics(recipe.folder)
+    rows = read_metrics(recipe.folder)
     losses = [loss for row in rows for loss in row.get("losses", ())]
     assert losses == pytest.approx(json.loads(GOLDEN.read_text()), abs=1e-3)
 
@@ -54,3 +57,19 @@ def test_the_logged_score_is_that_of_the_checkpoint_and_the_losses_are_golden(tw
     row = score_row(evaluate_subsets(model, open_data(recipe.data).validation, recipe.data, classes, "validation"))
     assert rows[-1]["accuracy"] == row["accuracy"]
     assert rows[-1]["evaluation_loss"] == pytest.approx(row["evaluation_loss"], abs=1e-5)
+
+
+def test_patience_ends_two_ranks_where_it_ends_one_process_and_the_same_checkpoint_is_the_model(two, pretrained):
+    pretrained["train"] |= {"steps": 12, "evaluate_every": 2, "learning_rate": 0.1, "clip_norm": 1.0}
+    pretrained["train"] |= {"select": "best", "patience": 4}
+    ends = []
+    for name in ("one", "both"):
+        recipe = Recipe.model_validate(pretrained | {"name": name})
+        begin(recipe)
+        if name == "one":
+            run.fit(recipe, Slot(), build_engine, lambda row: None)
+        else:
+            two.run(fit, recipe.model_dump(mode="json", by_alias=True), 1)
+        ends.append((max(scores(read_metrics(recipe.folder))), chosen(recipe.folder / "checkpoints")))
+    assert ends[0] == ends[1]
+    assert ends[0][0] < 12

@@ -1,8 +1,11 @@
 """The verbs of one process, one a file. Heavy imports wait inside the functions, so help is instant."""
 
+from xfer.cli.compare import compare
 from xfer.cli.evaluate import evaluate
+from xfer.cli.features import features
 from xfer.cli.fit import fit
 from xfer.cli.predict import predict
 from xfer.cli.quantize import quantize
+from xfer.cli.soup import soup
 
-__all__ = ["evaluate", "fit", "predict", "quantize"]
+__all__ = ["compare", "evaluate", "features", "fit", "predict", "quantize", "soup"]

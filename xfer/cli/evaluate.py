@@ -30,33 +30,48 @@ def evaluate(
         xfer evaluate runs/pacs/bundle --split test
         xfer evaluate runs/pacs data.test.phone.path=data/phone2
         xfer evaluate copied/bundle --data shards/phone --data shards/photo/test
+        xfer evaluate runs/several --split test
 
     On the validation and test sources of the recipe, which a bundle takes from the run folder it lies in, or on any
     built data sets with --data. Classes are compared by name. The scores are kept in evaluation.json beside the model;
     those on other data than the recipe's own go into a list of their own there. Of a run with data.validation:
-    leave_one_source_out, the scores of its folds are shown too.
+    leave_one_source_out, the scores of its folds are shown too. Of a folder of `xfer fit --seeds` every seed is
+    evaluated, and then the mean over seeds is shown with its interval.
 
     Parameters
     ----------
     model
-        A run folder or a bundle folder.
+        A run folder, a bundle folder, or a folder of xfer fit --seeds.
     overrides
         `dotted.path=value` changes to the `data` section of the run's recipe.
     data
         A folder of shards, or FOLDER/SPLIT; give the option once for each. Needs no run folder.
     """
-    from xfer.bundle import open_model
+    from xfer.seeds import is_seeded, mean_text, read_seeds, seed_folder
+
+    if not is_seeded(model):
+        _evaluate(model, overrides, split, data)
+        return
+    found = [_evaluate(seed_folder(model, k), overrides, split, data) for k in read_seeds(model)["seeds"]]
+    for part in found[0]:
+        print(f"\n{mean_text([{name: row['accuracy'] for name, row in one[part].items()} for one in found], part)}")
+
+
+def _evaluate(model: Path, overrides: Sequence[str], split: str, data: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Scores a run or a bundle, prints and keeps that; returns the rows that were kept, by part."""
+    from xfer.bundle import open_model, trained_on
     from xfer.folds import scores_text
     from xfer.records import record, record_path
+    from xfer.trained_on import num_trained_on
 
     trained, left_out = open_model(model), "" if data else scores_text(model)
     if data:
         if overrides or split != "all":
             raise ConfigError("--data: names what is evaluated on; leave out --split and changes to the recipe")
-        config, parts, own = *_named(data, trained.image_size), False
+        config, parts, own = *named(data, trained.image_size), False
         changes: Sequence[str] = [f"--data {one}" for one in data]
     else:
-        config, parts, own = _of_recipe(model, overrides, split)
+        config, parts, own = of_recipe(model, overrides, split)
         changes = overrides
     if parts or not left_out:
         _check(parts, trained.classes, model, split)
@@ -64,24 +79,29 @@ def evaluate(
     if left_out and split != "test":
         print(f"\n{left_out}")
     path = record_path(model)
+    seen = trained_on(model) if changes else []
+    found: dict[str, dict[str, Any]] = {}
     for part, subsets in parts.items():
-        rows = _scores(trained, subsets, config, part)
+        rows = found[part] = _scores(trained, subsets, config, part)
+        for subset in subsets:
+            count, _ = num_trained_on(subset, seen, config.cache)
+            if count:
+                print(f"  {subset.name}: {count:,} of {subset.num_samples:,} images were trained on: no held-out score")
         if path:
             record(path, part, rows, changes, own)
     if path and parts:
         print(f"\nkept in {path}")
+    return found
 
 
-def _of_recipe(model: Path, overrides: Sequence[str], split: str) -> "tuple[DataConfig, dict[str, tuple], bool]":
+def of_recipe(model: Path, overrides: Sequence[str], split: str) -> "tuple[DataConfig, dict[str, tuple], bool]":
     """What the recipe holds out, by part, and whether that is still its own data."""
     from shards.loading.open import open_data
     from xfer.records import record_path
 
     if record_path(model) is None:
         raise ConfigError(f"{model}: no run folder around it says on which data; name built ones with --data FOLDER")
-    foreign = [one for one in overrides if not one.startswith(("data.", "data="))]
-    if foreign:
-        raise ConfigError([f"{one}: changes nothing about an evaluation; it reads the section data" for one in foreign])
+    data_only(overrides)
     recipe, saved = recipe_of(model, overrides), recipe_of(model, ())
     opened = open_data(recipe.data)
     parts = {"validation": opened.validation, "test": opened.test}
@@ -89,7 +109,15 @@ def _of_recipe(model: Path, overrides: Sequence[str], split: str) -> "tuple[Data
     return recipe.data, kept, all(getattr(recipe.data, key) == getattr(saved.data, key) for key in HELD_OUT)
 
 
-def _named(folders: Sequence[str], image_size: int) -> "tuple[DataConfig, dict[str, tuple]]":
+def data_only(overrides: Sequence[str]) -> None:
+    """Raises ConfigError for changes to other sections of a run's recipe: the run is what it is."""
+    foreign = [one for one in overrides if not one.startswith(("data.", "data="))]
+    if foreign:
+        raise ConfigError([f"{one}: changes nothing about an evaluation; it reads the section data" for one in foreign])
+
+
+def named(folders: Sequence[str], image_size: int) -> "tuple[DataConfig, dict[str, tuple]]":
+    """Built data sets as one part."""
     from shards.loading.open import open_data
     from xfer.evaluate import named_data
 
@@ -114,22 +142,18 @@ def _check(parts: "dict[str, tuple[Subset, ...]]", classes: Sequence[str], model
 
 def _scores(trained: "Trained", subsets: "tuple[Subset, ...]", config: "DataConfig", part: str) -> dict[str, Any]:
     """Scores one part, prints its table, and returns its rows."""
-    from xfer.evaluate import evaluate_subsets, score_to_keep, unknown_classes
-    from xfer.metrics import mean_accuracy
+    from shards.text import table
+    from xfer.evaluate import confusions, evaluate_subsets, score_rows, score_to_keep, unknown_classes
 
     scores = evaluate_subsets(trained.model, subsets, config, trained.classes, f"evaluate {part}")
-    print(f"\n{part:<24}{'images':>8}{'accuracy':>10}   95 % interval")
-    for name, score in scores.items():
-        low, high = score.interval
-        shown = f"{100 * score.accuracy:>8.1f} %   {100 * low:.1f} - {100 * high:.1f}" if score.count else f"{'-':>8}"
-        print(f"  {name:<22}{score.count:>8}{shown}")
-    if len(scores) > 1:
-        print(f"  {'mean of sources':<22}{'':>8}{100 * mean_accuracy(scores):>8.1f} %")
+    print("", *table(score_rows(scores, part, len(trained.classes))), sep="\n")
+    for line in confusions(scores):
+        print(f"  {line}")
     for name, classes in unknown_classes({subset.name: subset.classes for subset in subsets}, trained.classes).items():
         left = next(subset.num_samples for subset in subsets if subset.name == name) - scores[name].count
         print(f"  {name}: {left} images not counted, the model has no such class: {', '.join(classes)}")
     return {
-        subset.name: score_to_keep(score, subset.manifest.version)
+        subset.name: score_to_keep(score, subset.manifest.version) | {"weights": trained.weights_sha256}
         for subset in subsets
         if (score := scores[subset.name]).count
     }

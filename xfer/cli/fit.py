@@ -1,17 +1,23 @@
 """`xfer fit`."""
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 
-def fit(recipe: Path, *overrides: str) -> None:
+def fit(recipe: Path, *overrides: str, seeds: Annotated[int | None, Parameter(negative="")] = None) -> None:
     """Train a recipe in one process, without Ray.
 
         xfer fit recipe.yaml
         xfer fit recipe.yaml data.root=data/pacs train.steps=300
+        xfer fit recipe.yaml name=wide --seeds 5
+        xfer fit task.yaml model.from=runs/animals/bundle transfer.mode=quant name=flowers
 
     Writes the run folder: recipe.yaml, metrics.jsonl, checkpoints/. The same command again goes on from the newest
-    checkpoint. With data.validation: leave_one_source_out, a run without each source comes first. Any value of the
-    recipe is changed by its dotted path; `docs/xfer.md` lists them all.
+    checkpoint. With data.validation: leave_one_source_out, a run without each source comes first. model.from begins
+    with another run or bundle, and transfer.mode says what of it is trained: full, staged, feature (its head) or quant
+    (the head of a packed model). Any value of the recipe is changed by its dotted path; `docs/xfer.md` lists them all.
 
     Parameters
     ----------
@@ -19,11 +25,25 @@ def fit(recipe: Path, *overrides: str) -> None:
         YAML with the sections data, model, train, quantize.
     overrides
         `dotted.path=value`, any number of them.
+    seeds
+        Train this many runs, each with seeds of its own (train.seed and data.seed, plus 0, 1, ...), into
+        seeds/0, seeds/1, ... of the run folder, and sum them up: mean accuracy over seeds with its 95 % interval.
+        Two such folders are compared seed by seed with xfer compare.
     """
     from xfer import surface
     from xfer.folds import scores_text
+    from xfer.history import against_probe, ended_early
+    from xfer.seeds import seeds_text
 
-    folder = surface.fit(recipe, overrides).folder
+    if seeds is not None:
+        folder = surface.fit(recipe, overrides, seeds=seeds).folder
+        print(f"{seeds_text(folder)}\ntrained: {folder}\nnext: xfer report {folder}, or xfer compare {folder} OTHER")
+        return
+    run = surface.fit(recipe, overrides)
+    folder = run.folder
     if left_out := scores_text(folder):
         print(left_out)
+    for said in (ended_early(run.recipe), against_probe(run.folder)):
+        if said:
+            print(said)
     print(f"trained: {folder}\nnext: xfer evaluate {folder}")

@@ -1,5 +1,6 @@
 """`xfer quantize`."""
 
+import sys
 from pathlib import Path
 
 from shards.settings import ConfigError
@@ -25,12 +26,14 @@ def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
     out
         Where the bundle goes; RUN/bundle if not given.
     """
-    from xfer.bundle import open_model
+    from xfer.bundle import is_bundle, open_model
     from xfer.folds import quantize_run
 
     trained, recipe = open_model(run), recipe_of(run, overrides)
-    if trained.bits is not None:
+    if is_bundle(run):
         raise ConfigError(f"{run}: this is a bundle already; quantize the run it came from")
+    if trained.bits is not None:
+        print("note: its branches and projections keep their bits; quantize.bits is that of the head", file=sys.stderr)
     bundle, compared = quantize_run(trained, recipe, out or run / "bundle")
     print(compared.text() if compared else "nothing is held out, so what packing cost in accuracy is not known")
     times = trained.weights_bytes / bundle.weights_bytes

@@ -44,7 +44,7 @@ def groups(model: nn.Module) -> dict[str, list[str]]:
     """Layer names by group: stem, layer1 to layer4, project, head, and `other` where a name fits none of them."""
     found: dict[str, list[str]] = {}
     for name in layers(model):
-        found.setdefault(_group(name), []).append(name)
+        found.setdefault(group_of(name), []).append(name)
     order = [*dict.fromkeys(_GROUP_OF.values()), OTHER]
     return {group: found[group] for group in order if group in found}
 
@@ -54,13 +54,13 @@ def layer_bits(model: nn.Module, default: int, groups: Mapping[str, int]) -> dic
 
     ValueError for a group this model lacks and for a width other than 2 to 8 or 32 (float).
     """
-    group_of = {name: _group(name) for name in layers(model)}
-    known = dict.fromkeys(group_of.values())
+    by_name = {name: group_of(name) for name in layers(model)}
+    known = dict.fromkeys(by_name.values())
     if unknown := sorted(set(groups) - set(known)):
         raise ValueError(f"unknown layer groups {', '.join(unknown)}; this model has {', '.join(known)}")
     for owner, width in {"default": default, **groups}.items():
         check_width(width, owner)
-    return {name: groups.get(group, default) for name, group in group_of.items()}
+    return {name: groups.get(group, default) for name, group in by_name.items()}
 
 
 def check_width(width: int, owner: str) -> None:
@@ -69,7 +69,8 @@ def check_width(width: int, owner: str) -> None:
         raise ValueError(f"{owner}: {width!r} bits; accepted are {accepted} ({FLOAT} keeps float)")
 
 
-def _group(name: str) -> str:
+def group_of(name: str) -> str:
+    """The group of a layer, by its name."""
     parts = name.split(".")
     # The name after `branches` is the user's own: a branch called "head" is still a branch.
     skip = 2 if parts[0] == "branches" else 0

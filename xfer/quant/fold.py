@@ -20,22 +20,24 @@ from torch import Tensor, nn
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """A copy of `model` in eval mode without its foldable BatchNorms (each becomes Identity); `model` is untouched.
+    """A copy of `model` in eval mode without its foldable BatchNorms (each becomes Identity, or the activation that it
+    holds); `model` is untouched.
 
     A convolution that stands in several places cannot carry several BatchNorms in one bias: ValueError.
     """
     folded = copy.deepcopy(model).eval()
-    pairs = list(_pairs(folded))
-    _refuse_shared(folded, pairs)
-    for conv_name, bn_name in pairs:
+    found = list(pairs(folded))
+    _refuse_shared(folded, found)
+    for conv_name, bn_name in found:
         conv, norm = folded.get_submodule(conv_name), folded.get_submodule(bn_name)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
         _absorb(conv, norm)
     # Only now: one BatchNorm object may follow two convolutions, and each of them has to absorb it.
-    for _, bn_name in pairs:
+    for _, bn_name in found:
         parent, _, child = bn_name.rpartition(".")
-        setattr(folded.get_submodule(parent), child, nn.Identity())
+        rest = getattr(folded.get_submodule(bn_name), "act", nn.Identity())  # timm's may have its activation inside
+        setattr(folded.get_submodule(parent), child, rest)
     return folded
 
 
@@ -61,7 +63,7 @@ def check_fold(before: nn.Module, after: nn.Module, images: Any, tolerance: floa
     return worst
 
 
-def _pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
+def pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Names of (convolution, BatchNorm) that follow each other under one parent; a shared parent is met once."""
     for prefix, parent in model.named_modules():
         # `_modules` and not named_children(): that one skips a module registered twice and would hide a neighbour.
@@ -74,9 +76,9 @@ def _pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
                 yield dot + conv_name, dot + bn_name
 
 
-def _refuse_shared(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
+def _refuse_shared(model: nn.Module, found: list[tuple[str, str]]) -> None:
     uses = Counter(id(p) for m in _places(model) if (p := m._parameters.get("weight")) is not None)
-    for conv_name, bn_name in pairs:
+    for conv_name, bn_name in found:
         if uses[id(model.get_submodule(conv_name).weight)] > 1:
             raise ValueError(
                 f"{conv_name} shares its weight with another layer, so {bn_name} cannot be folded into it: "

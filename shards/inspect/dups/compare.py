@@ -45,7 +45,7 @@ def compare(splits: Sequence[Split], near: float = NEAR, mirror: bool = True, pr
     for copy in copies:
         is_first[copy[1:]] = False
     links = _flat_pairs(index, is_first) + _near_pairs(splits, index, np.flatnonzero(is_first), near, mirror)
-    links = _told_apart(splits, links, processes)
+    links = _distinguished(splits, links, processes)
     members = {int(copy[0]): copy.tolist() for copy in copies}
     links_of: dict[int, list[Link]] = {}
     for a, b, kind, distance in links:
@@ -172,7 +172,7 @@ def _rows(splits: Sequence[Split], samples: Ints) -> np.ndarray:
     return rows
 
 
-def _told_apart(splits: Sequence[Split], pairs: list[Pair], processes: int | None) -> list[Pair]:
+def _distinguished(splits: Sequence[Split], pairs: list[Pair], processes: int | None) -> list[Pair]:
     """The pairs, with those of equal pixels called so."""
     close = [pair for pair in pairs if pair.kind == "near" and pair.distance <= _SURELY]
     samples = sorted({side for pair in close for side in pair[:2]})

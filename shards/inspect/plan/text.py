@@ -1,5 +1,6 @@
 """A data plan in words: a table for each question. What to change is `advice.py`."""
 
+from shards.config import LEAVE_ONE_OUT
 from shards.inspect.plan.numbers import DataPlan, SourcePlan
 from shards.text import counted, size, table
 
@@ -25,7 +26,11 @@ def _head(found: DataPlan) -> list[str]:
     run, world = found.run, found.world
     steps = f"{counted(run.steps, 'step')} of {counted(run.batch_size, 'sample')}"
     ranks = f"{counted(world.ranks, 'rank')} on {counted(world.nodes, 'node')}"
-    return [f"{steps}, {run.samples:,} in all, by {ranks}"]
+    lines = [f"{steps}, {run.samples:,} in all, by {ranks}"]
+    if found.config.validation == LEAVE_ONE_OUT:
+        folds = len(found.sources)
+        lines.append(f"leave one source out: {folds + 1} runs, {folds} of them without a source; this is the last")
+    return lines
 
 
 def _sources(found: DataPlan) -> list[str]:

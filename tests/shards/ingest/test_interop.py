@@ -58,7 +58,7 @@ def test_webdataset_decodes_our_samples_from_a_brace_pattern(tmp_path):
     folder = built(tmp_path, "zoo", per_class=6, shard_mb=0.01)
     last = len(read_manifest(folder, "train").shards) - 1
     url = f"{folder}/train-{{000000..{last:06d}}}.tar"
-    data = webdataset.WebDataset(url, shardshuffle=False).decode("pil").to_tuple("jpg", "cls", "__key__")
+    data = webdataset.WebDataset(url, shardshuffle=False).decode("pil").to_tuple("jpg", "cls", "__key__")  # pyright: ignore[reportAttributeAccessIssue]
     seen = {sample_key(key): (np.asarray(image), label) for image, label, key in data}
     assert len(seen) == 18
     for key, (pixels, label) in seen.items():

@@ -20,6 +20,7 @@ from shards.inspect.plan.advice import advice_lines
 from shards.inspect.plan.downloads import Shape, cut, fetches
 from shards.inspect.plan.numbers import DataPlan, Wish, plan_file
 from shards.inspect.plan.survey import Run, World, choose, survey
+from shards.inspect.plan.text import plan_lines
 from shards.inspect.plan.timeline import timelines
 from shards.loading.batch import Slot
 from shards.loading.damage import DamageLog
@@ -260,6 +261,12 @@ def test_filters_and_validation_count_as_expected_shares(zoo):
     assert not found.is_exact
     for source, subset in zip(found.sources, subsets, strict=True):
         assert source.samples == pytest.approx(subset.num_samples, abs=3 * subset.num_samples**0.5)
+
+
+def test_leaving_one_source_out_counts_its_runs(zoo):
+    assert "leave one source out" not in "\n".join(plan_lines(plan(document(zoo))))
+    lines = plan_lines(plan(document(zoo, validation="leave_one_source_out")))
+    assert "leave one source out: 4 runs, 3 of them without a source" in "\n".join(lines)
 
 
 @pytest.mark.parametrize(("rows", "nodes"), [(8, 2), (40, 4), (160, 4)])

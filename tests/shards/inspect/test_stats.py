@@ -261,7 +261,7 @@ def test_bars_show_a_missing_class_as_nothing(tmp_path):
     figure = stats_figure([profile(open_subset(folder), 0) for folder in (one, two)])
     (axes,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "Samples by class"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "owl", "cow"]
-    assert sorted(patch.get_width() for patch in axes.patches) == [4, 4, 10, 10, 10]
+    assert sorted(patch.get_width() for patch in axes.patches) == [4, 4, 10, 10, 10]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_names_are_no_formulas(tmp_path):

@@ -35,7 +35,7 @@ def sorted_copy(tmp, name: str, reverse: bool) -> None:
 def keys(settings, count: int, **options) -> list[str]:
     """Source and key of each sample, in order."""
     (subset,) = open_data(settings).train
-    batches = few([subset], settings, count, **options)
+    batches = list(few([subset], settings, count, **options))
     return [read_sample(subset, int(position)).key for batch in batches for position in batch.positions]
 
 
@@ -57,6 +57,13 @@ def test_class_sorted_tars_give_a_mixture_and_the_stored_order_does_not_matter(s
     assert counts == {0: 10, 1: 10, 2: 10}
 
 
+def test_what_is_skipped_and_what_comes_after_it_are_the_whole_choice(stored):
+    settings = config(stored, "up", validation=0)
+    assert keys(settings, 20) + keys(settings, 15, skip=20) == keys(settings, 35)
+    assert keys(settings, 100, skip=50) == keys(settings, 100)[50:]
+    assert keys(settings, 5, skip=100) == []
+
+
 def test_it_reads_on_the_cpu_whatever_decode_says_and_never_augments(stored):
     plain = config(stored, "up", validation=0)
     gpu = config(stored, "up", validation=0, decode="gpu", augment={"scale": [0.1, 0.2], "flip": 1.0})
@@ -72,7 +79,7 @@ def test_sources_get_equal_parts_or_those_of_the_blend_as_far_as_they_have_sampl
     subsets = open_data(settings).train
 
     def counts(count: int, **options) -> list[int]:
-        batches = few(subsets, settings, count, **options)
+        batches = list(few(subsets, settings, count, **options))
         return [sum(int((batch.sources == source).sum()) for batch in batches) for source in (0, 1)]
 
     assert counts(20) == [10, 10]
@@ -94,10 +101,10 @@ def test_damaged_samples_are_passed_over_named_and_too_many_of_them_stop(stored,
         tar.write_bytes(data)
     reported: list[str] = []
     settings = config(tmp_path, "one", validation=0)
-    batches = few(open_data(settings).train, settings, 60, passed_over=reported.append)
+    batches = list(few(open_data(settings).train, settings, 60, passed_over=reported.append))
     assert sum(map(len, batches)) == 59
     assert len(reported) == 1
     assert "crc32" in reported[0]
     settings = config(tmp_path, "many", validation=0)
     with pytest.raises(DamagedDataError, match="damaged samples, 8 accepted"):
-        few(open_data(settings).train, settings, 60, passed_over=reported.append)
+        list(few(open_data(settings).train, settings, 60, passed_over=reported.append))

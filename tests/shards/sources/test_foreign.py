@@ -347,7 +347,7 @@ def test_dataset_objects_that_do_not_fit(tmp_path):
     with pytest.raises(ConfigError, match="expected two names"):
         from_dataset(Squares(), ("one",))
     odd = Odd()
-    odd.transform = str
+    odd.transform = str  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ConfigError, match="Odd has a transform; expected the images as they are"):
         from_dataset(odd)
 

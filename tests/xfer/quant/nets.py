@@ -43,7 +43,7 @@ class TwoBranches(nn.Module):
             weight * self.projections[name](branch(x))
             for weight, (name, branch) in zip(share, self.branches.items(), strict=True)
         )
-        return self.head(fused.mean((2, 3)))
+        return self.head(fused.mean((2, 3)))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def small(seed: int = 0) -> TwoBranches:

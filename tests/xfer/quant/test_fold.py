@@ -54,3 +54,20 @@ def test_another_width_is_no_pair_and_missing_statistics_are_refused():
     assert isinstance(fold(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(3)))[1], nn.BatchNorm2d)
     with pytest.raises(ValueError, match="no running statistics"):
         fold(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)))
+
+
+def test_an_activation_inside_a_batchnorm_stays_behind():
+    """As timm's BatchNormAct2d has it."""
+
+    class WithActivation(nn.BatchNorm2d):
+        def __init__(self, width: int) -> None:
+            super().__init__(width)
+            self.act = nn.ReLU()
+
+        def forward(self, input: Tensor) -> Tensor:
+            return self.act(super().forward(input))
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), WithActivation(4), nn.Conv2d(4, 2, 1))
+    folded = fold(model.eval())
+    check_fold(model, folded, images())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())

@@ -75,7 +75,7 @@ def test_bops_count_every_convolution():
 
 def test_a_weight_changed_after_quantization_is_not_packed(tmp_path):
     quantized = quantize(fold(small()), {"head": 4})
-    quantized.model.head.weight.data += 1e-3
+    quantized.model.head.weight.data += 1e-3  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ValueError, match="head: the weight was changed"):
         pack(quantized, tmp_path / "x", {})
     assert list(tmp_path.iterdir()) == []

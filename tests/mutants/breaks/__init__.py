@@ -1,0 +1,16 @@
+"""The breaks, by what they break: a key that is ignored, a step left out, a sign turned.
+
+The text to replace stands exactly once in its file, so a break that the code has outgrown is an error and not a pass.
+"""
+
+from tests.mutants.breaks import clusters, data, model, quantization, training, transfer, verbs
+
+BREAKS = (
+    *clusters.BREAKS,
+    *data.BREAKS,
+    *model.BREAKS,
+    *quantization.BREAKS,
+    *training.BREAKS,
+    *transfer.BREAKS,
+    *verbs.BREAKS,
+)

@@ -1,0 +1,57 @@
+"""Breaks of Ray sessions, workers, studies and reports."""
+
+from tests.mutants.broken import Break
+
+DAMAGED = ("tests/xfer/test_damaged_runs.py",)
+REPORT = ("tests/tuning/test_report.py",)
+
+BREAKS = (
+    Break(
+        "capacity-of-all",
+        "capacity counts what others hold",
+        "cluster/capacity.py",
+        "while room(free(), config.resources)",
+        "while room(total(), config.resources)",
+        ("tests/cluster/test_session.py",),
+    ),
+    Break(
+        "stale-shown",
+        "the report shows scores of an earlier checkpoint as those of the run",
+        "tuning/report.py",
+        "return weights is not None and",
+        "return False and",
+        DAMAGED,
+    ),
+    Break(
+        "other-image-shown",
+        "the report shows another image than the one that was named wrongly",
+        "tuning/report.py",
+        "read_sample(replace(subset, filters=()), row)",
+        "read_sample(subset, 0)",
+        REPORT,
+    ),
+    Break(
+        "failed-on-front",
+        "a failed trial can be on the front",
+        "tuning/pareto.py",
+        "for r in rows if r.error is None)",
+        "for r in rows)",
+        ("tests/tuning/test_pareto.py",),
+    ),
+    Break(
+        "tolerance-ignored",
+        "search.tolerance changes nothing",
+        "tuning/pareto.py",
+        "accuracy - tolerance - ROUNDING",
+        "accuracy - ROUNDING",
+        ("tests/tuning/test_pareto.py",),
+    ),
+    Break(
+        "refit-off",
+        "the head is not fitted to new fusion weights",
+        "tuning/trial.py",
+        "        refit_head(model, shared)\n",
+        "        pass\n",
+        ("tests/tuning/test_trial.py",),
+    ),
+)

@@ -1,0 +1,89 @@
+"""Breaks of order, loading and mixing."""
+
+from tests.mutants.broken import Break
+
+MIX = ("tests/shards/loading/test_mix.py",)
+
+BREAKS = (
+    Break(
+        "mixed-by-share",
+        "the last sample of a rank is mixed with its first",
+        "shards/order/order.py",
+        "rank_share(located.lane[first : first + batch_size], rank, world_size, ahead)",
+        "np.resize(rank_share(located.lane[first : first + batch_size], rank, world_size), "
+        "(batch_size * (rank + 1) // world_size) - batch_size * rank // world_size + ahead)",
+        MIX,
+    ),
+    Break(
+        "cut-share-as-drawn",
+        "CutMix counts the area that was drawn, not the one inside the image",
+        "shards/loading/mix.py",
+        "share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / size**2",
+        "pass",
+        MIX,
+    ),
+    Break(
+        "share-not-by-lane",
+        "ranks take any samples, not neighbouring lanes",
+        "shards/order/order.py",
+        'np.argsort(lane, kind="stable")',
+        "np.arange(len(lane))",
+        ("tests/shards/order/test_order.py",),
+    ),
+    Break(
+        "epoch-not-in-key",
+        "every epoch has the same order",
+        "shards/order/order.py",
+        "fold(self._keys[source], epoch, lane, j)",
+        "fold(self._keys[source], 0 * epoch, lane, j)",
+        ("tests/shards/order/test_order.py",),
+    ),
+    Break(
+        "counters-shuffled",
+        "a source begins its next epoch before this one is over",
+        "shards/order/blend.py",
+        "        return sources, in_order\n",
+        "        return sources, counts\n",
+        ("tests/shards/order/test_order.py",),
+    ),
+    Break(
+        "crc-unchecked",
+        "a flipped bit reaches the model",
+        "shards/loading/reader.py",
+        "if zlib.crc32(span) != crc32:",
+        "if False:",
+        ("tests/shards/loading/test_damage.py",),
+    ),
+    Break(
+        "validation-trained-on",
+        "the held-out part is trained on too",
+        "shards/loading/open.py",
+        "((share, 1), (0, share))",
+        "((0, 1), (0, share))",
+        ("tests/shards/loading/test_validation.py",),
+    ),
+    Break(
+        "held-source-trained-on",
+        "a source held out whole is trained on too",
+        "shards/loading/open.py",
+        "            validation.append(subset)\n            continue\n",
+        "            validation.append(subset)\n",
+        ("tests/shards/loading/test_validation.py",),
+    ),
+    Break(
+        "stored-order",
+        "few samples come in stored order",
+        "shards/loading/few.py",
+        "mix_array(subset.key_hashes() ^ _SALT)",
+        "np.arange(subset.num_samples)",
+        ("tests/shards/loading/test_few.py",),
+    ),
+    Break(
+        "strict-ignored",
+        "data.strict changes nothing",
+        "shards/loading/train.py",
+        "{} if config.strict else ",
+        "",
+        ("tests/shards/loading/test_stream.py", "tests/shards/loading/test_damage.py"),
+    ),
+)

@@ -1,0 +1,208 @@
+"""Breaks of scores, comparisons, seeds, trackers and the verbs."""
+
+from tests.mutants.broken import Break
+
+QUANT_MODE = ("tests/xfer/transfer/test_quant.py",)
+FEATURES = ("tests/xfer/transfer/test_features.py",)
+SUITED = ("tests/xfer/test_features.py",)
+DAMAGED = ("tests/xfer/test_damaged_runs.py",)
+KEYS = ("tests/xfer/test_train_keys.py",)
+SEEDS = ("tests/xfer/test_seeds.py",)
+REPORT = ("tests/tuning/test_report.py",)
+TRACK_FILE = "xfer/track.py"
+TRACK = ("tests/xfer/test_track.py",)
+
+BREAKS = (
+    Break(
+        "eval-mode",
+        "evaluation leaves the model in training mode",
+        "xfer/evaluate.py",
+        "    model.eval()\n",
+        "    pass\n",
+        KEYS,
+    ),
+    Break(
+        "interval-of-zero",
+        "intervals have no width",
+        "xfer/metrics.py",
+        "half = z / (1 + z * z / n)",
+        "half = 0 * z / (1 + z * z / n)",
+        ("tests/xfer/test_intervals.py",),
+    ),
+    Break(
+        "padding-counted",
+        "padding counts as samples",
+        "xfer/metrics.py",
+        "valid = valid & (targets >= 0)",
+        "valid = targets >= 0",
+        ("tests/xfer/test_metrics.py", "tests/xfer/test_cli.py"),
+    ),
+    Break(
+        "paired-interval-of-zero",
+        "the interval of a difference has no width",
+        "xfer/metrics.py",
+        "half = 1.96 * math.sqrt((up",
+        "half = 0.0 * math.sqrt((up",
+        ("tests/xfer/test_intervals.py",),
+    ),
+    Break(
+        "fold-sees-the-source",
+        "a fold is trained on the source it leaves out",
+        "xfer/folds.py",
+        '"data.validation": [source]',
+        '"data.validation": 0.1',
+        ("tests/xfer/test_folds.py",),
+    ),
+    Break(
+        "features-of-folds-apart",
+        "runs without a source do not share the features of the run they belong to",
+        "xfer/surface.py",
+        "begin(recipe, cache=cache)",
+        "begin(recipe)",
+        FEATURES,
+    ),
+    Break(
+        "test-labels-by-default",
+        "xfer features looks at test sources that nobody asked for",
+        "xfer/cli/features.py",
+        "found, missing = data.validation, ",
+        "found, missing = (*data.validation, *data.test), ",
+        SUITED,
+    ),
+    Break(
+        "quant-trains",
+        "transfer.mode: quant trains after the probe",
+        "xfer/config.py",
+        'PROBES = ("feature", "quant")',
+        'PROBES = ("feature",)',
+        QUANT_MODE,
+    ),
+    Break(
+        "compare-all-classes",
+        "models are compared on images of classes that one does not know",
+        "xfer/compare.py",
+        "enumerate(subset.manifest.classes) if name in names)",
+        "enumerate(subset.manifest.classes))",
+        ("tests/xfer/test_compare.py",),
+    ),
+    Break(
+        "calibration-signed",
+        "over- and underconfidence cancel in the calibration error",
+        "xfer/metrics.py",
+        "(bins[:, 1] - bins[:, 2]).abs().sum()",
+        "(bins[:, 1] - bins[:, 2]).sum().abs()",
+        ("tests/xfer/test_metrics.py",),
+    ),
+    Break(
+        "trained-on-unsaid",
+        "an evaluation on trained images says nothing",
+        "xfer/cli/evaluate.py",
+        "trained_on(model) if changes else []",
+        "[]",
+        DAMAGED,
+    ),
+    Break(
+        "done-rewritten",
+        "a finished run's record is written anew",
+        "xfer/surface.py",
+        "    if is_trained(recipe, checkpoint):",
+        "    if False:",
+        DAMAGED,
+    ),
+    Break(
+        "damaged-anew",
+        "a run whose checkpoints are all damaged begins anew in silence",
+        "xfer/prepare.py",
+        "    if lost and checkpoint is None:",
+        "    if False:",
+        DAMAGED,
+    ),
+    Break(
+        "seeds-alike",
+        "all seeds of xfer fit --seeds begin with the same weights",
+        "xfer/seeds.py",
+        '"train.seed": recipe.train.seed + k,',
+        '"train.seed": recipe.train.seed,',
+        SEEDS,
+    ),
+    Break(
+        "gain-of-the-probe",
+        "the gain over the probe has the wrong sign",
+        "xfer/seeds.py",
+        "gains = [after - before for",
+        "gains = [before - after for",
+        SEEDS,
+    ),
+    Break(
+        "other-data-paired",
+        "runs on other images are compared seed by seed",
+        "xfer/seeds.py",
+        'if any(row["data"] != first["0"]["data"]',
+        'if any(row["data"] != row["data"]',
+        SEEDS,
+    ),
+    Break(
+        "seeds-no-unit",
+        "only images widen the difference over seeds",
+        "xfer/repeated.py",
+        "(runs.var(ddof=1) / len(runs), len(runs) - 1)",
+        "(1e-9, len(runs) - 1)",
+        ("tests/xfer/test_repeated.py",),
+    ),
+    Break(
+        "many-seeds-assumed",
+        "few seeds count as many: 1.96 instead of Student's t",
+        "xfer/repeated.py",
+        "half = student_t(n - 1) *",
+        "half = student_t(1000) *",
+        ("tests/xfer/test_repeated.py",),
+    ),
+    Break(
+        "steps-twice",
+        "a tracker keeps the steps that a resumed run makes again",
+        TRACK_FILE,
+        "            old.unlink()\n",
+        "            pass\n",
+        TRACK,
+    ),
+    Break(
+        "memory-twice",
+        "what rows of losses and of scores both have is tracked twice for a step",
+        TRACK_FILE,
+        'if losses or key.startswith("evaluation_")',
+        "if True",
+        TRACK,
+    ),
+    Break(
+        "hole-in-tracker",
+        "a tracker does not get what was on record before",
+        TRACK_FILE,
+        "                self._trackers[name].add(points)\n",
+        "                pass\n",
+        TRACK,
+    ),
+    Break(
+        "tracker-ends-training",
+        "a tracker that fails ends the training",
+        TRACK_FILE,
+        "        except Exception as error:\n",
+        "        except ZeroDivisionError as error:\n",
+        TRACK,
+    ),
+    Break(
+        "secret-tracked",
+        "user and token of an address are handed to trackers",
+        TRACK_FILE,
+        'shown(text) if "://" in text else text',
+        "text",
+        TRACK,
+    ),
+    Break(
+        "first-mistakes-kept",
+        "the first mistakes are kept instead of the surest",
+        "xfer/mistakes.py",
+        "else heapq.heappushpop)(kept,",
+        "else lambda kept, one: None)(kept,",
+        REPORT,
+    ),
+)

@@ -1,0 +1,89 @@
+"""The beginning of a run: its recipe is written beside what will come of it, and pretrained branches become a probe."""
+
+import sys
+from pathlib import Path
+
+from shards.format.whole import write_text
+from shards.loading.open import Splits, open_data
+from shards.settings import dump
+from xfer.checkpoint import TrainState, latest_checkpoint, write_checkpoint
+from xfer.config import Recipe
+from xfer.model import FusionModel, build_model
+from xfer.quant.bits import FLOAT
+from xfer.quant.keep import kept
+from xfer.quantize import calibration_images, quantize_body
+from xfer.trained_on import entries, keep_entries
+from xfer.transfer.leaks import inherited
+from xfer.transfer.probe import start_as_probe
+from xfer.transfer.source import take_over
+from xfer.transfer.stages import stages
+
+FEATURES = ".features"  # folder of <output> that keeps what branches made of images, for the next run
+STATISTICS_IMAGES = 128  # that a packed model's BatchNorm is given back on
+
+
+def begin(recipe: Recipe, job: str | None = None, cache: Path | None = None) -> None:
+    """Writes what is about to run beside its results: recipe.yaml, job.yaml if there is one, trained_on.json, and step
+    0 of a run with pretrained branches. `cache`: folder of their features, if not the recipe's own.
+    """
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    write_text(recipe.folder / "recipe.yaml", dump(recipe))
+    if job:
+        write_text(recipe.folder / "job.yaml", job)
+    data = open_data(recipe.data)
+    keep_entries(recipe.folder, [*entries(data.train), *inherited(recipe)])
+    _start_as_probe(recipe, data, cache or features_folder(recipe))
+
+
+def _called(recipe: Recipe) -> str:
+    """Such as runs/animals or seeds/0: a name alone may be only a number."""
+    return f"{recipe.folder.parent.name}/{recipe.name}"
+
+
+def features_folder(recipe: Recipe) -> Path:
+    """Where the runs of an output folder keep what branches made of images."""
+    return Path(recipe.output) / FEATURES
+
+
+def initial_model(recipe: Recipe, data: Splits) -> tuple[FusionModel, tuple[str, ...]]:
+    """The model that a run of the recipe begins with, before its probe; and the branches whose projections are taken
+    from another run. Says on stderr what was taken.
+    """
+    model = build_model(recipe.model, len(data.classes), recipe.train.seed)
+    if not recipe.model.taken_from:
+        return model, ()
+    packed = recipe.transfer.mode == "quant"
+    images = None if packed else calibration_images(data, recipe.data, STATISTICS_IMAGES)
+    taken = take_over(model, recipe.model, images)
+    print(f"{_called(recipe)} {taken}", file=sys.stderr)
+    return model, taken.branches
+
+
+def _start_as_probe(recipe: Recipe, data: Splits, cache: Path) -> None:
+    """Step 0 of a run that begins with pretrained branches: their linear probe. Nothing if there is a checkpoint
+    already, if no branch has weights, or with train.probe_images: 0.
+    """
+    folder = recipe.folder / "checkpoints"
+    if recipe.probe_images == 0 or latest_checkpoint(folder):
+        return
+    model, known = initial_model(recipe, data)
+    task = data.train, recipe.data, recipe.probe_images
+    if recipe.transfer.mode == "quant":
+        if set(known) != set(model.branches):
+            start_as_probe(model, *task, known, cache)
+        model, known = _rounded(model, recipe, data), tuple(model.branches)
+    probe = start_as_probe(model, *task, known, cache)
+    print(f"{_called(recipe)} {probe}", file=sys.stderr)
+    if len(stages(recipe)) > 1:
+        print(*stages(recipe), sep="\n", file=sys.stderr)
+    write_checkpoint(folder, TrainState(classes=list(data.classes)), model.state_dict(), {}, recipe.train.keep)
+
+
+def _rounded(model: FusionModel, recipe: Recipe, data: Splits) -> FusionModel:
+    """With branches and projections as they will be packed."""
+    images = calibration_images(data, recipe.data, recipe.quantize.calibration)
+    model = quantize_body(model, recipe.quantize, images)
+    widths = [codes.bits if codes else FLOAT for codes in kept(model).values()]
+    what = f"its branches and projections at {min(widths)} to {max(widths)} bits, as they are"
+    print(f"{_called(recipe)} keeps {what}; what is fitted is the head", file=sys.stderr)
+    return model

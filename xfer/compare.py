@@ -1,0 +1,80 @@
+"""Models compared on the same images: which is better, by how much, and whether these images can tell."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from shards.config import DataConfig
+from shards.loading.subset import OfClasses, Subset
+from shards.settings import ConfigError, replace
+from shards.text import table
+from xfer.bundle import Trained
+from xfer.outcomes import Comparison, Outcomes, outcomes_on
+
+
+def compare_models(
+    models: Mapping[str, Sequence[Trained]], subsets: Sequence[Subset], config: DataConfig, what: str
+) -> str:
+    """Every model against the first, for a terminal: tables with the intervals of the differences on the same images,
+    and a verdict each. Images of classes that not all models have are left out for all of them. A model is one run or
+    bundle, or the runs of a recipe's seeds, equally many for all models and in the same order.
+
+    Raises ConfigError if no images are left. Each model sees images of its own size: a pass over them for each.
+    """
+    common = set.intersection(*(set(runs[0].classes) for runs in models.values()))
+    kept, left_out = _of_classes(subsets, common)
+    if not kept:
+        every = "; ".join(f"{name} has {', '.join(runs[0].classes)}" for name, runs in models.items())
+        raise ConfigError(f"{what}: no image is of a class that all of the models know: {every}")
+    found = {name: _outcomes(name, runs, kept, config, what) for name, runs in models.items()}
+    (first, right), *others = found.items()
+    texts = [Comparison(what, right, other, (first, name)).text() for name, other in others]
+    if len(others) > 1:
+        texts.insert(0, "\n".join([f"accuracy on {what}:", *table(_overview(found))]))
+    notes = [f"  {name}: {count:,} images of other classes are not compared" for name, count in left_out.items()]
+    return "\n".join([*"\n\n".join(texts).splitlines(), *notes])
+
+
+def _of_classes(subsets: Sequence[Subset], names: set[str]) -> tuple[list[Subset], dict[str, int]]:
+    """The samples of these classes; and how many others there are, by source, where there are any."""
+    kept, left_out = [], {}
+    for subset in subsets:
+        labels = tuple(i for i, name in enumerate(subset.manifest.classes) if name in names)
+        part = subset.where(OfClasses(labels))
+        if part.num_samples:
+            kept.append(part)
+        if part.num_samples < subset.num_samples:
+            left_out[subset.name] = subset.num_samples - part.num_samples
+    return kept, left_out
+
+
+def _outcomes(name: str, runs: Sequence[Trained], subsets: Sequence[Subset], config: DataConfig, what: str) -> Outcomes:
+    """Of one run bool [n] by source, of R runs bool [R, n]."""
+    seen, classes = replace(config, {"image_size": runs[0].image_size}), runs[0].classes
+    models = {str(place): run.model for place, run in enumerate(runs)}
+    found = list(outcomes_on(models, subsets, seen, classes, f"{what}: {name}").values())
+    return found[0] if len(found) == 1 else {source: np.stack([one[source] for one in found]) for source in found[0]}
+
+
+def _overview(found: Mapping[str, Outcomes]) -> list[list[str]]:
+    sources = [source for source, right in next(iter(found.values())).items() if right.size]
+    rows = [["model", *sources, "mean of sources"]]
+    for name, outcomes in found.items():
+        values = [float(outcomes[source].mean()) for source in sources]
+        rows.append([name, *(f"{100 * value:.1f} %" for value in (*values, sum(values) / len(values)))])
+    return rows
+
+
+def model_names(paths: Sequence[Path]) -> list[str]:
+    """What to call models: the shortest ends of their paths that tell them apart. Raises ConfigError for a model that
+    is given twice.
+    """
+    whole = [path.absolute().parts for path in paths]
+    if len(set(whole)) < len(whole):
+        raise ConfigError(f"a model is given twice: {', '.join(map(str, paths))}")
+    for length in range(1, max(map(len, whole))):
+        names = ["/".join(parts[-length:]) for parts in whole]
+        if len(set(names)) == len(names):
+            return names
+    return list(map(str, paths))
