@@ -210,8 +210,8 @@ class Store:
         return reason is not None
 
     def _give_up(self, remote: Remote, reason: str) -> None:
+        self.cache.note(remote.file, reason)  # first: who sees the file quarantined goes on, and reads the note
         self.quarantined[remote.file.sha256] = reason
-        self.cache.note(remote.file, reason)
 
     @contextmanager
     def _disk(self, file: File) -> Iterator[None]:

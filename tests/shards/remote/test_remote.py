@@ -3,6 +3,7 @@
 import itertools
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from shards.loading.damage import DamagedDataError
 from shards.loading.evaluate import eval_stream
 from shards.loading.open import open_data
 from shards.loading.train import train_stream
+from shards.remote.cache import Cache
 from shards.settings import ConfigError
 from tests.shards.images import built, config
 from tests.shards.loading.test_stream import rows
@@ -102,7 +104,9 @@ def test_a_shard_that_is_wrong_for_good_is_replaced_and_named(local, server, tmp
     assert runs[0] == runs[1], "each replay replaces by the same samples"
 
 
-def test_evaluation_names_what_it_does_without(local, server, tmp_path):
+def test_evaluation_names_what_it_does_without(local, server, tmp_path, monkeypatch):
+    write = Cache.note  # on a slow disk: the reason has to be there before the batch goes on without the shard
+    monkeypatch.setattr(Cache, "note", lambda *args: (time.sleep(0.3), write(*args)))
     publish(server, local)
     settings = remote(server, tmp_path, "a", workers=1)
     subsets = open_data(settings).train
