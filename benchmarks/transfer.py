@@ -6,10 +6,10 @@ Rows: a model from scratch; the features alone (the linear probe); full and stag
 frozen BatchNorm, TrivialAugment and a moving average of the weights; the staged model packed to 8 and 4 bits; and the
 loop anybody would write, of the same weights, images, size, steps, batch and rate. Columns: each PACS domain, never
 trained on, and clothing's test images with 5, 20 and all images a class to train on. Test images are read once, at the
-end; nothing is chosen by them. Every run is a process of its own on one core and is kept in --out, and the same
-command goes on with those that are missing. Written to benchmarks/results/transfer.md: means with 95 % t-intervals over
-seeds, and the difference to the plain loop by the same seeds. Time is CPU time of the process and its loaders, so other
-work beside it does not count.
+end; nothing is chosen by them. Every run is a process of its own on one core. Its row is added to
+benchmarks/results/transfer.jsonl, and the same command goes on with those that are missing (remove the file to begin
+anew). The table, transfer.md beside it: means with 95 % t-intervals over seeds, and the difference to the plain loop by
+the same seeds. Time is CPU time of the process and its loaders, so other work beside it does not count.
 """
 
 import argparse
@@ -49,6 +49,8 @@ PLAIN = "plain script"
 RECOMMENDED = "full, more"
 MODES = ("feature", "full", PLAIN, RECOMMENDED, "staged", "scratch")
 PACKED = (8, 4)
+RESULTS = Path(__file__).parent / "results"
+ROWS = RESULTS / "transfer.jsonl"
 Row = dict[str, Any]
 
 
@@ -72,6 +74,9 @@ class Setting:
     rate: float
     precision: str
 
+    def __str__(self) -> str:
+        return f"{self.image_size} px, {self.steps} x {self.batch_size}, rate {self.rate:g}, {self.precision}"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,8 +98,8 @@ def main() -> None:
         *(str(options.weights.resolve()), str(options.out.resolve()), options.image_size, options.steps),
         *(options.batch_size, options.rate, options.precision),
     )
-    kept = options.out / "rows.jsonl"
-    rows: list[Row] = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
+    rows: list[Row] = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
+    rows = [row for row in rows if row["setting"] == str(setting)]
     known = {(row["mode"], row["column"], row["seed"]) for row in rows}
     names = [*DOMAINS, *map(_few, IMAGES_A_CLASS)]
     todo = [
@@ -109,7 +114,7 @@ def main() -> None:
     ):
         for done in as_completed([pool.submit(_run, setting, *one) for one in todo]):
             rows += done.result()
-            with kept.open("a") as file:
+            with ROWS.open("a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in done.result())
             _write(options, names, rows)
             advance()
@@ -195,7 +200,7 @@ def _recipe(setting: Setting, column: Column, mode: str, seed: int) -> dict[str,
 def _run(setting: Setting, column: Column, mode: str, seed: int) -> list[Row]:
     """In a process of its own: trained, then read once on the test images."""
     if mode == PLAIN:
-        return [{"mode": mode, "column": column.name, "seed": seed, **_plain(setting, column, seed)}]
+        return [{**_row(setting, column, mode, seed), **_plain(setting, column, seed)}]
     run = xfer.fit(_recipe(setting, column, mode, seed), quiet=True)
     spent = _spent()
     scores = {mode: (_mean(run.evaluate("test")), run.model.weights_bytes)}
@@ -206,9 +211,13 @@ def _run(setting: Setting, column: Column, mode: str, seed: int) -> list[Row]:
             found = evaluate_subsets(bundle.model, splits.test, run.recipe.data, classes, "test")
             scores[f"staged, {bits} bits"] = (_mean(found), bundle.weights_bytes)
     return [
-        {"mode": name, "column": column.name, "seed": seed, "accuracy": accuracy, "bytes": size, **spent}
+        {**_row(setting, column, name, seed), "accuracy": round(accuracy, 5), "bytes": size, **spent}
         for name, (accuracy, size) in scores.items()
     ]
+
+
+def _row(setting: Setting, column: Column, mode: str, seed: int) -> Row:
+    return {"mode": mode, "column": column.name, "seed": seed, "setting": str(setting), "commit": commit()}
 
 
 def _mean(scores: Any) -> float:
@@ -260,7 +269,6 @@ def _plain(setting: Setting, column: Column, seed: int) -> Row:
 
 
 def _write(options: argparse.Namespace, names: list[str], rows: list[Row]) -> None:
-    path = Path(__file__).parent / "results" / "transfer.md"
     command = "python -m benchmarks.transfer --pacs SHARDS --clothing FOLDER --weights RESNET18"
     lines = [
         "# Transfer, by mode",
@@ -269,7 +277,7 @@ def _write(options: argparse.Namespace, names: list[str], rows: list[Row]) -> No
         f"--rate {options.rate} --precision {options.precision} --test-share {options.test_share} "
         f"--seeds {options.seeds}",
         "",
-        f"Commit {commit()}, {platform.machine()}, one core a run, torch {torch.__version__}. ResNet-18 with ImageNet "
+        f"{platform.machine()}, one core a run, torch {torch.__version__}. ResNet-18 with ImageNet "
         f"weights. PACS: trained on three domains, accuracy (%) on {options.test_share:.0%} of the fourth, by hash; "
         "clothing: on its test images. Mean over seeds ± half of the 95 % t-interval. `full, more`: full with "
         "`freeze_batchnorm`, `ema: 0.95` and `augment.policy: trivial`.",
@@ -278,24 +286,16 @@ def _write(options: argparse.Namespace, names: list[str], rows: list[Row]) -> No
     lines += _table("mode", names, rows, against=None)
     lines += ["", f"The difference to the {PLAIN}, paired by seed:", ""]
     lines += _table(f"less {PLAIN}", names, rows, against=PLAIN)
-    lines += [
-        "",
-        "## Raw rows",
-        "",
-        "| mode | column | seed | accuracy | CPU s | peak MB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        score = f"{100 * r['accuracy']:.2f} | {r['cpu_s']:.0f} | {r['peak_mb']}"
-        lines.append(f"| {r['mode']} | {r['column']} | {r['seed']} | {score} |")
-    path.write_text("\n".join(lines) + "\n")
+    lines += ["", f"Every run, with the commit it was made by: [{ROWS.name}]({ROWS.name})."]
+    (RESULTS / "transfer.md").write_text("\n".join(lines) + "\n")
 
 
 def _table(title: str, names: list[str], rows: list[Row], against: str | None) -> list[str]:
     of = {(row["mode"], row["column"], row["seed"]): row for row in rows}
     head = ["seeds"] if against else ["seeds", "CPU s", "peak MB", "MB on disk"]
     lines = [f"| {title} | {' | '.join([*names, *head])} |", "|---|" + "---|" * (len(names) + len(head))]
-    for mode in dict.fromkeys(row["mode"] for row in rows if row["mode"] != against):
+    named = dict.fromkeys(row["mode"] for row in rows)
+    for mode in (mode for mode in named if mode != against):
         cells, seeds = [], []
         for name in names:
             pairs = [
