@@ -102,13 +102,15 @@ def hand_over(recipe: Recipe, step: int | None) -> None:
     newest = latest_checkpoint(folder)
     if newest is None:
         return
-    past = step is not None and newest.state.step > step
-    if past and not (folder / checkpoint_name(step)).is_dir():
+    if step is None or newest.state.step <= step:
+        choose(folder, None)
+        return
+    if not (folder / checkpoint_name(step)).is_dir():
         raise ConfigError(
             f"{recipe.folder}: left-out sources chose step {step}, and this run is at step {newest.state.step} without "
             f"a checkpoint of that; remove {folder} to train it to step {step}, or use train.select: last"
         )
-    choose(folder, step if past else None)
+    choose(folder, step)
 
 
 def _all_have(runs: Mapping[str, Path], step: int) -> bool:

@@ -124,7 +124,7 @@ def is_trained(recipe: Recipe, checkpoint: Checkpoint | None) -> bool:
     """
     if checkpoint is None or (recipe.selects_by_left_out and _chosen_by_left_out(recipe) is None):
         return False
-    step = checkpoint.state.step
+    step, last = checkpoint.state.step, last_step(recipe)
     rows = read_metrics(recipe.folder, step)
-    ended = step >= last_step(recipe) or is_stalled(scores(rows), recipe.train.patience)
-    return ended and last_scored(rows) >= step
+    ended = step >= last or is_stalled(scores(rows), recipe.train.patience)
+    return ended and last_scored(rows) >= min(step, last)
