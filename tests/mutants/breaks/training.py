@@ -85,8 +85,8 @@ BREAKS = (
         "best-not-kept",
         "the best checkpoint is removed like any other",
         "xfer/checkpoint.py",
-        "kept = {START, chosen(folder)}",
-        "kept = {START}",
+        "kept = {START, chosen(folder), *map",
+        "kept = {START, *map",
         SELECT,
     ),
     Break(
