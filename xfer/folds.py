@@ -14,7 +14,7 @@ all sources: so what is evaluated, packed or searched on them is what was chosen
 
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,7 +90,7 @@ def train_folds(
     if not prepared:
         return None
     print(_cost(recipe, list(prepared)), file=sys.stderr)
-    choosing = recipe.selects_by_left_out
+    choosing, trained = recipe.selects_by_left_out, set()
     for number, (source, (fold, data)) in enumerate(prepared.items(), 1):
         what = f"fold {number} of {len(prepared)}, without {source}"
         if _is_done(recipe, source, fold, data):
@@ -104,10 +104,11 @@ def train_folds(
                 fold.folder.parent.rmdir()  # if nothing came of it
         if failure:
             return failure
+        trained.add(source)
         if not choosing:
             choose(fold.folder / "checkpoints", None)
             _keep(recipe, {**_known(recipe, prepared), source: _score(fold, data)})
-    choice = _choose(recipe, prepared) if choosing else None
+    choice = _choose(recipe, prepared, trained) if choosing else None
     hand_over(recipe, choice.step if choice else None)
     return None
 
@@ -121,11 +122,12 @@ def choose_among_folds(recipe: Recipe) -> Choice | None:
     return choose_step(recipe, {source: fold.folder for source, fold in folds(recipe).items()})
 
 
-def _choose(recipe: Recipe, prepared: Mapping[str, tuple[Recipe, Splits]]) -> Choice | None:
+def _choose(recipe: Recipe, prepared: Mapping[str, tuple[Recipe, Splits]], trained: Collection[str]) -> Choice | None:
+    """Scores at the chosen step what was not: folds `trained` just now, or scored at another step."""
     choice = choose_among_folds(recipe)
     rows = _known(recipe, prepared)
     for source, (fold, data) in prepared.items():
-        if not _is_scored(recipe, source, fold, data, choice):
+        if source in trained or not _is_scored(recipe, source, fold, data, choice):
             rows[source] = _score(fold, data, choice)
     _keep(recipe, {source: rows[source] for source in prepared}, choice)
     return choice

@@ -57,12 +57,12 @@ def against_probe(folder: Path) -> str:
     if len(found) < 2 or 0 not in found or not row:
         return ""
     step = row["step"]
-    first, last = 100 * found[0], 100 * found[step]
+    first, last, best = 100 * found[0], 100 * found[step], step == best_step(found)  # folds are not chosen one by one
     if step == 0:
+        why = "no step scored above" if best else "what was chosen among all folds is"
         what = f"{first:.1f} % on validation (mean of sources)"
-        return f"no step scored above the linear probe it began as, {what}: the probe is the model"
-    best = ", the best" if step == best_step(found) else ""  # of a fold, the step is chosen by all of them
-    at = "" if step == max(found) else f" at step {step}{best}"
+        return f"{why} the linear probe it began as, {what}: the probe is the model"
+    at = "" if step == max(found) else f" at step {step}{', the best' if best else ''}"
     text = f"validation accuracy {last:.1f} % (mean of sources){at}, {abs(last - first):.1f} points"
     if last > first:
         return f"{text} above the linear probe it began as"

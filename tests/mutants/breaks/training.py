@@ -87,7 +87,7 @@ BREAKS = (
         "xfer/checkpoint.py",
         "kept = {START, chosen(folder), *map",
         "kept = {START, *map",
-        SELECT,
+        ("tests/xfer/test_checkpoint.py",),
     ),
     Break(
         "patience-ignored",
