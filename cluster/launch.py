@@ -26,7 +26,7 @@ from xfer.config import Recipe
 from xfer.engine import build_engine
 from xfer.folds import prepare_folds, train_folds
 from xfer.follow import follow
-from xfer.history import is_trained, model_row, read_metrics
+from xfer.history import is_trained, last_step, model_row, read_metrics
 from xfer.prepare import prepare
 from xfer.run import fit, run_lock
 from xfer.train import Row
@@ -82,7 +82,7 @@ def _train(job: Job, what: str, session: Callable[[], None], cache: Path | None 
     if is_trained(recipe, checkpoint):
         print(f"{what}: all its steps are done already; nothing is trained, nothing is changed", file=sys.stderr)
         return None
-    if not recipe.steps:  # nothing to train after the probe: no workers
+    if not last_step(recipe):  # nothing to train after the probe: no workers
         begin(recipe, dump(job), cache)
         fit(recipe, Slot(), build_engine, lambda row: None)
         return None
@@ -93,7 +93,7 @@ def _train(job: Job, what: str, session: Callable[[], None], cache: Path | None 
     check_capacity(job.cluster, recipe.data.batch_size)
     begin(recipe, dump(job), cache)
     print(f"starting {job.cluster.workers} Ray workers: half a minute or more", file=sys.stderr)
-    with follow(what, recipe.steps, done) as show, _tail(recipe.folder, done, show):
+    with follow(what, last_step(recipe), done) as show, _tail(recipe.folder, done, show):
         return attempt(job)
 
 

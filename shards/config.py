@@ -154,6 +154,8 @@ class DataConfig(Strict):
     """Without weights, a source of n samples has the share n^(1/temperature): 1 by size, large: all alike."""
     tilt: float = Field(default=0.0, allow_inf_nan=False)
     """Without weights, each share is multiplied by exp(tilt * score of the source)."""
+    balance: float = Field(default=0.0, ge=0, le=1)
+    """A class of n samples has the share n^(1 - balance) of its source: 0 by size, 1 all classes alike."""
     stages: tuple[StageConfig, ...] = ()
     """Later weights, by rising start. Stages still to come may be added, changed or removed on resume."""
     on_change: Literal["stop", "continue"] = "stop"

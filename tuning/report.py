@@ -23,6 +23,7 @@ from tuning.pareto import choose, describe, front, hypervolume, remarks
 from tuning.record import Row, num_trials, read_rows
 from xfer import figures
 from xfer.bundle import is_bundle, open_model, weights_sha256
+from xfer.choice import read_choice
 from xfer.config import Recipe
 from xfer.cost import cost_rows
 from xfer.folds import score_rows
@@ -144,7 +145,8 @@ def run_sections(folder: Path) -> list[Section]:
     text = f"{counted(steps, 'step')}." if steps else "No steps: the linear probe is the model."
     sections = [Section("Training", text, plots)]
     if left_out := score_rows(folder):
-        text = "Each training source, scored by the model of a run that never saw it."
+        text, choice = "Each training source, scored by the model of a run that never saw it.", read_choice(folder)
+        text = f"{text} {choice.text()}." if choice else text
         sections.append(Section("Leave one source out", text, table=left_out))
     weights = open_model(folder).model.fusion_weights
     if weights and len(weights) > 1:

@@ -24,7 +24,7 @@ from xfer.bundle import open_model
 from xfer.config import Recipe
 from xfer.engine import build_engine
 from xfer.evaluate import evaluate
-from xfer.folds import folds
+from xfer.folds import choose_among_folds, folds
 from xfer.fusion import WeightedSum
 from xfer.labels import annotated, masked_cross_entropy
 from xfer.metrics import Score, mean_accuracy
@@ -137,6 +137,7 @@ def trial(
         one = replace(one, {"output": str(run.parent), "name": run.name, "data.workers": 0})
         for recipe in scored_recipes(one.recipe):
             _train(recipe)
+        choose_among_folds(one.recipe)
         shared = share(one, num_images)
     scores: dict[str, Score] = {}
     for each in shared:

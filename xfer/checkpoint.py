@@ -9,7 +9,7 @@ pickle.
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,14 @@ class Checkpoint:
 
 
 def write_checkpoint(
-    folder: Path, state: TrainState, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], keep: int = 2
+    folder: Path,
+    state: TrainState,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    keep: int = 2,
+    steps: Collection[int] = (),
 ) -> Path:
-    """Writes `<folder>/step-<n>` and removes all but the newest `keep`, step 0, which pretrained runs began with, and
-    the chosen one. Returns its path. Raises OSError if it cannot.
-    """
+    """Writes `<folder>/step-<n>` and removes others as `prune` does. Returns its path. Raises OSError if it cannot."""
     final = folder / checkpoint_name(state.step)
     remove_stale_drafts(folder)
     with whole_folder(final) as draft:
@@ -67,11 +70,18 @@ def write_checkpoint(
         save_file(dict(optimizer), draft / "optimizer.safetensors")
         (draft / "state.json").write_text(json.dumps(asdict(state)))
         write_manifest(draft, {"format": FORMAT})
-    kept = {START, chosen(folder)}
+    prune(folder, keep, steps)
+    return final
+
+
+def prune(folder: Path, keep: int, steps: Collection[int] = ()) -> None:
+    """Removes all checkpoints but the newest `keep`, step 0, which pretrained runs began with, the chosen one, and
+    those of `steps`.
+    """
+    kept = {START, chosen(folder), *map(checkpoint_name, steps)}
     for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
         if old.name not in kept:
             shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def remove_stale_drafts(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
-from shards.config import DataConfig
+from shards.config import LEAVE_ONE_OUT, DataConfig
 from shards.settings import ConfigError, Location, Strict, absolute, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -157,6 +157,7 @@ class TrainConfig(Strict):
     save_every: int = Field(default=100, ge=1)
     log_every: int = Field(default=10, ge=1)
     keep: int = Field(default=2, ge=1)  # checkpoints kept
+    keep_evaluated: bool = False  # and every one that was evaluated, which are all saved then
     probe_images: int | None = Field(default=None, ge=0)  # to fit the probe of pretrained branches on; see Recipe
     seed: int = Field(default=0, ge=-(2**63), lt=2**63)  # of the initial weights; data.seed is the order's
 
@@ -205,6 +206,11 @@ class Recipe(Strict):
     def steps(self) -> int:
         """Steps of the whole run; with transfer.mode: feature or quant, nothing is trained after the probe."""
         return 0 if self.transfer.mode in PROBES else self.train.steps
+
+    @property
+    def selects_by_left_out(self) -> bool:
+        """Whether the step that is the model is chosen by sources that runs never saw (xfer/folds.py)."""
+        return self.train.select == "best" and self.data.validation == LEAVE_ONE_OUT
 
     @property
     def pretrained(self) -> bool:

@@ -4,13 +4,17 @@ Every source in turn is left out: an ordinary run is trained on the others and s
 saw. Then a run is trained on all sources, and that is the model. A part held out of each training source says how well
 a model does on more of the same; what is chosen by it may be worse on a new source. Cost: N + 1 runs for N sources.
 
+With train.select: best these scores choose the step that is the model too (xfer/choice.py). The runs without a source
+are trained to their last step then, whatever their own curve says, and handed over at the chosen one like the run on
+all sources: so what is evaluated, packed or searched on them is what was chosen.
+
     runs/<name>/folds/without-<source>/     a run folder each: evaluate, quantize or report it like any other
-                leave_one_source_out.json   the scores, by the source that was left out
+                leave_one_source_out.json   the scores, by the source that was left out; the step that they chose
 """
 
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,17 +25,17 @@ from shards.loading.open import Splits
 from shards.settings import ConfigError, replace
 from shards.text import table
 from xfer.bundle import Trained, check_replaceable, open_model
-from xfer.checkpoint import latest_checkpoint
+from xfer.checkpoint import choose, latest_checkpoint
+from xfer.choice import Choice, choose_step, hand_over, read_choice
 from xfer.config import Recipe
 from xfer.evaluate import evaluate_subsets, score_to_keep
-from xfer.history import probe_score, read_metrics
+from xfer.history import LEFT_OUT, is_trained, probe_score, read_metrics
 from xfer.metrics import Estimate, mean_of
 from xfer.outcomes import Comparison
 from xfer.prepare import open_labelled, prepare
 from xfer.quantize import calibration_images, compare, make_bundle, quantize_model
 from xfer.run import run_lock
 
-RESULT = "leave_one_source_out.json"
 WHAT = "each source, by a model that never saw it"
 Failure = TypeVar("Failure")
 
@@ -54,6 +58,8 @@ def _without(recipe: Recipe, source: str) -> Recipe:
     stages = [s for s in recipe.data.stages if any(s.weights.get(name, 0) > 0 for name in rest)]
     plain = [stage.model_dump(mode="json") for stage in stages]
     changes = {"data.validation": [source], "data.test": {}, "data.stages": plain}
+    if recipe.selects_by_left_out:
+        changes |= {"train.select": "last", "train.keep_evaluated": True}
     return replace(recipe, {"name": folder.name, "output": str(folder.parent), **changes})
 
 
@@ -75,13 +81,16 @@ def train_folds(
     prepared: Mapping[str, tuple[Recipe, Splits]],
     train: Callable[[Recipe, str], Failure | None],
 ) -> Failure | None:
-    """Trains and scores the folds that are not done yet, and keeps the scores in the run folder after each of them.
+    """Trains and scores the folds that are not done yet, and keeps the scores in the run folder: after each of them, or
+    after all where they choose the step.
 
     train: trains a recipe to its last step; gets what to call it. The first failure it returns ends it all, and is
-    returned.
+    returned. Raises ConfigError if the run on all sources cannot be handed over at the chosen step.
     """
-    if prepared:
-        print(_cost(recipe, list(prepared)), file=sys.stderr)
+    if not prepared:
+        return None
+    print(_cost(recipe, list(prepared)), file=sys.stderr)
+    choosing, trained = recipe.selects_by_left_out, set()
     for number, (source, (fold, data)) in enumerate(prepared.items(), 1):
         what = f"fold {number} of {len(prepared)}, without {source}"
         if _is_done(recipe, source, fold, data):
@@ -95,22 +104,54 @@ def train_folds(
                 fold.folder.parent.rmdir()  # if nothing came of it
         if failure:
             return failure
-        _keep(recipe, list(prepared), source, _score(fold, data))
+        trained.add(source)
+        if not choosing:
+            choose(fold.folder / "checkpoints", None)
+            _keep(recipe, {**_known(recipe, prepared), source: _score(fold, data)})
+    choice = _choose(recipe, prepared, trained) if choosing else None
+    hand_over(recipe, choice.step if choice else None)
     return None
+
+
+def choose_among_folds(recipe: Recipe) -> Choice | None:
+    """Makes the step that the trained folds choose the model of each of them. None, and nothing is done, unless the
+    recipe chooses so.
+    """
+    if not recipe.selects_by_left_out:
+        return None
+    return choose_step(recipe, {source: fold.folder for source, fold in folds(recipe).items()})
+
+
+def _choose(recipe: Recipe, prepared: Mapping[str, tuple[Recipe, Splits]], trained: Collection[str]) -> Choice | None:
+    """Scores at the chosen step what was not: folds `trained` just now, or scored at another step."""
+    choice = choose_among_folds(recipe)
+    rows = _known(recipe, prepared)
+    for source, (fold, data) in prepared.items():
+        if source in trained or not _is_scored(recipe, source, fold, data, choice):
+            rows[source] = _score(fold, data, choice)
+    _keep(recipe, {source: rows[source] for source in prepared}, choice)
+    return choice
 
 
 def _cost(recipe: Recipe, sources: list[str]) -> str:
     each = ", ".join(f"without {source}" for source in sources)
+    until = " up to the step that they choose" if recipe.selects_by_left_out else ""
     return (
-        f"leave one source out: {len(sources) + 1} runs of {recipe.steps} steps, {each}, then on all sources; "
+        f"leave one source out: {len(sources) + 1} runs of {recipe.steps} steps, {each}, then on all sources{until}; "
         "those that are done are not run again"
     )
 
 
 def _is_done(recipe: Recipe, source: str, fold: Recipe, data: Splits) -> bool:
-    row = read_scores(recipe.folder).get(source, {})
-    version = data.validation[0].manifest.version
-    return (row.get("steps"), row.get("version")) == (fold.steps, version) and _is_trained(fold.folder, fold)
+    if recipe.selects_by_left_out:
+        return is_trained(fold, latest_checkpoint(fold.folder / "checkpoints"))
+    return _is_scored(recipe, source, fold, data) and _is_trained(fold.folder, fold)
+
+
+def _is_scored(recipe: Recipe, source: str, fold: Recipe, data: Splits, choice: Choice | None = None) -> bool:
+    row, version = read_scores(recipe.folder).get(source, {}), data.validation[0].manifest.version
+    step = choice.step if choice else fold.steps
+    return (row.get("steps"), row.get("step", row.get("steps")), row.get("version")) == (fold.steps, step, version)
 
 
 def untrained(run: Path, recipe: Recipe) -> list[str]:
@@ -123,31 +164,35 @@ def _is_trained(folder: Path, fold: Recipe) -> bool:
     return checkpoint is not None and checkpoint.state.step >= fold.steps
 
 
-def _score(fold: Recipe, data: Splits) -> dict[str, Any]:
+def _score(fold: Recipe, data: Splits, choice: Choice | None = None) -> dict[str, Any]:
     trained, (held,) = open_model(fold.folder), data.validation
     score = evaluate_subsets(trained.model, [held], fold.data, trained.classes, f"score {fold.name}")[held.name]
     return {
         **score_to_keep(score, held.manifest.version),
         "not_counted": held.num_samples - score.count,
         "steps": fold.steps,
+        "step": choice.step if choice else fold.steps,
         "probe": probe_score(read_metrics(fold.folder)).get(held.name),
     }
 
 
-def _keep(recipe: Recipe, sources: list[str], source: str, row: Mapping[str, Any]) -> None:
-    rows = {**read_scores(recipe.folder), source: row}
-    kept = {name: rows[name] for name in sources if name in rows}
-    mean = _mean(kept)
-    content = {"sources": kept, "mean": {"accuracy": mean.value, "interval": [mean.low, mean.high]}}
-    write_json(recipe.folder / RESULT, content)
+def _known(recipe: Recipe, sources: Iterable[str]) -> dict[str, dict[str, Any]]:
+    rows = read_scores(recipe.folder)
+    return {source: rows[source] for source in sources if source in rows}
+
+
+def _keep(recipe: Recipe, rows: Mapping[str, Mapping[str, Any]], choice: Choice | None = None) -> None:
+    mean = _mean(rows)
+    content = {"sources": rows, "mean": {"accuracy": mean.value, "interval": [mean.low, mean.high]}}
+    write_json(recipe.folder / LEFT_OUT, content | ({"chosen": choice.to_json()} if choice else {}))
 
 
 def read_scores(run: Path) -> dict[str, dict[str, Any]]:
     """By the source that was left out: correct, count, accuracy, interval, per_class, version; not_counted: its images
-    of classes that the model did not know; steps; probe: accuracy of the linear probe that the run began as, None if it
-    began as none. Empty if there is nothing yet.
+    of classes that the model did not know; steps; step: of the model that was scored; probe: accuracy of the linear
+    probe that the run began as, None if it began as none. Empty if there is nothing yet.
     """
-    return read_json(run / RESULT).get("sources", {})
+    return read_json(run / LEFT_OUT).get("sources", {})
 
 
 def _mean(rows: Mapping[str, Mapping[str, Any]]) -> Estimate:
@@ -179,7 +224,8 @@ def scores_text(run: Path) -> str:
         return ""
     left = {source: row["not_counted"] for source, row in read_scores(run).items() if row["not_counted"]}
     notes = [f"  {source}: {count} images not counted, only it has their class" for source, count in left.items()]
-    return "\n".join([f"leave one source out: {WHAT}", *table(rows), *notes])
+    choice = read_choice(run)
+    return "\n".join([f"leave one source out: {WHAT}", *table(rows), *notes, *([choice.text()] if choice else [])])
 
 
 def _percents(mean: Estimate) -> list[str]:

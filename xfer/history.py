@@ -9,11 +9,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from shards.format.whole import read_json_lines, write_text
+from shards.format.whole import read_json, read_json_lines, write_text
 from shards.settings import ConfigError
 from xfer.checkpoint import Checkpoint, checkpoint_name, chosen
 from xfer.config import Recipe
 from xfer.train import Row
+
+LEFT_OUT = "leave_one_source_out.json"  # of a run folder: what xfer/folds.py found
 
 
 def read_metrics(folder: Path, until: int | None = None) -> list[Row]:
@@ -55,11 +57,12 @@ def against_probe(folder: Path) -> str:
     if len(found) < 2 or 0 not in found or not row:
         return ""
     step = row["step"]
-    first, last = 100 * found[0], 100 * found[step]
+    first, last, best = 100 * found[0], 100 * found[step], step == best_step(found)  # folds are not chosen one by one
     if step == 0:
+        why = "no step scored above" if best else "what was chosen among all folds is"
         what = f"{first:.1f} % on validation (mean of sources)"
-        return f"no step scored above the linear probe it began as, {what}: the probe is the model"
-    at = "" if step == max(found) else f" at step {step}, the best"
+        return f"{why} the linear probe it began as, {what}: the probe is the model"
+    at = "" if step == max(found) else f" at step {step}{', the best' if best else ''}"
     text = f"validation accuracy {last:.1f} % (mean of sources){at}, {abs(last - first):.1f} points"
     if last > first:
         return f"{text} above the linear probe it began as"
@@ -91,18 +94,37 @@ def ended_early(recipe: Recipe) -> str:
     )
 
 
+def evaluated(rows: Iterable[Row]) -> set[int]:
+    """The steps of all evaluations. One without validation data has no accuracy."""
+    return {row["step"] for row in rows if "loss" not in row}
+
+
 def last_scored(rows: Iterable[Row]) -> int:
-    """The step of the newest evaluation; -1: there is none. One without validation data has no accuracy."""
-    return max((row["step"] for row in rows if "loss" not in row), default=-1)
+    """The step of the newest evaluation; -1: there is none."""
+    return max(evaluated(rows), default=-1)
+
+
+def last_step(recipe: Recipe) -> int:
+    """The step that the run of a recipe ends with, if not before by patience: the one that left-out sources chose, or
+    the last. Learning rates and stages are those of all steps in any case.
+    """
+    step = _chosen_by_left_out(recipe)
+    return recipe.steps if step is None else step
+
+
+def _chosen_by_left_out(recipe: Recipe) -> int | None:
+    """None: the recipe does not choose so, or no step is chosen yet of as many as it has now."""
+    found = read_json(recipe.folder / LEFT_OUT).get("chosen", {}) if recipe.selects_by_left_out else {}
+    return found["step"] if found.get("steps") == recipe.steps else None
 
 
 def is_trained(recipe: Recipe, checkpoint: Checkpoint | None) -> bool:
     """Whether the run of a recipe, with this as its newest checkpoint, has all its steps, saved and scored, or ended
-    early: the same command has nothing to do.
+    early: the same command has nothing to do. Never before left-out sources chose the step, where they do.
     """
-    if checkpoint is None:
+    if checkpoint is None or (recipe.selects_by_left_out and _chosen_by_left_out(recipe) is None):
         return False
-    step = checkpoint.state.step
+    step, last = checkpoint.state.step, last_step(recipe)
     rows = read_metrics(recipe.folder, step)
-    ended = step >= recipe.steps or is_stalled(scores(rows), recipe.train.patience)
-    return ended and last_scored(rows) >= step
+    ended = step >= last or is_stalled(scores(rows), recipe.train.patience)
+    return ended and last_scored(rows) >= min(step, last)

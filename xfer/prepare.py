@@ -97,7 +97,8 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
     if faults:
         hint = f"choose another name=... or remove {recipe.folder}"
         raise ConfigError([*faults, hint], f"{recipe.folder} holds another run")
-    for note in label_notes({subset.name: subset.classes for subset in data.train}) if say else ():
+    notes = [*label_notes({subset.name: subset.classes for subset in data.train}), *select_notes(recipe)]
+    for note in notes if say else ():
         print(f"note: {note}", file=sys.stderr)
     return data, checkpoint
 
@@ -107,17 +108,30 @@ def select_faults(recipe: Recipe) -> list[str]:
     train, faults = recipe.train, []
     if train.patience and train.select != "best":
         faults.append("train.patience: waits for a better checkpoint, so train.select must be best, got last")
-    if train.patience and recipe.transfer.mode == "staged":
+    if train.patience and recipe.data.validation == LEAVE_ONE_OUT:
+        faults.append(
+            f"train.patience: must be left out with data.validation: {LEAVE_ONE_OUT}: the step is chosen by the mean "
+            "over left-out sources, for which every run without one is trained to its end, and the run on all sources "
+            f"ends at the chosen step anyway, got {train.patience}"
+        )
+    elif train.patience and recipe.transfer.mode == "staged":
         faults.append(
             "train.patience: must be left out with transfer.mode staged, whose later stages would never begin"
         )
     if train.select == "best" and recipe.data.validation == 0:
         faults.append("train.select: best chooses by validation, and data.validation: 0 holds nothing out")
-    if train.select == "best" and recipe.data.validation == LEAVE_ONE_OUT:
-        faults.append(
-            f"train.select: must be last with data.validation: {LEAVE_ONE_OUT}, whose scores would choose themselves"
-        )
     return faults
+
+
+def select_notes(recipe: Recipe) -> list[str]:
+    """What could choose better than the recipe does."""
+    count = len(recipe.data.sources)
+    if recipe.train.select != "best" or not recipe.data.held_fraction or count < 3:
+        return []
+    return [
+        f"train.select: best chooses by a random part of the {count} sources; for images from elsewhere, "
+        f"data.validation: {LEAVE_ONE_OUT} chooses better, at the cost of {count} more runs, one without each source"
+    ]
 
 
 def batchnorm_faults(recipe: Recipe, world_size: int) -> list[str]:

@@ -44,7 +44,7 @@ from xfer.config import Recipe
 from xfer.cost import memory_mb
 from xfer.engine import Engine, default_device, shares
 from xfer.evaluate import evaluate, score_row
-from xfer.history import best_step, is_stalled, last_scored, read_metrics, scores, write_metrics
+from xfer.history import best_step, evaluated, is_stalled, last_scored, last_step, read_metrics, scores, write_metrics
 from xfer.labels import Objective, annotated
 from xfer.model import FusionModel, build_model
 from xfer.optimizer import hold_near
@@ -125,9 +125,10 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
                 train(run, state)
             except DivergedError as error:
                 raise DivergedError(f"{error}\n{_advice(recipe)}") from None
-            if stage.end < recipe.steps and not record.is_over():
-                tensors, optimizer, scored = engine.state()[0], {}, state.step
-                engine.close()
+            if stage.end == recipe.steps or record.is_over():
+                break
+            tensors, optimizer, scored = engine.state()[0], {}, state.step
+            engine.close()
     return state
 
 
@@ -169,6 +170,7 @@ class RunRecord:
         self._batches = eval_stream(validation, recipe.data, slot, damage_log=recipe.folder) if validation else None
         self._tracking: Tracking | None = None
         self._rows, self._scores = rows, scores(rows)
+        self._evaluated, self._end = evaluated(rows), last_step(recipe)
 
     def __enter__(self) -> "RunRecord":
         if self._writes:
@@ -199,7 +201,8 @@ class RunRecord:
         state.stream = self._stream.state().to_json()
         if self._writes:
             folder, keep = self._recipe.folder / "checkpoints", self._recipe.train.keep
-            write_checkpoint(folder, state, tensors, optimizer, keep)
+            steps = self._evaluated if self._recipe.train.keep_evaluated else ()
+            write_checkpoint(folder, state, tensors, optimizer, keep, steps)
 
     def report(self, row: Row) -> None:
         """Appends to metrics.jsonl, and hands the row on."""
@@ -213,12 +216,14 @@ class RunRecord:
         if self._tracking:
             self._tracking.add(row)
         self._scores |= scores([row])
+        self._evaluated |= evaluated([row])
         if self._writes and row.get("accuracy"):
             self._choose()
         self._report(row)
 
     def is_over(self) -> bool:
-        return is_stalled(self._scores, self._recipe.train.patience)
+        ended = max(self._evaluated, default=-1) >= self._end
+        return ended or is_stalled(self._scores, self._recipe.train.patience)
 
     def _choose(self) -> None:
         """Says which checkpoint is the model: of those that are there, the best, or the newest."""

@@ -26,7 +26,7 @@ from xfer.engine import build_engine, default_device
 from xfer.evaluate import evaluate_subsets
 from xfer.folds import prepare_folds, quantize_run, read_scores, train_folds
 from xfer.follow import follow
-from xfer.history import is_trained, read_metrics
+from xfer.history import is_trained, last_step, read_metrics
 from xfer.metrics import Estimate, Score
 from xfer.model import FusionModel
 from xfer.prepare import load_document, prepare
@@ -129,7 +129,7 @@ class Run:
 
     def __repr__(self) -> str:
         rows = self.metrics
-        return f"Run({str(self.folder)!r}, {rows[-1]['step'] if rows else 0} of {self.recipe.steps} steps)"
+        return f"Run({str(self.folder)!r}, {rows[-1]['step'] if rows else 0} of {last_step(self.recipe)} steps)"
 
 
 class Seeds:
@@ -213,7 +213,7 @@ def _train(recipe: Recipe, what: str, quiet: bool, cache: Path) -> None:
         return
     begin(recipe, cache=cache)
     done = checkpoint.state.step if checkpoint else 0
-    with nullcontext(lambda row: None) if quiet else follow(what, recipe.steps, done) as show:
+    with nullcontext(lambda row: None) if quiet else follow(what, last_step(recipe), done) as show:
         runs.fit(recipe, Slot(), build_engine, show)
 
 

@@ -170,7 +170,7 @@ def train(run: Training, state: TrainState) -> TrainState:
         _score(run, state)
     set_training(engine.module, config.freeze_batchnorm)
     started = time.perf_counter()
-    while state.step < end:
+    while state.step < end and not run.record.is_over():
         rate = learning_rate(state.step - start, end - start, config.learning_rate, config.warmup, config.schedule)
         engine.set_learning_rate(rate)
         batch = next(run.batches)
@@ -179,7 +179,7 @@ def train(run: Training, state: TrainState) -> TrainState:
         last = state.step == end
         intervals = config.log_every, config.save_every, config.evaluate_every
         logging, saving, scoring = (last or state.step % every == 0 for every in intervals)
-        saving |= scoring and config.select == "best"
+        saving |= scoring and (config.select == "best" or config.keep_evaluated)
         logging |= saving  # or a run that goes on from there would lack these steps
         means = losses.read(state.step) if logging or saving or scoring else []
         if logging:
@@ -200,8 +200,6 @@ def train(run: Training, state: TrainState) -> TrainState:
             paused = time.perf_counter()
             _save_and_score(run, state, saving, scoring)
             started += time.perf_counter() - paused
-        if scoring and run.record.is_over():
-            break
     return state
 
 

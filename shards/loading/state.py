@@ -12,6 +12,7 @@ from typing import Any
 from shards import decode
 from shards.config import DataConfig
 from shards.format.manifest import canonical
+from shards.loading.balance import balanced
 from shards.loading.subset import Subset
 from shards.order import order
 from shards.order.blend import Stage, tempered
@@ -58,6 +59,7 @@ def make_plan(subsets: Sequence[Subset], config: DataConfig) -> dict[str, Any]:
         "augment": config.augment.model_dump(mode="json", exclude_none=True),
         "sources": {subset.name: {**subset.identity(), "weight": first.weights[subset.name]} for subset in subsets},
         "stages": [[stage.start, dict(stage.weights)] for stage in later],
+        **({"balance": config.balance} if config.balance else {}),
     }
 
 
@@ -85,7 +87,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], position: int) -
 def build_order(
     subsets: Sequence[Subset], config: DataConfig, origin: tuple[int, Mapping[str, int]] = (0, {})
 ) -> Order:
-    """The order of a configuration. From the origin on it counts on from the origin's counts."""
+    """The order of a configuration. From the origin on it counts on from the origin's counts. Raises ConfigError for
+    classes that cannot be balanced.
+    """
     start, base = origin
     stages = _stages(subsets, config)
     if start:
@@ -93,7 +97,8 @@ def build_order(
         later = [stage for stage in stages if stage.start > start]
         stages = [Stage(start, current.weights, base), *later]
     shapes = {subset.name: subset.shard_samples for subset in subsets}
-    return Order(shapes, stages, config.seed, _block(config), config.lanes, config.window, _unit(config))
+    classes = balanced(subsets, config.balance)
+    return Order(shapes, stages, config.seed, _block(config), config.lanes, config.window, _unit(config), classes)
 
 
 def shares(subsets: Sequence[Subset], config: DataConfig) -> list[float]:

@@ -8,12 +8,16 @@ one integer, the position, says which samples come next, on any number of ranks,
     window   j, r = divmod(m, w);  x = start(l) + j*w + shuffle of the window, keyed by (seed, s, e, l, j), at r
     shard    x falls into one shard of the permuted shard list  ->  shard, row
 
+Where the classes of a source have weights of their own, q goes through one more blend, of the classes: q -> class and
+its gap-free counter, and the rest is as above with the class in place of the source, epochs too. So the sources' shares
+and counters know nothing of it, a class's samples come once before any comes twice, and nothing is added to a state.
+
 `s` in a key is the hash of the source's *name*: adding a source never reshuffles another one, and one data set under
 two names is read in two orders. Cost: 1 to 2 us a sample; caches of two blocks and, for each source, 2L+2 windows and
-two shard lists, the latter 24 bytes a shard.
+two shard lists, the latter 24 bytes a shard (with classes, of each class).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -44,7 +48,7 @@ def rank_share(lane: Ints, rank: int, world_size: int, ahead: int = 0) -> Ints:
 
 @dataclass(frozen=True)
 class Located:
-    """Where samples lie, int64 [n] each: source (index by sorted name), its epoch, lane, shard, row in the shard."""
+    """Where samples lie, int64 [n] each: source (index by sorted name), epoch, lane, shard, row in the shard."""
 
     source: Ints
     epoch: Ints
@@ -57,11 +61,36 @@ class Located:
         return Located(*(getattr(self, part)[chosen] for part in ("source", "epoch", "lane", "shard", "row")))
 
 
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a source that come by weights of their own. weights: by name, which are sorted; shapes: samples of
+    each in each shard, int64 [classes, shards], none without any; by_class: the rows of a shard, class after class,
+    int64 [rows].
+    """
+
+    weights: Mapping[str, float]
+    shapes: Ints
+    by_class: Callable[[int], Ints]
+
+
+@dataclass(frozen=True)
+class _Within:
+    """The classes of a source in an order. first: the place of the first of them among all lists of samples; before:
+    how many samples the classes before each have in each shard, int64 [classes, shards].
+    """
+
+    blend: Blend
+    first: int
+    before: Ints
+    by_class: Callable[[int], Ints]
+
+
 class Order:
     """The order of a blend of sources.
 
     shapes: name -> samples in each shard, int64 [shards] (0 is allowed). stages: the weights, from which position on.
-    A weight counts samples: weights 3 and 1 mean three samples of the first for each of the second.
+    A weight counts samples: weights 3 and 1 mean three samples of the first for each of the second. classes: of the
+    sources whose classes have weights too.
     """
 
     def __init__(
@@ -73,29 +102,42 @@ class Order:
         lanes: int = 16,
         window: int = 4096,
         unit: int = 1,
+        classes: Mapping[str, Classes] | None = None,
     ):
         assert shapes, "an order needs a source"
         self.names = tuple(sorted(shapes))
         self.blend = Blend(self.names, stages, seed, block, unit)
         self.seed, self.lanes, self.window = seed, lanes, window
         self._rows = [np.asarray(shapes[name], np.int64) for name in self.names]
+        keys = [key(seed, name_key(name)) for name in self.names]
+        self._origin = list(range(len(self.names)))  # the source that each list of samples, `_rows`, is of
+        self._within: dict[int, _Within] = {}  # by source
+        for name, one in sorted((classes or {}).items()):
+            source = self.names.index(name)
+            blend = Blend(tuple(one.weights), [Stage(0, one.weights)], keys[source], block)
+            before = np.cumsum(one.shapes, 0) - one.shapes
+            self._within[source] = _Within(blend, len(self._rows), before, one.by_class)
+            keys += [key(seed, name_key(name), name_key(each)) for each in one.weights]
+            self._rows += list(one.shapes)
+            self._origin += [source] * len(one.weights)
         self._samples = np.array([rows.sum() for rows in self._rows], np.int64)
-        assert self._samples.all(), "a source without samples has no order"
-        self._keys = np.array([key(seed, name_key(name)) for name in self.names], np.uint64)
-        self._shards = lru_cache(maxsize=2 * len(self.names))(self._shard_list)
+        assert self._samples.all(), "a source or class without samples has no order"
+        self._keys = np.array(keys, np.uint64)
+        self._shards = lru_cache(maxsize=2 * len(self._rows))(self._shard_list)
 
     def locate(self, positions: Ints) -> Located:
         """Where the samples at these global positions lie; positions int64 [n], in any order."""
         positions = np.asarray(positions, np.int64)
         source, count = self.blend.locate(positions)
-        epoch, lane, place = self._places(source, count)
+        part, count = self._parts(source, count)
+        epoch, lane, place = self._places(part, count)
         shard, row = np.empty_like(place), np.empty_like(place)
-        for of in groups(epoch * len(self.names) + source):
-            shards, starts = self._shards(int(source[of[0]]), int(epoch[of[0]]))
+        for of in groups(epoch * len(self._rows) + part):
+            shards, starts = self._shards(int(part[of[0]]), int(epoch[of[0]]))
             inside = place[of]
             at = starts.searchsorted(inside, side="right") - 1
             shard[of], row[of] = shards[at], inside - starts[at]
-        return Located(source, epoch, lane, shard, row)
+        return Located(source, epoch, lane, shard, self._rows_of_source(part, shard, row))
 
     def batch(self, start: int, batch_size: int, rank: int = 0, world_size: int = 1) -> tuple[Ints, Located]:
         """This rank's share of the global batch [start, start + batch_size): positions and places."""
@@ -113,8 +155,29 @@ class Order:
             mine = first + rank_share(located.lane[first : first + batch_size], rank, world_size, ahead)
             yield positions[mine], located.take(mine)
 
+    def _parts(self, source: Ints, count: Ints) -> tuple[Ints, Ints]:
+        """The list in `_rows` that each source's sample number `count` is of, and its number there; int64 [n]."""
+        if not self._within:
+            return source, count
+        part, number = source.copy(), count.copy()
+        for one, within in self._within.items():
+            of = np.flatnonzero(source == one)
+            chosen, number[of] = within.blend.locate(count[of])
+            part[of] = within.first + chosen
+        return part, number
+
+    def _rows_of_source(self, part: Ints, shard: Ints, row: Ints) -> Ints:
+        """`row` counts what a shard has of a list in `_rows`: the same counted in what it has of the source."""
+        rows = row.copy()
+        for within in self._within.values():
+            of = np.flatnonzero((part >= within.first) & (part < within.first + len(within.before)))
+            inside = within.before[part[of] - within.first, shard[of]] + row[of]
+            for same in groups(shard[of]):
+                rows[of[same]] = within.by_class(int(shard[of[same[0]]]))[inside[same]]
+        return rows
+
     def _places(self, source: Ints, count: Ints) -> tuple[Ints, Ints, Ints]:
-        """Epoch, lane and place in the epoch's list of samples of each source's sample number `count`; int64 [n]."""
+        """Epoch, lane and place in the epoch's list of samples of each list's sample number `count`; int64 [n]."""
         n = self._samples[source]
         epoch, i = np.divmod(count, n)
         m, lane = np.divmod(i, self.lanes)
@@ -125,7 +188,9 @@ class Order:
         return epoch, lane, start + shuffled(r, size, fold(self._keys[source], epoch, lane, j))
 
     def _shard_list(self, source: int, epoch: int) -> tuple[Ints, Ints]:
-        """The epoch's permuted shards and, for each, the place of its first sample; int64 [shards], [shards + 1]."""
+        """The epoch's permuted shards and, for each, the place of its first sample; int64 [shards], [shards + 1]. The
+        classes of a source go through its shards in the same order.
+        """
         rows = self._rows[source]
-        shards = shuffled_shards(len(rows), self.seed, self.names[source], epoch)
+        shards = shuffled_shards(len(rows), self.seed, self.names[self._origin[source]], epoch)
         return shards, np.concatenate([[0], np.cumsum(rows[shards])])

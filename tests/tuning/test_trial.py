@@ -16,9 +16,11 @@ from tuning.trial import Shared, compared, float_row, realize, refit_head, share
 from xfer import run as one_process
 from xfer.begin import begin
 from xfer.bundle import open_model
+from xfer.checkpoint import checkpoint_name, chosen
 from xfer.config import ModelConfig
 from xfer.engine import build_engine
 from xfer.folds import folds
+from xfer.history import best_step, read_metrics, scores
 from xfer.labels import masked_cross_entropy
 from xfer.model import FusionModel, build_model
 from xfer.outcomes import outcomes
@@ -112,6 +114,18 @@ def test_with_one_source_left_out_a_trial_that_trains_trains_its_folds_alone(lef
     assert set(row["by_source"]) == {"outline", "paint"}
     assert sorted(path.name for path in (run / "folds").iterdir()) == ["without-outline", "without-paint"]
     assert not (run / "checkpoints").exists()
+
+
+def test_a_trial_that_trains_is_scored_at_the_step_that_its_folds_choose(left_out, tmp_path):
+    run = tmp_path / "trials" / "1" / "run"
+    values = {"train.select": "best", "train.steps": 4, "train.evaluate_every": 1, "quantize.bits": 32}
+    row = trial(values, run, left_out.model_dump(mode="json"), 200, None)
+    curves = {fold.name: scores(read_metrics(fold)) for fold in (run / "folds").iterdir()}
+    means = {step: sum(curve[step] for curve in curves.values()) / 2 for step in (1, 2, 3, 4)}
+    step = best_step(means)
+    assert step is not None
+    assert {chosen(fold / "checkpoints") for fold in (run / "folds").iterdir()} == {checkpoint_name(step)}
+    assert row["accuracy"] == pytest.approx(means[step], abs=0.02)
 
 
 def synthetic(features: torch.Tensor, num_classes: int = 5, known: int = 5) -> tuple[FusionModel, Shared]:

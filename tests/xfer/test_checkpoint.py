@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import torch
 
-from xfer.checkpoint import TrainState, damage, latest_checkpoint, write_checkpoint
+from xfer.checkpoint import TrainState, choose, damage, latest_checkpoint, prune, write_checkpoint
 
 TENSORS = {"w": torch.arange(6.0).reshape(2, 3)}
 
@@ -33,6 +33,14 @@ def test_only_the_newest_are_kept(tmp_path):
     for step in (1, 2, 3):
         write(tmp_path, step)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+def test_the_first_the_chosen_one_and_those_that_are_named_are_kept_too(tmp_path):
+    for step in range(6):
+        write_checkpoint(tmp_path, TrainState(step), TENSORS, {}, keep=9)
+    choose(tmp_path, 2)
+    prune(tmp_path, 1, (3,))
+    assert sorted(p.name[-1] for p in tmp_path.glob("step-*")) == ["0", "2", "3", "5"]
 
 
 @pytest.mark.parametrize("how", ["cut", "flip", "missing", "no manifest", "empty manifest"])

@@ -126,7 +126,10 @@ def test_the_best_is_the_first_of_the_highest_and_patience_counts_steps():
             "train.patience: must be left out with",
         ),
         ({"data.validation": 0}, "train.select: best chooses by validation"),
-        ({"data.validation": "leave_one_source_out"}, "train.select: must be last with"),
+        (
+            {"data.validation": "leave_one_source_out", "train.patience": 5},
+            "train.patience: must be left out with data.validation: leave_one_source_out",
+        ),
     ],
 )
 def test_what_cannot_be_chosen_is_refused(worse_and_worse, changes, message):

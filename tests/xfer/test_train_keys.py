@@ -259,6 +259,7 @@ def test_every_key_of_train_has_its_test_here():
     tested |= {"log_every", "keep", "seed"}
     tested |= {"ema", "layer_decay", "schedule"}
     tested |= {"select", "patience"}  # in test_select.py
+    tested |= {"keep_evaluated"}  # in test_choice.py
     tested |= {"teacher"}  # in transfer/test_teacher.py
     tested |= {"probe_images"}  # in transfer/test_probe.py
     assert set(TrainConfig.model_fields) == tested

@@ -79,7 +79,9 @@ class First:
 
 @dataclass(frozen=True)
 class DataPlan:
-    """All of it. `stages`: the step at which each set of weights begins to hold. `evaluate_every`: steps, if known."""
+    """All of it. `stages`: the step at which each set of weights begins to hold. `evaluate_every`: steps, if known.
+    `balance`: of classes, which the numbers leave out, for only an index says where classes lie.
+    """
 
     config: DataConfig
     world: World
@@ -90,6 +92,7 @@ class DataPlan:
     sources: tuple[SourcePlan, ...]
     first: tuple[First, ...]
     evaluate_every: int | None = None
+    balance: float = 0.0
 
     @cached_property
     def counted(self) -> tuple[SourcePlan, ...]:
@@ -189,6 +192,7 @@ def plan_file(path: str | Path, overrides: Sequence[str], wish: Wish, faults: Se
 
 def plan_data(sources: Sequence[Expected], config: DataConfig, run: Run, world: World) -> DataPlan:
     """The data plan of a run from position 0; shows progress."""
+    balance, config = config.balance, config.model_copy(update={"balance": 0.0})
     order = build_order([source.subset for source in sources], config)
     chosen = choose(order, run)
     with progress("plan", chosen.num_steps, "batches") as advance:
@@ -196,7 +200,7 @@ def plan_data(sources: Sequence[Expected], config: DataConfig, run: Run, world: 
     stages = tuple(start for start in (-(-order.blend.starts // run.batch_size)).tolist() if start < run.steps)
     described = tuple(_describe(order, run, seen, source) for source in sources)
     first = _first(order, sources, min(_FIRST, run.samples))
-    return DataPlan(config, world, run, order, seen, stages, described, first)
+    return DataPlan(config, world, run, order, seen, stages, described, first, balance=balance)
 
 
 def _describe(order: Order, run: Run, seen: Survey, source: Expected) -> SourcePlan:

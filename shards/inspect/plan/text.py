@@ -30,6 +30,14 @@ def _head(found: DataPlan) -> list[str]:
     if found.config.validation == LEAVE_ONE_OUT:
         folds = len(found.sources)
         lines.append(f"leave one source out: {folds + 1} runs, {folds} of them without a source; this is the last")
+    if found.balance:
+        power = f"n^{1 - found.balance:.3g}"
+        lines += [
+            f"data.balance {found.balance:g}: a class of n samples has the share {power} of its source;",
+            "classes go through the shards at paces of their own, so epochs, first positions and downloads are those "
+            "without it,",
+            "and a remote source is fetched once only if the disk keeps every shard",
+        ]
     return lines
 
 

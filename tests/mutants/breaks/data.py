@@ -3,6 +3,7 @@
 from tests.mutants.broken import Break
 
 MIX = ("tests/shards/loading/test_mix.py",)
+BALANCE = ("tests/shards/loading/test_balance.py",)
 
 BREAKS = (
     Break(
@@ -37,6 +38,30 @@ BREAKS = (
         "fold(self._keys[source], epoch, lane, j)",
         "fold(self._keys[source], 0 * epoch, lane, j)",
         ("tests/shards/order/test_order.py",),
+    ),
+    Break(
+        "balance-ignored",
+        "data.balance changes nothing",
+        "shards/loading/balance.py",
+        "    if not balance:\n",
+        "    if True:\n",
+        BALANCE,
+    ),
+    Break(
+        "class-rows-of-another",
+        "the rows of a class are taken for rows of its source",
+        "shards/order/order.py",
+        "rows[of[same]] = within.by_class(int(shard[of[same[0]]]))[inside[same]]",
+        "pass",
+        BALANCE,
+    ),
+    Break(
+        "balance-not-in-plan",
+        "a run goes on with other weights of classes and does not say so",
+        "shards/loading/state.py",
+        '**({"balance": config.balance} if config.balance else {}),',
+        "",
+        BALANCE,
     ),
     Break(
         "counters-shuffled",

@@ -8,6 +8,7 @@ TRAIN = "xfer/train.py"
 RUN = "xfer/run.py"
 STAGES = ("tests/xfer/transfer/test_stages.py",)
 SELECT = ("tests/xfer/test_select.py",)
+CHOICE = ("tests/xfer/test_choice.py",)
 FIT = ("tests/xfer/test_fit.py",)
 KEYS = ("tests/xfer/test_train_keys.py",)
 PROBE = ("tests/xfer/transfer/test_probe.py",)
@@ -84,17 +85,41 @@ BREAKS = (
         "best-not-kept",
         "the best checkpoint is removed like any other",
         "xfer/checkpoint.py",
-        "kept = {START, chosen(folder)}",
-        "kept = {START}",
-        SELECT,
+        "kept = {START, chosen(folder), *map",
+        "kept = {START, *map",
+        ("tests/xfer/test_checkpoint.py",),
     ),
     Break(
         "patience-ignored",
         "training never ends early",
         TRAIN,
-        "if scoring and run.record.is_over():",
-        "if False:",
+        "while state.step < end and not run.record.is_over():",
+        "while state.step < end:",
         SELECT,
+    ),
+    Break(
+        "chosen-step-passed",
+        "a run whose step left-out sources chose is trained further",
+        RUN,
+        "ended = max(self._evaluated, default=-1) >= self._end",
+        "ended = False",
+        CHOICE,
+    ),
+    Break(
+        "chosen-by-one-source",
+        "one of the left-out sources chooses the step alone",
+        "xfer/choice.py",
+        "{step: fmean(curve[step] for curve in curves.values()) for step in steps}",
+        "{step: next(iter(curves.values()))[step] for step in steps}",
+        CHOICE,
+    ),
+    Break(
+        "evaluated-not-kept",
+        "train.keep_evaluated changes nothing",
+        RUN,
+        "self._evaluated if self._recipe.train.keep_evaluated else ()",
+        "()",
+        CHOICE,
     ),
     Break(
         "patience-forgotten",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shards.format.hashing import fold, key, name_key, permutation, shuffled
 from shards.order.blend import Blend, Stage, integer_weights, tempered
-from shards.order.order import Order, rank_share
+from shards.order.order import Classes, Order, rank_share
 
 rows = st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(any)
 sources = st.lists(st.tuples(rows, st.sampled_from([0.1, 0.5, 1.0, 2.5, 7, 40])), min_size=1, max_size=4)
@@ -47,6 +47,33 @@ def test_every_epoch_is_a_permutation(shape, params):
         of = slice(epoch * n, (epoch + 1) * n)
         assert set(located.epoch[of]) == {epoch}
         assert sorted(zip(located.shard[of].tolist(), located.row[of].tolist(), strict=True)) == expected
+
+
+@quick
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=6), parameters)
+def test_with_weights_of_classes_each_of_them_has_epochs_of_its_own_and_its_share(labels, params):
+    """`labels`: of the samples of each shard."""
+    present = sorted({label for shard in labels for label in shard})
+    weights = {f"c{label}": float(1 + label) for label in present}
+    shapes = np.array([[shard.count(label) for shard in labels] for label in present], np.int64)
+    classes = Classes(weights, shapes, lambda shard: np.argsort(np.array(labels[shard]), kind="stable"))
+    shape = [len(shard) for shard in labels]
+    plain, given_, n = [(shape, 1), ([3], 1)], {"s0": classes}, 300
+    names = {f"s{i}": shape for i, (shape, _) in enumerate(plain)}
+    at = Order(names, [Stage(0, dict.fromkeys(names, 1))], **params, classes=given_).locate(np.arange(n))
+    before = blend(plain, params).locate(np.arange(n))
+    assert (at.source == before.source).all()
+    other = at.source == 1
+    assert [places(at.take(np.flatnonzero(other)))] == [places(before.take(np.flatnonzero(other)))]
+    found = [(labels[s][r], e, (s, r)) for _, e, s, r in places(at.take(np.flatnonzero(~other)))]
+    for label in present:
+        mine = [(epoch, place) for one, epoch, place in found if one == label]
+        size = sum(shard.count(label) for shard in labels)
+        assert [epoch for epoch, _ in mine] == [number // size for number in range(len(mine))]
+        assert len(set(mine)) == len(mine)
+        whole = len(found) // params["block"] * params["block"]
+        share = sum(one == label for one, *_ in found[:whole])
+        assert abs(share - whole * weights[f"c{label}"] / sum(weights.values())) < bound(len(present))
 
 
 @quick
