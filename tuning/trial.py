@@ -37,6 +37,7 @@ from xfer.quant.weights import Quantized
 from xfer.quantize import calibration_images, quantize_model
 from xfer.run import fit
 from xfer.train import DivergedError
+from xfer.transfer.head import kept_classes
 from xfer.transfer.linear import minimise
 
 REFIT_IMAGES = 2048
@@ -65,7 +66,8 @@ def share(job: Job, num_images: int) -> tuple[Shared, ...]:
     """What trials on the trained runs of `job` share: on the run itself, or on each of its folds if it leaves one
     source out. Together they score about `num_images`.
     """
-    recipes, whole = scored_recipes(job.recipe), len(open_data(job.recipe.data).classes)
+    recipes = scored_recipes(job.recipe)
+    whole = len(open_data(job.recipe.data).widened(kept_classes(job.recipe)).classes)
     return tuple(share_run(recipe, -(-num_images // len(recipes)), whole) for recipe in recipes)
 
 

@@ -13,9 +13,10 @@ from xfer.quant.bits import FLOAT
 from xfer.quant.keep import kept
 from xfer.quantize import calibration_images, quantize_body
 from xfer.trained_on import entries, keep_entries
+from xfer.transfer.head import kept_classes
 from xfer.transfer.leaks import inherited
 from xfer.transfer.probe import start_as_probe
-from xfer.transfer.source import take_over
+from xfer.transfer.source import Taken, take_over
 from xfer.transfer.stages import stages
 
 FEATURES = ".features"  # folder of <output> that keeps what branches made of images, for the next run
@@ -30,7 +31,7 @@ def begin(recipe: Recipe, job: str | None = None, cache: Path | None = None) -> 
     write_text(recipe.folder / "recipe.yaml", dump(recipe))
     if job:
         write_text(recipe.folder / "job.yaml", job)
-    data = open_data(recipe.data)
+    data = open_data(recipe.data).widened(kept_classes(recipe))
     keep_entries(recipe.folder, [*entries(data.train), *inherited(recipe)])
     _start_as_probe(recipe, data, cache or features_folder(recipe))
 
@@ -45,18 +46,19 @@ def features_folder(recipe: Recipe) -> Path:
     return Path(recipe.output) / FEATURES
 
 
-def initial_model(recipe: Recipe, data: Splits) -> tuple[FusionModel, tuple[str, ...]]:
-    """The model that a run of the recipe begins with, before its probe; and the branches whose projections are taken
-    from another run. Says on stderr what was taken.
+def initial_model(recipe: Recipe, data: Splits) -> tuple[FusionModel, Taken | None]:
+    """The model that a run of the recipe begins with, before its probe; and what was taken from other models, if it
+    takes any, which is said on stderr.
     """
     model = build_model(recipe.model, len(data.classes), recipe.train.seed)
     if not recipe.model.taken_from:
-        return model, ()
+        return model, None
     packed = recipe.transfer.mode == "quant"
     images = None if packed else calibration_images(data, recipe.data, STATISTICS_IMAGES)
-    taken = take_over(model, recipe.model, images)
+    taught = {name for subset in data.train for name in subset.classes}
+    taken = take_over(model, recipe, data.classes, taught, images)
     print(f"{_called(recipe)} {taken}", file=sys.stderr)
-    return model, taken.branches
+    return model, taken
 
 
 def _start_as_probe(recipe: Recipe, data: Splits, cache: Path) -> None:
@@ -66,13 +68,14 @@ def _start_as_probe(recipe: Recipe, data: Splits, cache: Path) -> None:
     folder = recipe.folder / "checkpoints"
     if recipe.probe_images == 0 or latest_checkpoint(folder):
         return
-    model, known = initial_model(recipe, data)
+    model, taken = initial_model(recipe, data)
+    known, head = (taken.branches, taken.head) if taken else ((), None)
     task = data.train, recipe.data, recipe.probe_images
     if recipe.transfer.mode == "quant":
         if set(known) != set(model.branches):
             start_as_probe(model, *task, known, cache)
         model, known = _rounded(model, recipe, data), tuple(model.branches)
-    probe = start_as_probe(model, *task, known, cache)
+    probe = start_as_probe(model, *task, known, cache, head)
     print(f"{_called(recipe)} {probe}", file=sys.stderr)
     if len(stages(recipe)) > 1:
         print(*stages(recipe), sep="\n", file=sys.stderr)

@@ -21,9 +21,11 @@ def label_faults(data: Splits) -> list[str]:
     occur = sorted({name for subset in data.train for name in _occurring(subset)})
     if not faults and len(occur) < 2:
         faults.append(f"data.sources: all samples are of the class {occur[0]}; there is nothing to tell apart")
-    trained = sorted({name for subset in data.train for name in subset.classes})
-    faults += [fault for subset in held for fault in scoring_faults(subset, trained, f"data.sources.{subset.name}")]
-    return faults + [f for subset in data.test for f in scoring_faults(subset, trained, f"data.test.{subset.name}")]
+    held_at = [
+        *((one, f"data.sources.{one.name}") for one in held),
+        *((one, f"data.test.{one.name}") for one in data.test),
+    ]
+    return faults + [fault for subset, where in held_at for fault in scoring_faults(subset, data.classes, where)]
 
 
 def scoring_faults(subset: Subset, trained: Sequence[str], where: str) -> list[str]:
@@ -34,7 +36,7 @@ def scoring_faults(subset: Subset, trained: Sequence[str], where: str) -> list[s
     if faults or set(_occurring(subset)) & set(trained):
         return [f"{where}: {fault}" for fault in faults]
     return [
-        f"{where}: shares no class with the model: it has {_some(_occurring(subset))}, the model {_some(trained)}; "
+        f"{where}: shares no class with the model: it has {some(_occurring(subset))}, the model {some(trained)}; "
         "classes are joined by exactly equal names"
     ]
 
@@ -69,7 +71,7 @@ def label_notes(sources: Mapping[str, Sequence[str]]) -> list[str]:
         groups.append((names, set(classes).union(*(group[1] for group in joined))))
     notes = []
     if len(groups) > 1:
-        listed = "; ".join(f"{', '.join(names)} ({_some(sorted(classes))})" for names, classes in groups)
+        listed = "; ".join(f"{', '.join(names)} ({some(sorted(classes))})" for names, classes in groups)
         notes.append(
             f"these sources share no class: {listed}. No sample says how the classes of one differ from those of "
             "another, so the model is not trained to tell them apart"
@@ -82,6 +84,7 @@ def label_notes(sources: Mapping[str, Sequence[str]]) -> list[str]:
     return notes
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """A list of names, cut where it is long."""
     more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -112,6 +112,7 @@ def build_engine(
         t.weight_decay,
         t.layer_decay,
         decay_branches=not recipe.transfer.l2_sp,
+        decay_head=recipe.transfer.head == "fit",  # kept rows of classes that no source has stay as they are
     )
     micro, accumulation = shares(recipe, slot.world_size)
     if kind == "plain":

@@ -237,7 +237,7 @@ def quantize_run(trained: Trained, recipe: Recipe, folder: Path) -> tuple[Traine
     on what it holds out.
     """
     check_replaceable(folder)
-    data = open_labelled(recipe.data)
+    data = open_labelled(recipe.data, trained.classes)
     return make_bundle(trained, recipe, data, folder, compare_folds(trained.path, recipe))
 
 
@@ -253,7 +253,8 @@ def compare_folds(run: Path, recipe: Recipe) -> Comparison | None:
         )
     before, after = {}, {}
     for source, fold in found.items():
-        trained, data = open_model(fold_folder(run, source)), open_labelled(fold.data)
+        trained = open_model(fold_folder(run, source))
+        data = open_labelled(fold.data, trained.classes)
         calibration = calibration_images(data, fold.data, fold.quantize.calibration)
         quantized = quantize_model(trained.model, fold.quantize, calibration)
         one = compare(trained, quantized, fold.data, WHAT, data.validation)

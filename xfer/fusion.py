@@ -75,3 +75,8 @@ FUSIONS = {
     "gate": Gate,
     "concat": lambda weights, width: Concat(),
 }
+
+
+def kind_of(fusion: nn.Module) -> str:
+    """Its name in `FUSIONS`."""
+    return next(kind for kind, make in FUSIONS.items() if type(make([1.0], 1)) is type(fusion))

@@ -34,16 +34,18 @@ def build_optimizer(
     weight_decay: float,
     layer_decay: float = 1.0,
     decay_branches: bool = True,
+    decay_head: bool = True,
 ) -> Optimizer:
     """SGD (Nesterov) or AdamW (momentum is beta 1) on the trained parameters; no decay on vectors: norms, biases.
 
     The rate of a layer is `rate` x `layer_decay` ** its depth (Howard & Ruder, Universal Language Model Fine-tuning for
-    Text Classification, ACL 2018, sec. 3.2, discriminative fine-tuning). `decay_branches`: whether weight decay is on
-    the branches too.
+    Text Classification, ACL 2018, sec. 3.2, discriminative fine-tuning). `decay_branches`, `decay_head`: whether weight
+    decay is on these too.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in trained(model):
-        decays = p.dim() > 1 and (decay_branches or not name.startswith("branches."))
+        part = name.partition(".")[0]
+        decays = p.dim() > 1 and (decay_branches or part != "branches") and (decay_head or part != "head")
         groups.setdefault((layer_decay ** depth(name), weight_decay if decays else 0.0), []).append(p)
     built = [
         {"params": params, "weight_decay": decay, "lr": rate * scale, "rate_scale": scale}

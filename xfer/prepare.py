@@ -5,6 +5,7 @@ What is only odd (sources that are never told apart, names that look alike) is s
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,11 +19,12 @@ from shards.settings import ConfigError, SchemaError, Strict, load, read_yaml
 from xfer.backbone import STAGES
 from xfer.checkpoint import Checkpoint, find_checkpoint
 from xfer.classes import class_faults, label_faults, label_notes
-from xfer.config import RESNETS, BranchConfig, ModelConfig, Recipe
+from xfer.config import RESNETS, BranchConfig, ModelConfig, Recipe, TransferConfig
 from xfer.engine import shares
 from xfer.model import build_branch, build_model, check_weights_exist
 from xfer.timm_branch import TimmBranch, check_maps
 from xfer.track import track_faults
+from xfer.transfer.head import kept_classes
 from xfer.transfer.leaks import leak_faults
 from xfer.transfer.source import source_faults
 from xfer.transfer.stages import transfer_faults
@@ -46,15 +48,20 @@ def load_document(path: str | Path, kind: type[Document], overrides: Sequence[st
         if found and wanted in DOCUMENTS and found != wanted:
             verb = DOCUMENTS[found][0]
             raise ConfigError(f"this is a {found} and no {wanted}: xfer {verb} {path}", path) from None
-        data, model = error.sections.get("data"), error.sections.get("model")
-        faults = _faults_of(lambda: open_labelled(data)) if isinstance(data, DataConfig) else []
+        data, model, transfer = (error.sections.get(name) for name in ("data", "model", "transfer"))
+        # which classes the model has beside those of its sources is not known here
+        keeps = isinstance(transfer, TransferConfig) and transfer.head == "keep"
+        opens = partial(open_data, unfit=class_faults) if keeps else open_labelled
+        faults = _faults_of(lambda: opens(data)) if isinstance(data, DataConfig) else []
         faults += check_weights_exist(model) if isinstance(model, ModelConfig) else []
         raise ConfigError([*error.faults, *faults], error.origin) from None
 
 
-def open_labelled(config: DataConfig) -> Splits:
-    """Opens the data for a classifier. Raises ConfigError with every fault, sources without classes among them."""
-    data = open_data(config, class_faults)
+def open_labelled(config: DataConfig, known: Sequence[str] = ()) -> Splits:
+    """Opens the data for a classifier. `known`: classes that it has beside those of its sources. Raises ConfigError
+    with every fault, sources without classes among them.
+    """
+    data = open_data(config, class_faults).widened(known)
     faults = label_faults(data)
     if faults:
         raise ConfigError(faults)
@@ -74,7 +81,8 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
     faults += track_faults(recipe.track)
     faults += timm_faults(recipe)
     try:
-        data = open_labelled(recipe.data)
+        known = kept_classes(recipe)
+        data = open_labelled(recipe.data, known)
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
     faults += augment_faults(data.train, recipe.data) + teacher_faults(recipe.train.teacher, data.classes)
@@ -97,7 +105,10 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
     if faults:
         hint = f"choose another name=... or remove {recipe.folder}"
         raise ConfigError([*faults, hint], f"{recipe.folder} holds another run")
-    notes = [*label_notes({subset.name: subset.classes for subset in data.train}), *select_notes(recipe)]
+    named = {subset.name: subset.classes for subset in data.train}
+    if known and not checkpoint:
+        named[f"{recipe.model.from_} (rows kept)"] = known
+    notes = [*label_notes(named), *select_notes(recipe)]
     for note in notes if say else ():
         print(f"note: {note}", file=sys.stderr)
     return data, checkpoint

@@ -27,6 +27,7 @@ from xfer.metrics import Estimate
 from xfer.prepare import open_labelled, prepare
 from xfer.repeated import mean_over_seeds
 from xfer.run import run_lock
+from xfer.transfer.head import kept_classes
 
 RESULT = "seeds.json"
 Rows = Mapping[str, Mapping[str, Any]]
@@ -89,7 +90,7 @@ def train_seeds(recipe: Recipe, count: int, train: Callable[[Recipe, str], None]
             finally:
                 with suppress(OSError):
                     one.folder.parent.rmdir()  # if nothing came of it
-            rows[str(k)] = _row(one, open_labelled(one.data))
+            rows[str(k)] = _row(one, open_labelled(one.data, kept_classes(one)))
             write_json(recipe.folder / RESULT, {"seeds": rows, "sources": _sources(rows)})
 
 

@@ -40,6 +40,10 @@ class Splits:
         )
         return Splits(train, validation, test, tuple(classes))
 
+    def widened(self, classes: Sequence[str]) -> "Splits":
+        """The same subsets in a numbering that has these classes too."""
+        return self.numbered(sorted({*self.classes, *classes})) if classes else self
+
 
 def open_data(config: DataConfig, unfit: Callable[[Subset], Sequence[str]] = lambda subset: ()) -> Splits:
     """Opens every source of the configuration. Raises ConfigError with the faults of all of them; `unfit`: what is

@@ -103,7 +103,7 @@ def _of_run(folder: Path, overrides: Sequence[str]) -> "tuple[Recipe, Splits, Fu
     trained = open_model(folder)
     data_only(overrides)
     recipe = recipe_of(folder, overrides)
-    return recipe, open_labelled(recipe.data), trained.model
+    return recipe, open_labelled(recipe.data, trained.classes), trained.model
 
 
 def _of_recipe(path: Path, overrides: Sequence[str]) -> "tuple[Recipe, Splits, FusionModel]":
@@ -112,6 +112,7 @@ def _of_recipe(path: Path, overrides: Sequence[str]) -> "tuple[Recipe, Splits, F
     from xfer.config import Recipe
     from xfer.model import check_weights_exist
     from xfer.prepare import load_document, open_labelled
+    from xfer.transfer.head import kept_classes
     from xfer.transfer.source import source_faults
 
     recipe = load_document(path, Recipe, overrides)
@@ -122,7 +123,7 @@ def _of_recipe(path: Path, overrides: Sequence[str]) -> "tuple[Recipe, Splits, F
             "model.branches.<name>.weights or model.from, or a run folder in place of the recipe"
         )
     try:
-        data = open_labelled(recipe.data)
+        data = open_labelled(recipe.data, kept_classes(recipe))
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
     if faults:

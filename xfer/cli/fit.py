@@ -17,7 +17,8 @@ def fit(recipe: Path, *overrides: str, seeds: Annotated[int | None, Parameter(ne
     Writes the run folder: recipe.yaml, metrics.jsonl, checkpoints/. The same command again goes on from the newest
     checkpoint. With data.validation: leave_one_source_out, a run without each source comes first. model.from begins
     with another run or bundle, and transfer.mode says what of it is trained: full, staged, feature (its head) or quant
-    (the head of a packed model). Any value of the recipe is changed by its dotted path; `docs/xfer.md` lists them all.
+    (the head of a packed model); with transfer.head: keep it answers the old classes too. Any value of the recipe is
+    changed by its dotted path; `docs/xfer.md` lists them all.
 
     Parameters
     ----------

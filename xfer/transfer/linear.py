@@ -13,6 +13,7 @@ from xfer.labels import masked_cross_entropy
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 ITERATIONS = 100
+Linear = tuple[Tensor, Tensor]  # weight [K, d], bias [K]
 _FLAT = 1e-6  # a deviation below this is that of a constant
 
 
@@ -31,38 +32,47 @@ def minimise(parameters: Sequence[Tensor], loss: Callable[[], Tensor], iteration
     optimizer.step(closure)
 
 
-def fit_linear(features: Tensor, targets: Tensor, masks: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+def fit_linear(features: Tensor, targets: Tensor, masks: Tensor, penalty: float, start: Linear | None = None) -> Linear:
     """Weight [K, d] and bias [K] of least masked cross-entropy plus `penalty` x the squared norm of the weight.
 
     features [n, d] float; targets [n] int64; masks [n, K] bool: the classes that each sample's source annotates.
+    `start`: weight and bias from which the penalty counts, in place of zero. A row that no mask has is that of `start`,
+    to the bit: nothing but the loss moves it.
     """
     mean, deviation = features.mean(0), features.std(0, correction=0)
     scale = torch.where(deviation > _FLAT, 1 / deviation.clamp_min(_FLAT), 0)
     x = (features - mean) * scale
     weight = torch.zeros(masks.shape[1], x.shape[1], requires_grad=True)
     bias = torch.zeros(masks.shape[1], requires_grad=True)
+    before = torch.nn.functional.linear(features, *start) if start else 0
 
     def loss() -> Tensor:
-        logits = torch.nn.functional.linear(x, weight, bias)
+        logits = before + torch.nn.functional.linear(x, weight, bias)
         return masked_cross_entropy(logits, targets, masks).mean() + penalty * weight.square().sum()
 
     minimise([weight, bias], loss)
     unscaled = weight.detach() * scale
-    return unscaled, bias.detach() - unscaled @ mean
+    fitted = unscaled, bias.detach() - unscaled @ mean
+    return (start[0] + fitted[0], start[1] + fitted[1]) if start else fitted
 
 
-def choose_penalty(features: Tensor, targets: Tensor, masks: Tensor, groups: Tensor) -> tuple[float, float]:
+def choose_penalty(
+    features: Tensor, targets: Tensor, masks: Tensor, groups: Tensor, start: Linear | None = None
+) -> tuple[float, float]:
     """The penalty with the best mean accuracy over groups, each classified by what was fitted on the others; and that
-    accuracy. groups [n] int64. A sample whose class the others do not have is not counted.
+    accuracy. groups [n] int64. A sample whose class the others do not have is not counted. Classes that no mask has are
+    no answers: no sample here is of them, so the penalty that never answers them would seem best.
     """
+    unasked = ~masks.any(0)
     means = {}
     for penalty in PENALTIES:
         scores = []
         for group in groups.unique().tolist():
             inside = groups == group
-            weight, bias = fit_linear(features[~inside], targets[~inside], masks[~inside], penalty)
+            weight, bias = fit_linear(features[~inside], targets[~inside], masks[~inside], penalty, start)
             known = torch.isin(targets[inside], targets[~inside])
-            right = (features[inside] @ weight.T + bias).argmax(1) == targets[inside]
+            logits = (features[inside] @ weight.T + bias).masked_fill(unasked, -torch.inf)
+            right = logits.argmax(1) == targets[inside]
             if known.any():
                 scores.append(right[known].double().mean().item())
         means[penalty] = sum(scores) / len(scores) if scores else 0.0

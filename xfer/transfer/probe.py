@@ -19,7 +19,7 @@ from shards.loading.subset import Subset
 from xfer.labels import annotated
 from xfer.model import FusionModel
 from xfer.transfer.features import Seen, features_of
-from xfer.transfer.linear import choose_penalty, fifths, fit_linear
+from xfer.transfer.linear import Linear, choose_penalty, fifths, fit_linear
 
 _SOURCES_TO_LEAVE_OUT = 3  # from so many on, a penalty is chosen on sources that were left out
 _DEAD = 1e-10  # a variance below this is that of a channel which says nothing
@@ -51,10 +51,12 @@ def start_as_probe(
     num_images: int | None = None,
     kept: Sequence[str] = (),
     cache: Path | None = None,
+    head: Linear | None = None,
 ) -> Probe:
     """Fits projections and head of `model` to `num_images` of the subsets (None: all), a fair mixture of the training
     blend, seen as in evaluation. The subsets are numbered by the model's classes. The branches do not change, nor the
-    projections of those that are `kept`; nor does the model's mode.
+    projections of those that are `kept`; nor does the model's mode. `head`: rows to begin with in place of zero; those
+    of classes that no subset has stay so.
 
     Cost: a forward pass over the images (about 40 a second for a ResNet-18 at 224 px on two cores) unless the folder
     `cache` has their features (see features.py), and seconds of L-BFGS. Raises DamagedDataError.
@@ -75,8 +77,8 @@ def start_as_probe(
         fused = model.fusion(features)
     by_sources = len(subsets) >= _SOURCES_TO_LEAVE_OUT
     groups = sources if by_sources else fifths(len(targets))
-    penalty, held_out = choose_penalty(fused, targets, masks, groups)
-    weight, bias = fit_linear(fused, targets, masks, penalty)
+    penalty, held_out = choose_penalty(fused, targets, masks, groups, head)
+    weight, bias = fit_linear(fused, targets, masks, penalty, head)
     with torch.no_grad():
         model.head.weight.copy_(weight)
         model.head.bias.copy_(bias)

@@ -1,12 +1,12 @@
 """A model begins as another one: branches, projections and fusion of a run or a bundle are taken over whole, or single
 branches of several.
 
-The head is not: its classes are another task's, and the probe fits a new one in seconds. A packed model has no
-BatchNorm any more; it gets back one that changes nothing and knows the statistics of the new images, so that it can be
-trained on (`unfold`).
+The head is not, unless it is asked for (head.py): its classes are another task's, and the probe fits a new one in
+seconds. A packed model has no BatchNorm any more; it gets back one that changes nothing and knows the statistics of the
+new images, so that it can be trained on (`unfold`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,19 @@ from xfer.quant.fold import pairs
 from xfer.quant.keep import keep
 from xfer.quant.weights import Codes
 from xfer.quantize import kept_faults
+from xfer.transfer import head
+from xfer.transfer.linear import Linear
 
 
 @dataclass(frozen=True)
 class Taken:
     """What came of each part of the model and of its source, in words; `branches`: those that were taken with their
-    projection.
+    projection; `head`: the rows that the probe begins with, if there are any.
     """
 
     source: Path | None
     branches: tuple[str, ...]
+    head: Linear | None
     rows: Sequence[tuple[str, str]]
 
     def __str__(self) -> str:
@@ -50,14 +53,22 @@ class _Part:
     theirs: str
 
 
-def take_over(model: FusionModel, config: ModelConfig, images: Iterable[Tensor] | None) -> Taken:
-    """Sets branches, projections and fusion of `model`, on the CPU, to those of `config.from_`, and branches whose
-    weights are those of another model's branch to it. `images`: some of the new task's, uint8 [B, 3, S, S], for the
-    statistics of a packed model; None: it is not to be trained, and its layers keep their codes.
+def take_over(
+    model: FusionModel,
+    recipe: Recipe,
+    classes: Sequence[str],
+    taught: Collection[str],
+    images: Iterable[Tensor] | None,
+) -> Taken:
+    """Sets branches, projections and fusion of `model`, on the CPU, to those of the recipe's `model.from`, and branches
+    whose weights are those of another model's branch to it. `classes`: of the model; `taught`: those of the sources it
+    is trained on. `images`: some of the new task's, uint8 [B, 3, S, S], for the statistics of a packed model; None: it
+    is not to be trained, and its layers keep their codes.
 
     Raises ConfigError naming everything that does not fit.
     """
-    source, parts, faults = _parts(config)
+    config = recipe.model
+    source, parts, faults = _parts(recipe)
     if faults:
         raise ConfigError(faults)
     for part in parts:
@@ -74,27 +85,35 @@ def take_over(model: FusionModel, config: ModelConfig, images: Iterable[Tensor] 
     elif packed:
         unfold(model, [part.own for part in packed], images)
     names = tuple(name for name in model.branches if any(part.own == f"projections.{name}" for part in parts))
-    return Taken(source.path if source else None, names, list(_told(model, config, source, parts, whole)))
+    rows = list(_told(model, config, source, parts, whole))
+    if source is None:
+        return Taken(None, names, None, rows)
+    if recipe.transfer.head == "keep":
+        rows += head.told(recipe, source, classes, taught)
+        return Taken(source.path, names, head.kept_rows(source, classes), rows)
+    rows.append(("head", f"new, {len(classes)} classes; that of {source.name}, {len(source.classes)} classes, left"))
+    return Taken(source.path, names, None, rows)
 
 
 def source_faults(recipe: Recipe) -> list[str]:
     """Why the parts of other models cannot be begun with; reads and checks all of them."""
-    _, parts, faults = _parts(recipe.model)
+    _, parts, faults = _parts(recipe)
     if recipe.transfer.mode == "quant":
         codes = {name: one for part in parts if part.source.codes is not None for name, one in _kept(part).items()}
         faults += kept_faults(recipe.quantize, codes)
     return faults
 
 
-def _parts(config: ModelConfig) -> tuple[Trained | None, list[_Part], list[str]]:
+def _parts(recipe: Recipe) -> tuple[Trained | None, list[_Part], list[str]]:
     """`model.from`, what is taken of it and of other models, and all that does not fit."""
-    source, parts, faults = None, [], []
+    config, source, parts, faults = recipe.model, None, [], []
     if config.from_ is not None:
         try:
             source = open_model(config.from_)
         except ConfigError as error:
             return None, [], [f"model.from: {fault}" for fault in error.faults]
         faults += _faults(config, source)
+        faults += head.head_faults(recipe, source) if recipe.transfer.head == "keep" else []
         known = [name for name in config.branches if name in source.model.branches]
         own = [f"{kind}.{name}" for name in known for kind in ("branches", "projections")]
         parts += [_Part(name, source, name) for name in own]
@@ -171,7 +190,6 @@ def _told(
     weights = model.fusion_weights
     shown = ", ".join(f"{name} {w:.3f}" for name, w in weights.items()) if weights else "without weights"
     yield f"fusion {config.fusion.kind}", f"{'taken' if whole else 'new'}, {shown}"
-    yield "head", f"new, {model.head.out_features} classes; that of {source.name}, {len(source.classes)} classes, left"
 
 
 def _fuse_alike(one: FusionModel, other: FusionModel) -> bool:

@@ -14,6 +14,8 @@ TRANSFERABILITY = ("tests/xfer/transfer/test_transferability.py",)
 SUITED = ("tests/xfer/test_features.py",)
 SOUP = ("tests/xfer/test_soup.py",)
 PROBE = ("tests/xfer/transfer/test_probe.py",)
+HEAD = "tests/xfer/transfer/test_head.py"
+HEAD_FIT = (f"{HEAD}::test_the_fit_from_a_start_is_pulled_to_it_and_unasked_rows_are_it_to_the_bit",)
 
 BREAKS = (
     Break(
@@ -167,6 +169,38 @@ BREAKS = (
         'for kind in ("branches", "projections")]',
         'for kind in ("branches",)]',
         SOURCE,
+    ),
+    Break(
+        "head-rows-in-order",
+        "kept rows of the head are taken by place and not by name",
+        "xfer/transfer/head.py",
+        "            place = source.classes.index(name)\n",
+        "            place = row % len(source.classes)\n",
+        (f"{HEAD}::test_new_classes_stand_beside_the_old_ones_and_old_test_data_is_scored_on",),
+    ),
+    Break(
+        "head-decays",
+        "weight decay shrinks kept rows of classes that no source has",
+        "xfer/engine.py",
+        'decay_head=recipe.transfer.head == "fit"',
+        "decay_head=True",
+        (f"{HEAD}::test_training_moves_no_row_that_no_source_has",),
+    ),
+    Break(
+        "head-from-zero",
+        "the probe fits kept rows from zero",
+        "xfer/transfer/linear.py",
+        "before = torch.nn.functional.linear(features, *start) if start else 0",
+        "before = 0",
+        HEAD_FIT,
+    ),
+    Break(
+        "unasked-answers",
+        "the penalty is chosen among classes that no sample is of",
+        "xfer/transfer/linear.py",
+        ".masked_fill(unasked, -torch.inf)",
+        "",
+        HEAD_FIT,
     ),
     Break(
         "unfold-off",

@@ -21,35 +21,9 @@ from xfer.labels import annotated, masked_cross_entropy
 from xfer.quant.keep import keep, kept
 from xfer.quant.weights import quantize_weight
 from xfer.quantize import calibration_images, quantize_body
-from xfer.surface import Run
 from xfer.transfer.features import features_of
 
 QUANT = {"transfer.mode": "quant"}
-
-
-@pytest.fixture(scope="module")
-def source(shards_root, tmp_path_factory) -> Run:
-    """A trained run of two branches and its bundle: layer1 of 3 bits, the stem in float, the rest of 4 bits."""
-    values = {
-        "name": "source",
-        "output": str(tmp_path_factory.mktemp("source")),
-        "data": {
-            "root": str(shards_root),
-            "sources": {"paint": {"path": "paint"}, "outline": {"path": "outline"}},
-            "image_size": 32,
-            "batch_size": 12,
-            "workers": 0,
-        },
-        "model": {
-            "branches": {"fine": {"backbone": "resnet10"}, "coarse": {"backbone": "resnet10", "size": 16}},
-            "fusion": {"width": 16, "weights": {"fine": 0.7, "coarse": 0.3}},
-        },
-        "train": {"steps": 4, "learning_rate": 0.01},
-        "quantize": {"calibration": 16},
-    }
-    run = xfer.fit(values, quiet=True)
-    run.quantize(bits=4, groups={"layer1": 3, "stem": 32})
-    return run
 
 
 @pytest.fixture
