@@ -21,13 +21,11 @@ def tune(study: Path, *overrides: str, retry_failed: bool = False) -> None:
         Try the trials that failed in an earlier command again, with the same values.
     """
     from tuning import study as search
-    from tuning.config import Study
     from tuning.pareto import describe, front, remarks
     from tuning.record import num_trials
     from tuning.space import size
-    from xfer.prepare import load_document
 
-    config = load_document(study, Study, overrides)
+    config = search.load_study(study, overrides)
     found = search.run(config, retry_failed)
     rows, best = found.rows, found.best
     failed = [row for row in rows if row.error is not None]

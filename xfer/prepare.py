@@ -6,7 +6,7 @@ What is only odd (sources that are never told apart, names that look alike) is s
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -34,9 +34,14 @@ DOCUMENTS = {"study": ("tune", "space"), "job": ("train", "recipe"), "recipe": (
 Document = TypeVar("Document", bound=Strict)
 
 
-def load_document(path: str | Path, kind: type[Document], overrides: Sequence[str] = ()) -> Document:
-    """A recipe, job or study. A fault of its schema does not hide those of its data and weights: raises ConfigError
-    with all that the sections let see.
+def load_document(
+    path: str | Path,
+    kind: type[Document],
+    overrides: Sequence[str] = (),
+    more: Callable[[Mapping[str, Any]], Sequence[str]] = lambda sections: (),
+) -> Document:
+    """A recipe, job or study. A fault of its schema does not hide those of its data and weights, nor what `more` finds
+    in its sections, by name, as far as they are sound: raises ConfigError with all of them.
     """
     try:
         return load(path, kind, overrides)
@@ -49,6 +54,7 @@ def load_document(path: str | Path, kind: type[Document], overrides: Sequence[st
         data, model = error.sections.get("data"), error.sections.get("model")
         faults = _faults_of(lambda: open_labelled(data)) if isinstance(data, DataConfig) else []
         faults += check_weights_exist(model) if isinstance(model, ModelConfig) else []
+        faults += more(error.sections)
         raise ConfigError([*error.faults, *faults], error.origin) from None
 
 

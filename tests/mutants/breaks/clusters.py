@@ -54,4 +54,20 @@ BREAKS = (
         "        pass\n",
         ("tests/tuning/test_trial.py",),
     ),
+    Break(
+        "study-in-two-rounds",
+        "a study tells the faults of its job only when its space has none",
+        "tuning/study.py",
+        "    faults = space_faults(study.job, study.space)\n",
+        "    faults = space_faults(study.job, study.space)\n    if faults:\n        raise ConfigError(faults)\n",
+        ("tests/tuning/test_faults.py",),
+    ),
+    Break(
+        "one-fault-hides-the-next",
+        "a section with one faulty value is not looked at further",
+        "shards/faults.py",
+        "        gone = _take_out(content, faults[-1][0])\n",
+        "        gone = ()\n",
+        ("tests/tuning/test_faults.py", "tests/shards/test_settings.py"),
+    ),
 )
