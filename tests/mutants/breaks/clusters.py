@@ -70,4 +70,12 @@ BREAKS = (
         "        gone = ()\n",
         ("tests/tuning/test_faults.py", "tests/shards/test_settings.py"),
     ),
+    Break(
+        "ray-answers-sigterm",
+        "Ray answers SIGTERM, with a trace of its own",
+        "cluster/session.py",
+        "        signal.signal(signal.SIGTERM, answer)\n",
+        "        pass\n",
+        ("tests/cluster/test_train.py::test_sigterm_then_ctrl_c_then_the_same_command",),
+    ),
 )
