@@ -22,8 +22,9 @@ def tune(study: Path, *overrides: str, retry_failed: bool = False) -> None:
     """
     from tuning import study as search
     from tuning.pareto import describe, front, remarks
-    from tuning.record import num_trials
+    from tuning.record import chosen_run, num_trials
     from tuning.space import size
+    from xfer.history import against_probe
 
     config = search.load_study(study, overrides)
     found = search.run(config, retry_failed)
@@ -44,9 +45,10 @@ def tune(study: Path, *overrides: str, retry_failed: bool = False) -> None:
         chosen = "   <- best.yaml" if row.trial == best.trial else ""
         interval = f"({100 * low:.1f} - {100 * high:.1f})"
         print(f"  {row.bytes:>12,} bytes  {100 * row.accuracy:5.1f} % {interval:>15}  {describe(row)}{chosen}")
-    for remark in remarks(rows, best, config.search.tolerance):
-        print(f"note: {remark}")
     folder = search.folder_of(config)
+    gained = against_probe(chosen_run(config, folder, best))
+    for remark in [*remarks(rows, best, config.search.tolerance), *([gained] if gained else [])]:
+        print(f"note: {remark}")
     print(f"report: {found.report}\nnext: xfer train {folder / 'best.yaml'}")
 
 

@@ -20,7 +20,7 @@ from shards.settings import ConfigError, load
 from shards.text import counted
 from tuning.config import Study
 from tuning.pareto import choose, describe, front, hypervolume, remarks
-from tuning.record import Row, num_trials, read_rows
+from tuning.record import Row, chosen_run, num_trials, read_rows
 from xfer import figures
 from xfer.bundle import is_bundle, open_model, weights_sha256
 from xfer.config import Recipe
@@ -94,7 +94,8 @@ def write_report(folder: Path) -> Path:
     if is_bundle(folder):
         raise ConfigError(f"{folder}: a bundle; its report is that of the run or study it was made by: {folder.parent}")
     if (folder / "trials.jsonl").is_file():
-        return write_page(folder / "report.html", f"Search {folder.name}", "", study_sections(folder))
+        lead = study_headline(folder)
+        return write_page(folder / "report.html", f"Search {folder.name}", lead, study_sections(folder))
     if is_seeded(folder):
         return write_page(folder / "report.html", f"Seeds of {folder.name}", "", seed_sections(folder))
     if (folder / "recipe.yaml").is_file():
@@ -126,7 +127,17 @@ def headline(folder: Path) -> str:
     if not gained and not said and scored:
         said.append(f"validation accuracy {_percent(fmean(scored[-1].values()))}, mean of sources")
     said += [gained] if gained else []
-    text = "; ".join(said)
+    return _sentence("; ".join(said))
+
+
+def study_headline(folder: Path) -> str:
+    """What training the chosen run gained over its linear probe; empty if it began as none."""
+    study = load(folder / "study.yaml", Study)
+    best = choose(read_rows(folder), study.search.tolerance)
+    return _sentence(against_probe(chosen_run(study, folder, best))) if best else ""
+
+
+def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shards.config import LEAVE_ONE_OUT
-from shards.format.whole import read_json, write_json
+from shards.format.whole import write_json
 from shards.loading.open import Splits
 from shards.settings import ConfigError, replace
 from shards.text import table
@@ -24,14 +24,13 @@ from xfer.bundle import Trained, check_replaceable, open_model
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.evaluate import evaluate_subsets, score_to_keep
-from xfer.history import probe_score, read_metrics
+from xfer.history import LEFT_OUT, left_out_scores, probe_score, read_metrics
 from xfer.metrics import Estimate, mean_of
 from xfer.outcomes import Comparison
 from xfer.prepare import open_labelled, prepare
 from xfer.quantize import calibration_images, compare, make_bundle, quantize_model
 from xfer.run import run_lock
 
-RESULT = "leave_one_source_out.json"
 WHAT = "each source, by a model that never saw it"
 Failure = TypeVar("Failure")
 
@@ -108,7 +107,7 @@ def _cost(recipe: Recipe, sources: list[str]) -> str:
 
 
 def _is_done(recipe: Recipe, source: str, fold: Recipe, data: Splits) -> bool:
-    row = read_scores(recipe.folder).get(source, {})
+    row = left_out_scores(recipe.folder).get(source, {})
     version = data.validation[0].manifest.version
     return (row.get("steps"), row.get("version")) == (fold.steps, version) and _is_trained(fold.folder, fold)
 
@@ -135,19 +134,11 @@ def _score(fold: Recipe, data: Splits) -> dict[str, Any]:
 
 
 def _keep(recipe: Recipe, sources: list[str], source: str, row: Mapping[str, Any]) -> None:
-    rows = {**read_scores(recipe.folder), source: row}
+    rows = {**left_out_scores(recipe.folder), source: row}
     kept = {name: rows[name] for name in sources if name in rows}
     mean = _mean(kept)
     content = {"sources": kept, "mean": {"accuracy": mean.value, "interval": [mean.low, mean.high]}}
-    write_json(recipe.folder / RESULT, content)
-
-
-def read_scores(run: Path) -> dict[str, dict[str, Any]]:
-    """By the source that was left out: correct, count, accuracy, interval, per_class, version; not_counted: its images
-    of classes that the model did not know; steps; probe: accuracy of the linear probe that the run began as, None if it
-    began as none. Empty if there is nothing yet.
-    """
-    return read_json(run / RESULT).get("sources", {})
+    write_json(recipe.folder / LEFT_OUT, content)
 
 
 def _mean(rows: Mapping[str, Mapping[str, Any]]) -> Estimate:
@@ -157,7 +148,7 @@ def _mean(rows: Mapping[str, Mapping[str, Any]]) -> Estimate:
 
 def score_rows(run: Path) -> list[list[str]]:
     """The scores as a table for people, its header first; empty if there are none yet."""
-    rows = read_scores(run)
+    rows = left_out_scores(run)
     if not rows:
         return []
     shown = [["left out", "images", "accuracy", "95 % interval"]]
@@ -177,7 +168,7 @@ def scores_text(run: Path) -> str:
     rows = score_rows(run)
     if not rows:
         return ""
-    left = {source: row["not_counted"] for source, row in read_scores(run).items() if row["not_counted"]}
+    left = {source: row["not_counted"] for source, row in left_out_scores(run).items() if row["not_counted"]}
     notes = [f"  {source}: {count} images not counted, only it has their class" for source, count in left.items()]
     return "\n".join([f"leave one source out: {WHAT}", *table(rows), *notes])
 

@@ -19,6 +19,7 @@ from shards.loading.subset import Subset
 from shards.settings import ConfigError
 from xfer.bundle import Trained, body, check_replaceable, open_model, write_bundle
 from xfer.config import QuantizeConfig, Recipe
+from xfer.history import gain_markdown
 from xfer.model import FusionModel
 from xfer.outcomes import Comparison, outcomes_on
 from xfer.quant.bits import FLOAT, group_of, layer_bits
@@ -174,6 +175,7 @@ def _card(
         f"- storage bits: {_storage(recipe, bits)}",
         f"- float weights: {trained.weights_bytes:,} bytes",
         "",
+        *gain_markdown(trained.path),
         *(line for one in compared for line in (one.markdown(), "")),
         "| layer | bits |",
         "|---|---|",

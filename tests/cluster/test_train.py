@@ -26,8 +26,8 @@ from xfer.begin import begin
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.engine import build_engine
-from xfer.folds import folds, read_scores
-from xfer.history import probe_score, read_metrics
+from xfer.folds import folds
+from xfer.history import left_out_scores, probe_score, read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.slow]
 
@@ -137,7 +137,7 @@ def test_leave_one_source_out_trains_a_run_without_each_source_and_is_not_run_ag
         expected = fit(replace(fold, {"name": f"plain-{source}"}))
         assert losses(fold.folder) == pytest.approx(expected, abs=1e-4)
         assert (fold.folder / "job.yaml").is_file()
-    assert set(read_scores(result.path)) == {"outline", "paint"}
+    assert set(left_out_scores(result.path)) == {"outline", "paint"}
     assert latest_checkpoint(result.path / "checkpoints").state.classes == ["circle", "cross", "square", "star"]
     started = time.monotonic()
     assert run(one).error is None
