@@ -65,6 +65,13 @@ class Trained:
         return None if self.codes is None else {name: codes.bits for name, codes in self.codes.items()}
 
     @property
+    def form(self) -> str:
+        """In what form its weights are, in words."""
+        if self.bits is None:
+            return "float32"
+        return f"{min(self.bits.values())} to {max(self.bits.values())} bits" if "head" in self.bits else "head float32"
+
+    @property
     def weights_sha256(self) -> str:
         """By the manifest beside the weights file."""
         return _sha256(self.weights_file)

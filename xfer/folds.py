@@ -196,11 +196,11 @@ def compare_folds(run: Path, recipe: Recipe) -> Comparison | None:
             f"{run}: the run without {', without '.join(missing)} is not trained to its end; run the training command "
             "again, or measure on other images, with data.validation=0 on the test sources"
         )
-    before, after = {}, {}
+    before, after, names = {}, {}, ("float32", "packed")
     for source, fold in found.items():
         trained, data = open_model(fold_folder(run, source)), open_labelled(fold.data)
         calibration = calibration_images(data, fold.data, fold.quantize.calibration)
         quantized = quantize_model(trained.model, fold.quantize, calibration)
         one = compare(trained, quantized, fold.data, WHAT, data.validation)
-        before, after = before | one.first, after | one.second
-    return Comparison(WHAT, before, after) if found else None
+        before, after, names = before | one.first, after | one.second, one.names
+    return Comparison(WHAT, before, after, names) if found else None

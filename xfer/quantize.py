@@ -131,9 +131,9 @@ def compare(
     trained: Trained, quantized: Quantized, config: DataConfig, what: str, subsets: Sequence[Subset]
 ) -> Comparison:
     """The run and its quantized model on the same images."""
-    models = {"float32": trained.model, "packed": quantized.model}
+    models = {"trained": trained.model, "packed": quantized.model}
     found = outcomes_on(models, subsets, config, trained.classes, f"compare {trained.name}")
-    return Comparison(what, found["float32"], found["packed"])
+    return Comparison(what, found["trained"], found["packed"], (trained.form, "packed"))
 
 
 def ship(

@@ -40,5 +40,7 @@ def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
         print(gained)
     print(compared.text() if compared else "nothing is held out, so what packing cost in accuracy is not known")
     times = trained.weights_bytes / bundle.weights_bytes
-    print(f"bytes: {trained.weights_bytes:,} float32, {bundle.weights_bytes:,} packed, {times:.1f} times smaller")
+    print(
+        f"bytes: {trained.weights_bytes:,} {trained.form}, {bundle.weights_bytes:,} packed, {times:.1f} times smaller"
+    )
     print(f"bundle: {bundle.path}\nnext: xfer predict {bundle.path} IMAGE...")
