@@ -26,7 +26,7 @@ from xfer.bundle import is_bundle, open_model, weights_sha256
 from xfer.config import Recipe
 from xfer.cost import cost_rows
 from xfer.folds import score_rows
-from xfer.history import against_probe, read_metrics
+from xfer.history import against_probe, left_out_scores, read_metrics
 from xfer.metrics import Estimate, mean_of
 from xfer.records import evaluated
 from xfer.seeds import is_seeded, read_seeds, seed_folder, seed_rows
@@ -171,7 +171,7 @@ def run_sections(folder: Path) -> list[Section]:
             sections.append(Section(title, text, table=[["source", "shard", "sample", "reason"], *lost]))
     files = {"float32": folder / "evaluation.json"}
     files |= {path.stem.removeprefix("evaluation-"): path for path in sorted(folder.glob("evaluation-*.json"))}
-    sections += evaluation_sections(files) + mistake_sections(folder)
+    sections += evaluation_sections(files) + mistake_sections(folder, files)
     if cost := cost_rows(rows, folder / "checkpoints"):
         sections.append(Section("What it cost", "Over all starts of the run.", table=cost))
     return [*sections, Section("Recipe", code=(folder / "recipe.yaml").read_text())]
@@ -228,42 +228,61 @@ def evaluation_sections(files: Mapping[str, Path]) -> list[Section]:
     return [Section("Accuracy by source", plots=plots, table=table), *_confusions(next(iter(files.values())))]
 
 
-def mistake_sections(folder: Path) -> list[Section]:
-    """The held-out images that a run got wrong with the highest confidence, sources taking turns. One that is no longer
-    there, or damaged, is said.
+def mistake_sections(folder: Path, files: Mapping[str, Path]) -> list[Section]:
+    """The surest mistakes of a run, of its bundles, by label, and of the runs without a source on what these never saw.
+    Scores that are known to be of other weights are left out.
     """
-    scores, weights = read_json(folder / "evaluation.json"), weights_sha256(folder)
-    of = {
-        (part, source): score
-        for part in ("validation", "test")
-        for source, score in scores.get(part, {}).items()
-        if not _is_stale(score, weights) and score.get("mistakes")
+    scores: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
+    for label, path in files.items():
+        title = "Its surest mistakes" if path.stem == "evaluation" else f"The surest mistakes of {label}"
+        result, weights = read_json(path), weights_sha256(evaluated(path))
+        parts = {(part, name): one for part in ("validation", "test") for name, one in result.get(part, {}).items()}
+        scores[title] = {key: score for key, score in parts.items() if not _is_stale(score, weights)}
+    scores["The surest mistakes on sources left out"] = {
+        ("train", name): row for name, row in left_out_scores(folder).items()
     }
-    turns = [(place, -one["confidence"], key, one) for key, s in of.items() for place, one in enumerate(s["mistakes"])]
-    chosen = [turn[2:] for turn in sorted(turns, key=lambda turn: turn[:2])[:MOST_MISTAKES]]
-    if not chosen:
-        return []
+    found = {title: _surest(of) for title, of in scores.items()}
+    subsets = _subsets(folder) if any(found.values()) else {}
+    return [_mistakes(title, chosen, subsets) for title, chosen in found.items() if chosen]
+
+
+_Surest = list[tuple[tuple[str, str], str, Mapping[str, Any]]]
+"""Part and source, version of the data, and the mistake."""
+
+
+def _surest(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> _Surest:
+    """The mistakes with the highest confidence, sources taking turns; those of a source together, the surest first."""
+    turns = [
+        (place, -one["confidence"], key, one)
+        for key, score in scores.items()
+        for place, one in enumerate(score.get("mistakes", ()))
+    ]
+    chosen = sorted(turns, key=lambda turn: turn[:2])[:MOST_MISTAKES]
+    return [(key, scores[key]["version"], one) for _, _, key, one in sorted(chosen, key=lambda turn: turn[2])]  # stable
+
+
+def _mistakes(title: str, chosen: _Surest, subsets: Mapping[tuple[str, str], Subset]) -> Section:
+    """With their images; one that is no longer there, or damaged, is said."""
     shown, notes = [], []
-    subsets = _held_out(folder)
-    for (part, source), one in sorted(chosen, key=lambda turn: turn[0]):  # stable: the surest of each source first
+    for (part, source), version, one in chosen:
         try:
-            image = _image(subsets.get((part, source)), of[part, source]["version"], one["row"])
+            image = _image(subsets.get((part, source)), version, one["row"])
         except (ConfigError, DamagedSampleError, DecodeError) as error:
             notes.append(f"{source}, {one['truth']} taken for {one['answer']}: not shown, {error}")
             continue
         caption = f"{source}: {one['truth']}, taken for {one['answer']} ({100 * one['confidence']:.0f} %)"
         shown.append((figures.picture(image), caption, False))
     text = "Held-out images that the model named wrongly with the highest confidence: what they are, and what it said."
-    return [Section("Its surest mistakes", text, tiles=shown, notes=notes)]
+    return Section(title, text, tiles=shown, notes=notes)
 
 
-def _held_out(folder: Path) -> dict[tuple[str, str], Subset]:
+def _subsets(folder: Path) -> dict[tuple[str, str], Subset]:
     """By part and source, as far as they are still there."""
     try:
         data = open_data(load(folder / "recipe.yaml", Recipe).data)
     except ConfigError:
         return {}
-    return {(part, one.name): one for part in ("validation", "test") for one in getattr(data, part)}
+    return {(part, one.name): one for part in ("train", "validation", "test") for one in getattr(data, part)}
 
 
 def _image(subset: Subset | None, version: str, row: int) -> Image.Image:
