@@ -8,11 +8,12 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,7 +65,7 @@ def _session(**options: Any) -> Iterator[None]:
     import ray
 
     try:
-        ray.init(**options)
+        _start(options)
     except (ConnectionError, ValueError) as error:
         if options["address"] == "local":
             raise
@@ -73,6 +74,25 @@ def _session(**options: Any) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(options: Mapping[str, Any]) -> None:
+    """Ray would answer SIGTERM itself, with its own words and status 1. Who has an answer already keeps it: it unwinds
+    what runs here, the session among it, and says what comes next.
+    """
+    import ray
+
+    answer = signal.getsignal(signal.SIGTERM)
+    if not callable(answer) or threading.current_thread() is not threading.main_thread():
+        ray.init(**options)
+        return
+    try:
+        ray.init(**options)
+    except SystemExit:  # Ray's answer, while it starts
+        answer(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, answer)
 
 
 def _check_joined(address: str | None) -> None:

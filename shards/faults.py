@@ -1,18 +1,21 @@
 """What a validator says becomes what a person reads: `train.steps: must be at least 1, got 0`.
 
-One form for every kind of fault: where, what would be accepted, what was given as YAML would write it.
+One form for every kind of fault: where, what would be accepted, what was given as YAML would write it. A validator
+stops where values make no sense; `rest` goes on without them, so that one fault does not hide the next.
 """
 
+import copy
 import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 _LONGEST = 60
+_OWN = ("value_error", "assertion_error")  # of validators of ours
 _IN_WORDS = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -46,9 +49,23 @@ _NAMES = {
 }
 
 
-def in_words(kind: type[BaseModel], faults: Sequence[ErrorDetails]) -> list[str]:
-    """A line for each fault of a document of type `kind`."""
-    return list(dict.fromkeys(_line(kind, fault) for fault in faults if not _follows(fault)))
+Place = tuple[int | str, ...]
+"""Keys and places in lists, from the top of a document to a value."""
+
+
+def in_words(kind: Any, faults: Sequence[ErrorDetails]) -> list[tuple[Place, str]]:
+    """Where each fault of a document of type `kind` lies, and a line that says it."""
+    return list(dict.fromkeys((_place(kind, fault), _line(kind, fault)) for fault in faults if not _follows(fault)))
+
+
+def _place(kind: Any, fault: ErrorDetails) -> Place:
+    """A message of a validator of ours that begins with a key of its section is about that key."""
+    location = [part for part in fault["loc"] if part != "[key]"]
+    if fault["type"] in _OWN:
+        key, colon, _ = _message(fault).partition(":")
+        if colon and key.partition(".")[0] in _keys_at(kind, location):
+            location += key.split(".")
+    return tuple(location)
 
 
 def not_text(where: str, given: Any) -> str:
@@ -64,7 +81,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
-def _line(kind: type[BaseModel], fault: ErrorDetails) -> str:
+def _line(kind: Any, fault: ErrorDetails) -> str:
     location, given = list(fault["loc"]), fault["input"]
     is_key = location[-1:] == ["[key]"]
     if is_key:
@@ -84,8 +101,10 @@ def _line(kind: type[BaseModel], fault: ErrorDetails) -> str:
         case "string_pattern_mismatch":
             pattern = context["pattern"]
             return f"{where}: must be made of {_NAMES.get(pattern, f'what {pattern} matches')}, got {shown(given)}"
-        case "value_error" | "assertion_error":
-            return _own(kind, location, fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, "))
+        case found if found in _OWN:
+            place = _place(kind, fault)
+            message = _message(fault).partition(":")[2].lstrip() if len(place) > len(location) else _message(fault)
+            return f"{'.'.join(map(str, place)) or 'the file'}: {message}"
         case found if found in _IN_WORDS:
             accepted = _IN_WORDS[found].format(**context)
             hint = ""
@@ -102,13 +121,8 @@ def _got(where: str, accepted: str, given: Any) -> str:
     return f"{where}: must be {accepted}, got {shown(given)}"
 
 
-def _own(kind: type[BaseModel], location: Sequence[int | str], message: str) -> str:
-    """The message of a validator of ours. One that begins with a key of its section goes on with the section's path."""
-    where = ".".join(map(str, location))
-    first = message.partition(":")[0].partition(".")[0]
-    if ":" in message and first in _keys_at(kind, location):
-        return f"{where}.{message}" if where else message
-    return f"{where or 'the file'}: {message}"
+def _message(fault: ErrorDetails) -> str:
+    return fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 
 def _quotes(given: Any) -> str:
@@ -138,3 +152,58 @@ def _keys_at(kind: Any, location: Sequence[int | str]) -> list[str]:
         return _keys_at(info.annotation, location[1:]) if info else []
     rest = location[1:] if get_origin(kind) in (dict, list, tuple, Mapping) else location
     return [key for inner in get_args(kind) for key in _keys_at(inner, rest)]
+
+
+def switches(given: Any, read: Any, where: str = "") -> list[str]:
+    """A fault for each `true` and `false` that was taken for the number 1 or 0, as choices of numbers do."""
+    if isinstance(given, dict) and isinstance(read, dict):
+        inside = f"{where}." if where else ""
+        return [fault for name in given for fault in switches(given[name], read.get(name), inside + name)]
+    if isinstance(given, list) and isinstance(read, list) and len(given) == len(read):
+        return [fault for i in range(len(given)) for fault in switches(given[i], read[i], f"{where}.{i}")]
+    if isinstance(given, bool) and not isinstance(read, bool) and isinstance(read, (int, float)):
+        return [f"{where}: must be a number, got {shown(given)}"]
+    return []
+
+
+def rest(kind: Any, content: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """What is left of a document of type `kind` without the values in it that are faulty, None if too little is; and
+    the faults that show only then. Those that may be there only because a value was taken out are not told.
+    """
+    content = copy.deepcopy(dict(content))
+    taken: list[Place] = []
+    hidden: list[str] = []
+    reader: TypeAdapter[Any] = TypeAdapter(kind)
+    while True:
+        try:
+            found = reader.validate_json(json.dumps(content), strict=True)
+        except ValidationError as error:
+            faults = in_words(kind, error.errors())
+        else:
+            return found, hidden + switches(content, reader.dump_python(found, mode="json"))
+        hidden += [line for place, line in faults if taken and not _may_follow(place, line, taken)]
+        gone = _take_out(content, faults[-1][0])
+        if not gone:
+            return None, hidden
+        taken.append(gone)
+
+
+def _take_out(content: dict[str, Any], place: Place) -> Place:
+    """Removes the value at a place, or what should hold it; says which. Empty if that would be the whole content."""
+    gone: Place = ()
+    section: Any = content
+    holder: Any = None
+    for part in place:
+        there: Any = dict(enumerate(section)) if isinstance(section, list) else section
+        if not isinstance(there, dict) or part not in there:
+            break
+        gone, holder, section = (*gone, part), section, there[part]
+    if gone:
+        del holder[gone[-1]]
+    return gone
+
+
+def _may_follow(place: Place, line: str, taken: Sequence[Place]) -> bool:
+    """Whether a fault is about what held a value that was taken out, or names one."""
+    words = re.findall(r"[\w-]+", line.partition(": ")[2])
+    return any(place == gone[: len(place)] or gone[-1] in words for gone in taken)

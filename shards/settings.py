@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from shards.faults import in_words, not_text, shown
+from shards.faults import in_words, not_text, rest, switches
 
 _DEEPEST = 100
 
@@ -42,11 +42,11 @@ class ConfigError(Exception):
 
 
 class SchemaError(ConfigError):
-    """A document that is not as its schema says. `sections`: those of its sections that are sound by themselves, by
-    name, for checks that go on all the same.
+    """A document that is not as its schema says. `sections`: its sections and the documents in it, by name, each
+    without what is faulty in it, for checks that go on all the same; those of which too little is left are not there.
     """
 
-    def __init__(self, faults: Sequence[str], origin: str | Path | None, sections: Mapping[str, "Strict"]):
+    def __init__(self, faults: Sequence[str], origin: str | Path | None, sections: Mapping[str, Any]):
         super().__init__(faults, origin)
         self.sections = dict(sections)
 
@@ -254,12 +254,12 @@ def _build(
     try:
         config = kind.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
-        faults += in_words(kind, error.errors())
+        faults += [line for _, line in in_words(kind, error.errors())] + rest(kind, content)[1]
     else:
-        faults += _switches(content, config.model_dump(mode="json"), "")
+        faults += switches(content, config.model_dump(mode="json"))
         if not faults:
             return config
-    raise SchemaError(faults, origin, _sound(kind, content))
+    raise SchemaError(list(dict.fromkeys(faults)), origin, _sound(kind, content))
 
 
 def _change(kind: type[Strict], content: dict[str, Any], changes: Mapping[str, Any]) -> Iterator[str]:
@@ -298,29 +298,14 @@ def _plain(value: Any, where: str, faults: list[str]) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
-def _switches(given: Any, read: Any, where: str) -> list[str]:
-    """A fault for each `true` and `false` that was taken for the number 1 or 0, as choices of numbers do."""
-    if isinstance(given, dict) and isinstance(read, dict):
-        inside = f"{where}." if where else ""
-        return [fault for name in given for fault in _switches(given[name], read.get(name), inside + name)]
-    if isinstance(given, list) and isinstance(read, list) and len(given) == len(read):
-        return [fault for i in range(len(given)) for fault in _switches(given[i], read[i], f"{where}.{i}")]
-    if isinstance(given, bool) and not isinstance(read, bool) and isinstance(read, (int, float)):
-        return [f"{where}: must be a number, got {shown(given)}"]
-    return []
-
-
-def _sound(kind: type[Strict], content: Mapping[str, Any]) -> dict[str, Strict]:
-    """The sections of a document, and of those in it, that validate by themselves."""
-    sections: dict[str, Strict] = {}
+def _sound(kind: type[Strict], content: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a document and the documents in it, with their sections, by name, without what is faulty."""
+    sections: dict[str, Any] = {}
     documents = dict(_documents(kind))
     for name, info in kind.model_fields.items():
         given = content.get(name)
-        if name in documents and isinstance(given, dict):
-            sections |= _sound(documents[name], given)
-        elif isinstance(info.annotation, type) and issubclass(info.annotation, Strict) and given is not None:
-            try:
-                sections[name] = info.annotation.model_validate_json(json.dumps(given), strict=True)
-            except ValidationError:
-                continue
+        if isinstance(given, dict):
+            sections |= _sound(documents[name], given) if name in documents else {}
+            found, _ = rest(info.annotation, given)
+            sections |= {} if found is None else {name: found}
     return sections

@@ -37,6 +37,12 @@ def table(rows: Sequence[Sequence[str]], left: int = 1, text: int = 0) -> list[s
     return ["  " + "  ".join(row).rstrip() for row in zip(*aligned, strict=True)]
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The same as Markdown, the header first: the first column to the left, the others to the right."""
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return [head, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *body]
+
+
 def short(text: str, longest: int) -> str:
     """The text with its middle left out if it is long: of keys and names, both ends say most."""
     return text if len(text) <= longest else f"{text[: longest // 2 - 1]}…{text[-longest // 2 :]}"

@@ -45,9 +45,9 @@ COMPARED = (
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def check_space(job: Job, space: Mapping[str, Distribution]) -> None:
-    """Raises ConfigError with every fault: paths that are not there or change nothing, distributions that do not fit
-    the type of the value, values that the job does not accept.
+def space_faults(job: Job, space: Mapping[str, Distribution]) -> list[str]:
+    """Paths that are not there or change nothing, distributions that do not fit the type of the value, values that the
+    job does not accept.
     """
     faults = [fault for path, distribution in space.items() for fault in _faults(job, path, distribution)]
     faults += _overlaps(space)
@@ -66,9 +66,7 @@ def check_space(job: Job, space: Mapping[str, Distribution]) -> None:
             "data.validation: 0 leaves no images that all trials can be compared on; hold out a part of each source, "
             "such as 0.1, whole sources by name, or leave_one_source_out"
         )
-    faults = faults or list(_together(job, space))
-    if faults:
-        raise ConfigError(list(dict.fromkeys(faults)))
+    return list(dict.fromkeys(faults or _together(job, space)))
 
 
 def annotation_at(kind: type[Strict], path: str) -> Any:

@@ -21,13 +21,12 @@ def tune(study: Path, *overrides: str, retry_failed: bool = False) -> None:
         Try the trials that failed in an earlier command again, with the same values.
     """
     from tuning import study as search
-    from tuning.config import Study
     from tuning.pareto import describe, front, remarks
-    from tuning.record import num_trials
+    from tuning.record import chosen_run, num_trials
     from tuning.space import size
-    from xfer.prepare import load_document
+    from xfer.history import against_probe
 
-    config = load_document(study, Study, overrides)
+    config = search.load_study(study, overrides)
     found = search.run(config, retry_failed)
     rows, best = found.rows, found.best
     failed = [row for row in rows if row.error is not None]
@@ -46,9 +45,10 @@ def tune(study: Path, *overrides: str, retry_failed: bool = False) -> None:
         chosen = "   <- best.yaml" if row.trial == best.trial else ""
         interval = f"({100 * low:.1f} - {100 * high:.1f})"
         print(f"  {row.bytes:>12,} bytes  {100 * row.accuracy:5.1f} % {interval:>15}  {describe(row)}{chosen}")
-    for remark in remarks(rows, best, config.search.tolerance):
-        print(f"note: {remark}")
     folder = search.folder_of(config)
+    gained = against_probe(chosen_run(config, folder, best))
+    for remark in [*remarks(rows, best, config.search.tolerance), *([gained] if gained else [])]:
+        print(f"note: {remark}")
     print(f"report: {found.report}\nnext: xfer train {folder / 'best.yaml'}")
 
 

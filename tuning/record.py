@@ -13,6 +13,8 @@ from typing import Any
 
 from shards.format.whole import read_json_lines
 from shards.settings import ConfigError
+from tuning.config import Study
+from tuning.space import needs_training
 from xfer.metrics import Estimate, mean_of, wilson
 
 
@@ -104,3 +106,13 @@ class Recorder:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def trial_run(folder: Path, row: Row) -> Path:
+    """Where a trial of the study in `folder` trains, if it does."""
+    return folder / "trials" / ("baseline" if row.baseline else row.trial) / "run"
+
+
+def chosen_run(study: Study, folder: Path, best: Row) -> Path:
+    """The trained run that a row was scored on."""
+    return trial_run(folder, best) if needs_training(study.space) else study.job.recipe.folder

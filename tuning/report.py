@@ -20,14 +20,14 @@ from shards.settings import ConfigError, load
 from shards.text import counted
 from tuning.config import Study
 from tuning.pareto import choose, describe, front, hypervolume, remarks
-from tuning.record import Row, num_trials, read_rows
+from tuning.record import Row, chosen_run, num_trials, read_rows
 from xfer import figures
 from xfer.bundle import is_bundle, open_model, weights_sha256
 from xfer.choice import read_choice
 from xfer.config import Recipe
 from xfer.cost import cost_rows
 from xfer.folds import score_rows
-from xfer.history import against_probe, read_metrics
+from xfer.history import against_probe, left_out_scores, read_metrics
 from xfer.metrics import Estimate, mean_of
 from xfer.records import evaluated
 from xfer.seeds import is_seeded, read_seeds, seed_folder, seed_rows
@@ -95,7 +95,8 @@ def write_report(folder: Path) -> Path:
     if is_bundle(folder):
         raise ConfigError(f"{folder}: a bundle; its report is that of the run or study it was made by: {folder.parent}")
     if (folder / "trials.jsonl").is_file():
-        return write_page(folder / "report.html", f"Search {folder.name}", "", study_sections(folder))
+        lead = study_headline(folder)
+        return write_page(folder / "report.html", f"Search {folder.name}", lead, study_sections(folder))
     if is_seeded(folder):
         return write_page(folder / "report.html", f"Seeds of {folder.name}", "", seed_sections(folder))
     if (folder / "recipe.yaml").is_file():
@@ -127,7 +128,17 @@ def headline(folder: Path) -> str:
     if not gained and not said and scored:
         said.append(f"validation accuracy {_percent(fmean(scored[-1].values()))}, mean of sources")
     said += [gained] if gained else []
-    text = "; ".join(said)
+    return _sentence("; ".join(said))
+
+
+def study_headline(folder: Path) -> str:
+    """What training the chosen run gained over its linear probe; empty if it began as none."""
+    study = load(folder / "study.yaml", Study)
+    best = choose(read_rows(folder), study.search.tolerance)
+    return _sentence(against_probe(chosen_run(study, folder, best))) if best else ""
+
+
+def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
@@ -162,7 +173,7 @@ def run_sections(folder: Path) -> list[Section]:
             sections.append(Section(title, text, table=[["source", "shard", "sample", "reason"], *lost]))
     files = {"float32": folder / "evaluation.json"}
     files |= {path.stem.removeprefix("evaluation-"): path for path in sorted(folder.glob("evaluation-*.json"))}
-    sections += evaluation_sections(files) + mistake_sections(folder)
+    sections += evaluation_sections(files) + mistake_sections(folder, files)
     if cost := cost_rows(rows, folder / "checkpoints"):
         sections.append(Section("What it cost", "Over all starts of the run.", table=cost))
     return [*sections, Section("Recipe", code=(folder / "recipe.yaml").read_text())]
@@ -219,42 +230,61 @@ def evaluation_sections(files: Mapping[str, Path]) -> list[Section]:
     return [Section("Accuracy by source", plots=plots, table=table), *_confusions(next(iter(files.values())))]
 
 
-def mistake_sections(folder: Path) -> list[Section]:
-    """The held-out images that a run got wrong with the highest confidence, sources taking turns. One that is no longer
-    there, or damaged, is said.
+def mistake_sections(folder: Path, files: Mapping[str, Path]) -> list[Section]:
+    """The surest mistakes of a run, of its bundles, by label, and of the runs without a source on what these never saw.
+    Scores that are known to be of other weights are left out.
     """
-    scores, weights = read_json(folder / "evaluation.json"), weights_sha256(folder)
-    of = {
-        (part, source): score
-        for part in ("validation", "test")
-        for source, score in scores.get(part, {}).items()
-        if not _is_stale(score, weights) and score.get("mistakes")
+    scores: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
+    for label, path in files.items():
+        title = "Its surest mistakes" if path.stem == "evaluation" else f"The surest mistakes of {label}"
+        result, weights = read_json(path), weights_sha256(evaluated(path))
+        parts = {(part, name): one for part in ("validation", "test") for name, one in result.get(part, {}).items()}
+        scores[title] = {key: score for key, score in parts.items() if not _is_stale(score, weights)}
+    scores["The surest mistakes on sources left out"] = {
+        ("train", name): row for name, row in left_out_scores(folder).items()
     }
-    turns = [(place, -one["confidence"], key, one) for key, s in of.items() for place, one in enumerate(s["mistakes"])]
-    chosen = [turn[2:] for turn in sorted(turns, key=lambda turn: turn[:2])[:MOST_MISTAKES]]
-    if not chosen:
-        return []
+    found = {title: _surest(of) for title, of in scores.items()}
+    subsets = _subsets(folder) if any(found.values()) else {}
+    return [_mistakes(title, chosen, subsets) for title, chosen in found.items() if chosen]
+
+
+_Surest = list[tuple[tuple[str, str], str, Mapping[str, Any]]]
+"""Part and source, version of the data, and the mistake."""
+
+
+def _surest(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> _Surest:
+    """The mistakes with the highest confidence, sources taking turns; those of a source together, the surest first."""
+    turns = [
+        (place, -one["confidence"], key, one)
+        for key, score in scores.items()
+        for place, one in enumerate(score.get("mistakes", ()))
+    ]
+    chosen = sorted(turns, key=lambda turn: turn[:2])[:MOST_MISTAKES]
+    return [(key, scores[key]["version"], one) for _, _, key, one in sorted(chosen, key=lambda turn: turn[2])]  # stable
+
+
+def _mistakes(title: str, chosen: _Surest, subsets: Mapping[tuple[str, str], Subset]) -> Section:
+    """With their images; one that is no longer there, or damaged, is said."""
     shown, notes = [], []
-    subsets = _held_out(folder)
-    for (part, source), one in sorted(chosen, key=lambda turn: turn[0]):  # stable: the surest of each source first
+    for (part, source), version, one in chosen:
         try:
-            image = _image(subsets.get((part, source)), of[part, source]["version"], one["row"])
+            image = _image(subsets.get((part, source)), version, one["row"])
         except (ConfigError, DamagedSampleError, DecodeError) as error:
             notes.append(f"{source}, {one['truth']} taken for {one['answer']}: not shown, {error}")
             continue
         caption = f"{source}: {one['truth']}, taken for {one['answer']} ({100 * one['confidence']:.0f} %)"
         shown.append((figures.picture(image), caption, False))
     text = "Held-out images that the model named wrongly with the highest confidence: what they are, and what it said."
-    return [Section("Its surest mistakes", text, tiles=shown, notes=notes)]
+    return Section(title, text, tiles=shown, notes=notes)
 
 
-def _held_out(folder: Path) -> dict[tuple[str, str], Subset]:
+def _subsets(folder: Path) -> dict[tuple[str, str], Subset]:
     """By part and source, as far as they are still there."""
     try:
         data = open_data(load(folder / "recipe.yaml", Recipe).data)
     except ConfigError:
         return {}
-    return {(part, one.name): one for part in ("validation", "test") for one in getattr(data, part)}
+    return {(part, one.name): one for part in ("train", "validation", "test") for one in getattr(data, part)}
 
 
 def _image(subset: Subset | None, version: str, row: int) -> Image.Image:

@@ -17,7 +17,7 @@ from cluster.session import connect, set_environment
 from shards.progress import progress
 from shards.settings import replace
 from tuning.config import Study
-from tuning.record import Recorder, Row, latest, num_trials, read_history
+from tuning.record import Recorder, Row, latest, num_trials, read_history, trial_run
 from tuning.space import needs_training, size, to_sampled, values_in
 from tuning.suggest import Suggester
 from tuning.trial import Shared
@@ -138,7 +138,7 @@ def _run(plan: Plan, workers: Any, folder: Path) -> Iterator[Row]:
     while plan.more or workers.busy:
         while workers.free > 0 and (row := plan.next()) is not None:
             begun[row.trial] = (row, time.monotonic())
-            run = folder / "trials" / ("baseline" if row.baseline else row.trial) / "run"
+            run = trial_run(folder, row)
             workers.begin(Task(row.trial, {"values": row.values, "run": run}, row.attempt))
         for answer in workers.wait():
             row, started = begun.pop(answer.task.name)

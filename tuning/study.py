@@ -9,13 +9,15 @@ runs/<study>/study.yaml    what was searched
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.launch import run as run_job
 from shards.format.whole import write_text
 from shards.settings import ConfigError, dump, load, replace
-from tuning.check import check_space
+from tuning.check import space_faults
 from tuning.config import Study
 from tuning.pareto import choose
 from tuning.record import Row
@@ -25,9 +27,10 @@ from tuning.space import needs_training
 from tuning.trial import compared, float_row, realize, share, share_run
 from xfer.bundle import open_model
 from xfer.checkpoint import latest_checkpoint
+from xfer.config import Recipe
 from xfer.folds import prepare_folds, untrained
 from xfer.history import is_trained
-from xfer.prepare import prepare
+from xfer.prepare import load_document, prepare
 from xfer.quantize import ship
 from xfer.run import run_lock
 
@@ -46,24 +49,29 @@ def folder_of(study: Study) -> Path:
     return Path(study.job.recipe.output) / study.name
 
 
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """A study. Raises ConfigError with every fault: of its schema, of the space, of the job's data and weights."""
+    return load_document(path, Study, overrides, _faults_of_space)
+
+
+def _faults_of_space(sections: Mapping[str, Any]) -> list[str]:
+    both = "job" in sections and "space" in sections
+    return space_faults(sections["job"], sections["space"]) if both else []
+
+
 def run(study: Study, retry_failed: bool = False) -> Searched:
     """Searches and writes the study folder. Trains the study's job first if it is not trained yet.
 
     retry_failed: trials that failed before are tried again with the same values. Raises ConfigError, and RuntimeError
     if the job's training failed or the cluster is gone; rows that ended by then are kept.
     """
-    check_space(study.job, study.space)
+    _check(study)
     folder = folder_of(study)
-    if folder == study.job.recipe.folder:
-        raise ConfigError(f"name: the study and its job are both called {study.name!r}; give the study another name")
     with run_lock(folder):
         _check_same(study, folder)
         write_text(folder / "study.yaml", dump(study))
         shared = None
-        if needs_training(study.space):
-            prepare(study.job.recipe)
-            prepare_folds(study.job.recipe)
-        else:
+        if not needs_training(study.space):
             _train_first(study)
             print("preparing what the trials share", file=sys.stderr)
             shared = share(study.job, study.search.images)
@@ -79,6 +87,24 @@ def run(study: Study, retry_failed: bool = False) -> Searched:
                 card = [compared(job.recipe, shared)]
                 ship(open_model(study.job.recipe.folder), job.recipe, chosen, folder / "bundle", card)
         return Searched(rows, best, write_report(folder))
+
+
+def _check(study: Study) -> None:
+    """Raises ConfigError with the faults of the space and of the job together."""
+    recipe = study.job.recipe
+    faults = space_faults(study.job, study.space)
+    if folder_of(study) == recipe.folder:
+        faults.append(f"name: the study and its job are both called {study.name!r}; give the study another name")
+    try:
+        trains = not needs_training(study.space) and not _is_trained(recipe)  # says again what is odd
+        ranks = study.job.cluster.workers if trains else 1
+        prepare(recipe, ranks, say=not trains)
+        prepare_folds(recipe, ranks, say=not trains)
+    except ConfigError as error:
+        origin = f"{error.origin}: " if error.origin else ""
+        faults += [f"{origin}{fault}" for fault in error.faults]
+    if faults:
+        raise ConfigError(faults)
 
 
 def _check_same(study: Study, folder: Path) -> None:
@@ -99,13 +125,13 @@ def _check_same(study: Study, folder: Path) -> None:
 
 def _train_first(study: Study) -> None:
     recipe = study.job.recipe
-    checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
-    missing = untrained(recipe.folder, recipe)
-    if not is_trained(recipe, checkpoint) or missing:
+    if not _is_trained(recipe):
         print(f"{recipe.folder} is not trained yet: training it first")
         result = run_job(study.job)
         if result.error:
             raise RuntimeError(f"training {recipe.folder} failed: {result.error}")
-    else:
-        prepare(recipe)
-        prepare_folds(recipe)
+
+
+def _is_trained(recipe: Recipe) -> bool:
+    """Whether the run of a recipe is at its end, and its folds, if it has any."""
+    return is_trained(recipe, latest_checkpoint(recipe.folder / "checkpoints")) and not untrained(recipe.folder, recipe)

@@ -76,7 +76,7 @@ def _start_as_probe(recipe: Recipe, data: Splits, cache: Path) -> None:
             start_as_probe(model, *task, known, cache)
         model, known = _rounded(model, recipe, data), tuple(model.branches)
     probe = start_as_probe(model, *task, known, cache, head)
-    print(f"{_called(recipe)} {probe}", file=sys.stderr)
+    print(f"{_called(recipe)} {probe}; images of {recipe.data.image_size} px", file=sys.stderr)
     if len(stages(recipe)) > 1:
         print(*stages(recipe), sep="\n", file=sys.stderr)
     write_checkpoint(folder, TrainState(classes=list(data.classes)), model.state_dict(), {}, recipe.train.keep)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from shards.format.whole import read_json, whole_folder
 from shards.settings import ConfigError, Strict, dump, load
-from xfer.checkpoint import damage, model_checkpoint, write_manifest
+from xfer.checkpoint import Checkpoint, damage, model_checkpoint, write_manifest
 from xfer.config import ModelConfig, Recipe
 from xfer.model import FusionModel, build_model
 from xfer.quant.bits import layers
@@ -65,6 +65,13 @@ class Trained:
         return None if self.codes is None else {name: codes.bits for name, codes in self.codes.items()}
 
     @property
+    def form(self) -> str:
+        """In what form its weights are, in words."""
+        if self.bits is None:
+            return "float32"
+        return f"{min(self.bits.values())} to {max(self.bits.values())} bits" if "head" in self.bits else "head float32"
+
+    @property
     def weights_sha256(self) -> str:
         """By the manifest beside the weights file."""
         return _sha256(self.weights_file)
@@ -82,6 +89,23 @@ def open_model(path: str | Path) -> Trained:
     path = Path(path)
     if is_bundle(path):
         return _open_bundle(path)
+    checkpoint = _checkpoint(path)
+    recipe, classes = load(path / "recipe.yaml", Recipe), checkpoint.state.classes
+    model = restore(recipe, len(classes), checkpoint.model()).eval()
+    packed = recipe.transfer.mode == "quant"
+    codes = {name: one for name, one in kept(model).items() if one} if packed else None
+    weights = checkpoint.path / "model.safetensors"
+    return Trained(path, weights, recipe.name, model, tuple(classes), recipe.data.image_size, codes)
+
+
+def classes_of(path: str | Path) -> tuple[str, ...]:
+    """The classes of a run or a bundle, whose model is not loaded. Raises ConfigError as `open_model` does."""
+    path = Path(path)
+    return _bundle_classes(path) if is_bundle(path) else tuple(_checkpoint(path).state.classes)
+
+
+def _checkpoint(path: Path) -> Checkpoint:
+    """That of the model of a run. Raises ConfigError."""
     if (path / "weights.safetensors").is_file() and (path / "recipe.yaml").is_file():
         raise ConfigError(f"{path}: a bundle whose manifest.json is missing or damaged; copy or make it again")
     if (path / "recipe.yaml").is_file():
@@ -94,12 +118,7 @@ def open_model(path: str | Path) -> Trained:
             raise ConfigError(f"{path}: this run has no whole checkpoint yet; run its training command again")
         for fault in lost:
             print(f"note: passed over, taking step {checkpoint.state.step}: {fault}", file=sys.stderr)
-        recipe, classes = load(path / "recipe.yaml", Recipe), checkpoint.state.classes
-        model = restore(recipe, len(classes), checkpoint.model()).eval()
-        packed = recipe.transfer.mode == "quant"
-        codes = {name: one for name, one in kept(model).items() if one} if packed else None
-        weights = checkpoint.path / "model.safetensors"
-        return Trained(path, weights, recipe.name, model, tuple(classes), recipe.data.image_size, codes)
+        return checkpoint
     if (path / "seeds").is_dir():
         raise ConfigError(f"{path}: runs of several seeds; give one of them, such as {path / 'seeds' / '0'}")
     what = "no such folder" if not path.exists() else "neither a run folder (recipe.yaml) nor a bundle (manifest.json)"
@@ -176,12 +195,15 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def _open_bundle(path: Path) -> Trained:
-    faults = damage(path)
-    if faults:
+def _bundle_classes(path: Path) -> tuple[str, ...]:
+    """Raises ConfigError if the bundle is not whole."""
+    if faults := damage(path):
         raise ConfigError(faults, f"{path} is not whole")
-    recipe = load(path / "recipe.yaml", BundleRecipe)
-    classes = yaml.safe_load((path / "labels.yaml").read_text())["classes"]
+    return tuple(yaml.safe_load((path / "labels.yaml").read_text())["classes"])
+
+
+def _open_bundle(path: Path) -> Trained:
+    classes, recipe = _bundle_classes(path), load(path / "recipe.yaml", BundleRecipe)
     model = fold(build_model(recipe.model, len(classes), 0, load_weights=False))
     assert isinstance(model, FusionModel)
     weights = path / "weights.safetensors"
@@ -189,7 +211,7 @@ def _open_bundle(path: Path) -> Trained:
         codes = unpack(weights, model).codes
     except ValueError as error:
         raise ConfigError(str(error), path) from None
-    return Trained(path, weights, recipe.name, model, tuple(classes), recipe.image_size, codes)
+    return Trained(path, weights, recipe.name, model, classes, recipe.image_size, codes)
 
 
 def write_bundle(

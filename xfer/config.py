@@ -1,8 +1,10 @@
 """A Recipe: data, model, training and quantization of one run, each a section with plain keys.
 
-Only `build_*` functions read these sections; the classes behind them take plain arguments.
+Only `build_*` functions read these sections; the classes behind them take plain arguments. What a recipe leaves to
+other models (`model.from`, `data.image_size`) is read once, here: in memory and in a run folder it is complete.
 """
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +20,8 @@ Group = Literal["stem", "layer1", "layer2", "layer3", "layer4", "project", "head
 PUBLISHED = ("IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT")  # names of torchvision's weights
 Weights = Annotated[str, AfterValidator(lambda given: given if given in PUBLISHED else absolute(given))]
 RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+IMAGENET_SIZE = 224  # that torchvision's weights were made at
+SIZE = DataConfig.model_fields["image_size"].default
 TIMM = "timm/"  # begins the name of a backbone that is timm's
 PROBE_IMAGES = 4096
 PROBES = ("feature", "quant")  # modes that train nothing after the probe
@@ -180,6 +184,46 @@ class QuantizeConfig(Strict):
     correct: bool = True  # match each convolution's channel mean and deviation to the float model
 
 
+def made_at(model: ModelConfig) -> int | None:
+    """The image size that what a model begins with was made at: that of `from`, or the largest of its branches'
+    weights. None: it begins with nothing, or that is not known.
+    """
+    if model.from_ is not None:
+        return _image_size(Path(model.from_))
+    sizes = [_branch_made_at(branch) for branch in model.branches.values()]
+    return max((size for size in sizes if size is not None), default=None)
+
+
+def _branch_made_at(branch: BranchConfig) -> int | None:
+    if branch.weights is None:
+        return None
+    if theirs := model_branch(branch.weights):
+        return _image_size(theirs[0])
+    if branch.backbone in RESNETS:
+        return IMAGENET_SIZE if branch.stem == "imagenet" else None
+    try:
+        known = import_module("timm.models").get_pretrained_cfg(branch.backbone.removeprefix(TIMM))
+    except ImportError:
+        return None
+    return known and max(known.input_size[1:])
+
+
+def _image_size(folder: Path) -> int | None:
+    """That of a run or a bundle; None if the folder is neither."""
+    try:
+        recipe = read_yaml(folder / "recipe.yaml")
+        size = recipe["image_size"] if "image_size" in recipe else recipe["data"].get("image_size", SIZE)
+    except (ConfigError, KeyError, AttributeError):
+        return None
+    return size if isinstance(size, int) else None
+
+
+def _began_at(run: Path) -> int | None:
+    """The image size of a run, or of its folds or seeds, if there are any."""
+    sizes = map(_image_size, [run, *sorted(run.glob("folds/*")), *sorted(run.glob("seeds/*"))])
+    return next((size for size in sizes if size is not None), None)
+
+
 class Recipe(Strict):
     """Data + model + training: what one process can run, without a cluster."""
 
@@ -191,6 +235,14 @@ class Recipe(Strict):
     transfer: TransferConfig = TransferConfig()
     quantize: QuantizeConfig = QuantizeConfig()
     track: tuple[TrackerName, ...] = ()  # programs that get the rows of metrics.jsonl too
+
+    @model_validator(mode="after")
+    def _sees_what_its_weights_were_made_at(self) -> "Recipe":
+        """Unless data.image_size is given. A run that began without this goes on as it began."""
+        size = None if "image_size" in self.data.model_fields_set else made_at(self.model)
+        if size is None or _began_at(self.folder) == SIZE:
+            return self
+        return self.model_copy(update={"data": self.data.model_copy(update={"image_size": size})})
 
     @field_validator("track")
     @classmethod

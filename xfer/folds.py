@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shards.config import LEAVE_ONE_OUT
-from shards.format.whole import read_json, write_json
+from shards.format.whole import write_json
 from shards.loading.open import Splits
 from shards.settings import ConfigError, replace
 from shards.text import table
@@ -29,7 +29,7 @@ from xfer.checkpoint import choose, latest_checkpoint
 from xfer.choice import Choice, choose_step, hand_over, read_choice
 from xfer.config import Recipe
 from xfer.evaluate import evaluate_subsets, score_to_keep
-from xfer.history import LEFT_OUT, is_trained, probe_score, read_metrics
+from xfer.history import LEFT_OUT, is_trained, left_out_scores, probe_score, read_metrics
 from xfer.metrics import Estimate, mean_of
 from xfer.outcomes import Comparison
 from xfer.prepare import open_labelled, prepare
@@ -149,7 +149,7 @@ def _is_done(recipe: Recipe, source: str, fold: Recipe, data: Splits) -> bool:
 
 
 def _is_scored(recipe: Recipe, source: str, fold: Recipe, data: Splits, choice: Choice | None = None) -> bool:
-    row, version = read_scores(recipe.folder).get(source, {}), data.validation[0].manifest.version
+    row, version = left_out_scores(recipe.folder).get(source, {}), data.validation[0].manifest.version
     step = choice.step if choice else fold.steps
     return (row.get("steps"), row.get("step", row.get("steps")), row.get("version")) == (fold.steps, step, version)
 
@@ -177,7 +177,7 @@ def _score(fold: Recipe, data: Splits, choice: Choice | None = None) -> dict[str
 
 
 def _known(recipe: Recipe, sources: Iterable[str]) -> dict[str, dict[str, Any]]:
-    rows = read_scores(recipe.folder)
+    rows = left_out_scores(recipe.folder)
     return {source: rows[source] for source in sources if source in rows}
 
 
@@ -187,14 +187,6 @@ def _keep(recipe: Recipe, rows: Mapping[str, Mapping[str, Any]], choice: Choice 
     write_json(recipe.folder / LEFT_OUT, content | ({"chosen": choice.to_json()} if choice else {}))
 
 
-def read_scores(run: Path) -> dict[str, dict[str, Any]]:
-    """By the source that was left out: correct, count, accuracy, interval, per_class, version; not_counted: its images
-    of classes that the model did not know; steps; step: of the model that was scored; probe: accuracy of the linear
-    probe that the run began as, None if it began as none. Empty if there is nothing yet.
-    """
-    return read_json(run / LEFT_OUT).get("sources", {})
-
-
 def _mean(rows: Mapping[str, Mapping[str, Any]]) -> Estimate:
     mean = mean_of([Estimate(row["accuracy"], *row["interval"]) for row in rows.values()])
     return Estimate(mean.value, max(0.0, mean.low), min(1.0, mean.high))
@@ -202,7 +194,7 @@ def _mean(rows: Mapping[str, Mapping[str, Any]]) -> Estimate:
 
 def score_rows(run: Path) -> list[list[str]]:
     """The scores as a table for people, its header first; empty if there are none yet."""
-    rows = read_scores(run)
+    rows = left_out_scores(run)
     if not rows:
         return []
     shown = [["left out", "images", "accuracy", "95 % interval"]]
@@ -222,7 +214,7 @@ def scores_text(run: Path) -> str:
     rows = score_rows(run)
     if not rows:
         return ""
-    left = {source: row["not_counted"] for source, row in read_scores(run).items() if row["not_counted"]}
+    left = {source: row["not_counted"] for source, row in left_out_scores(run).items() if row["not_counted"]}
     notes = [f"  {source}: {count} images not counted, only it has their class" for source, count in left.items()]
     choice = read_choice(run)
     return "\n".join([f"leave one source out: {WHAT}", *table(rows), *notes, *([choice.text()] if choice else [])])
@@ -251,12 +243,12 @@ def compare_folds(run: Path, recipe: Recipe) -> Comparison | None:
             f"{run}: the run without {', without '.join(missing)} is not trained to its end; run the training command "
             "again, or measure on other images, with data.validation=0 on the test sources"
         )
-    before, after = {}, {}
+    before, after, names = {}, {}, ("float32", "packed")
     for source, fold in found.items():
         trained = open_model(fold_folder(run, source))
         data = open_labelled(fold.data, trained.classes)
         calibration = calibration_images(data, fold.data, fold.quantize.calibration)
         quantized = quantize_model(trained.model, fold.quantize, calibration)
         one = compare(trained, quantized, fold.data, WHAT, data.validation)
-        before, after = before | one.first, after | one.second
-    return Comparison(WHAT, before, after) if found else None
+        before, after, names = before | one.first, after | one.second, one.names
+    return Comparison(WHAT, before, after, names) if found else None

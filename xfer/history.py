@@ -1,6 +1,7 @@
-"""What a run's metrics.jsonl tells: its scores, the best of them, what training gained, and whether it is over.
+"""What a run's metrics.jsonl tells: its scores, the best of them, what training gained, and whether it is over; and the
+scores of the runs that leave a source out (xfer/folds.py), where there are any.
 
-Nothing of it is kept elsewhere: whether a run is done, or patience is at its end, follows from the rows alone, so it is
+Whether a run is done, or patience is at its end, follows from the rows alone, so it is
 the same on every rank and after a resume.
 """
 
@@ -8,9 +9,11 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from shards.format.whole import read_json, read_json_lines, write_text
 from shards.settings import ConfigError
+from shards.text import markdown, table
 from xfer.checkpoint import Checkpoint, checkpoint_name, chosen
 from xfer.config import Recipe
 from xfer.train import Row
@@ -51,25 +54,80 @@ def model_row(folder: Path) -> Row:
     return next((row for row in reversed(scored) if name in (None, checkpoint_name(row["step"]))), {})
 
 
+def left_out_scores(folder: Path) -> dict[str, dict[str, Any]]:
+    """By the source that was left out: correct, count, accuracy, interval, per_class, version; not_counted: its images
+    of classes that the model did not know; steps; probe: accuracy of the linear probe that the run began as, None if it
+    began as none. Empty if there is nothing yet.
+    """
+    return read_json(folder / LEFT_OUT).get("sources", {})
+
+
+def probe_and_model(folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Accuracy by source of the linear probe that a run began as, empty if it began as none, and of its model: on what
+    it holds out, or on each source by the run that never saw it.
+    """
+    if rows := left_out_scores(folder):
+        probe = {name: row["probe"] for name, row in rows.items() if row.get("probe") is not None}
+        return probe, {name: row["accuracy"] for name, row in rows.items()}
+    return probe_score(read_metrics(folder)), model_row(folder).get("accuracy", {})
+
+
 def against_probe(folder: Path) -> str:
     """What training gained over the linear probe that a run began as, in words; empty if it began as none."""
-    found, row = scores(read_metrics(folder)), model_row(folder)
-    if len(found) < 2 or 0 not in found or not row:
+    probe, model = probe_and_model(folder)
+    found, left_out = scores(read_metrics(folder)), left_out_scores(folder)
+    trained = any(row["steps"] for row in left_out.values()) if left_out else len(found) > 1
+    if not model or probe.keys() != model.keys() or not trained:
         return ""
-    step = row["step"]
-    first, last, best = 100 * found[0], 100 * found[step], step == best_step(found)  # folds are not chosen one by one
+    step = read_json(folder / LEFT_OUT).get("chosen", {}).get("step") if left_out else model_row(folder)["step"]
+    first, last = (100 * statistics.fmean(one.values()) for one in (probe, model))
+    best = bool(left_out) or step == best_step(found)  # folds are not chosen one by one
     if step == 0:
         why = "no step scored above" if best else "what was chosen among all folds is"
-        what = f"{first:.1f} % on validation (mean of sources)"
-        return f"{why} the linear probe it began as, {what}: the probe is the model"
-    at = "" if step == max(found) else f" at step {step}{', the best' if best else ''}"
-    text = f"validation accuracy {last:.1f} % (mean of sources){at}, {abs(last - first):.1f} points"
+        where = "on sources it never saw" if left_out else "on validation"
+        return f"{why} the linear probe it began as, {first:.1f} % {where} (mean of sources): the probe is the model"
+    what = "accuracy on sources it never saw" if left_out else "validation accuracy"
+    at = "" if step in (None, max(found, default=step)) else f" at step {step}{', the best' if best else ''}"
+    text = f"{what} {last:.1f} % (mean of sources){at}"
     if last > first:
-        return f"{text} above the linear probe it began as"
+        return f"{text}, {last - first:.1f} points above the linear probe it began as"
+    less = f"{first - last:.1f} points below" if last < first else "that of"
+    advice = "" if left_out else "train.select: best would keep the probe; "
     return (
-        f"{text} below the linear probe it began as: training gained nothing. train.select: best would keep the probe; "
-        "a lower train.learning_rate, or branches with a later train_from, change less"
+        f"{text}, {less} the linear probe it began as: training gained nothing. {advice}a lower train.learning_rate, "
+        "or branches with a later train_from, change less"
     )
+
+
+def gain_rows(folder: Path) -> list[list[str]]:
+    """What training gained over the linear probe by source, as a table for people, its header first; empty if the run
+    began as none, or nothing was trained.
+    """
+    if not against_probe(folder):
+        return []
+    probe, model = probe_and_model(folder)
+    pairs = {name: (probe[name], model[name]) for name in model}
+    if len(pairs) > 1:
+        pairs["mean of sources"] = (statistics.fmean(probe.values()), statistics.fmean(model.values()))
+    rows = [["source", "its linear probe", "trained", "gained"]]
+    for name, (first, last) in pairs.items():
+        gained = round(100 * (last - first), 1) + 0.0  # + 0.0: no -0.0
+        rows.append([name, f"{100 * first:.1f} %", f"{100 * last:.1f} %", f"{gained:+.1f}"])
+    return rows
+
+
+def gain_text(folder: Path) -> str:
+    """The same for a terminal, and in words."""
+    rows = gain_rows(folder)
+    return "\n".join(["trained from a linear probe:", *table(rows), f"  {against_probe(folder)}"]) if rows else ""
+
+
+def gain_markdown(folder: Path) -> list[str]:
+    """The same for a model card."""
+    rows, said = gain_rows(folder), against_probe(folder)
+    if not rows:
+        return []
+    return ["Trained from a linear probe:", "", *markdown(rows), "", f"{said[0].upper()}{said[1:]}.", ""]
 
 
 def best_step(found: Mapping[int, float]) -> int | None:

@@ -18,7 +18,7 @@ from shards.loading.batch import Batch, Slot
 from shards.loading.evaluate import eval_stream
 from shards.loading.subset import Subset
 from shards.progress import progress
-from shards.text import table
+from shards.text import markdown, table
 from xfer.engine import default_device
 from xfer.metrics import Estimate, mean_of, paired_difference
 from xfer.repeated import difference_over_seeds
@@ -155,13 +155,8 @@ class Comparison:
 
     def markdown(self) -> str:
         """For a model card."""
-        head, *body = self.rows()
-        lines = [f"Accuracy on {self.what}:", "", _line(head), "|---" + "|---:" * (len(head) - 1) + "|"]
-        return "\n".join([*lines, *map(_line, body), "", self.verdict().capitalize() + "."])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        lines = [f"Accuracy on {self.what}:", "", *markdown(self.rows())]
+        return "\n".join([*lines, "", self.verdict().capitalize() + "."])
 
 
 def _percents(*values: float) -> list[str]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -36,9 +36,14 @@ DOCUMENTS = {"study": ("tune", "space"), "job": ("train", "recipe"), "recipe": (
 Document = TypeVar("Document", bound=Strict)
 
 
-def load_document(path: str | Path, kind: type[Document], overrides: Sequence[str] = ()) -> Document:
-    """A recipe, job or study. A fault of its schema does not hide those of its data and weights: raises ConfigError
-    with all that the sections let see.
+def load_document(
+    path: str | Path,
+    kind: type[Document],
+    overrides: Sequence[str] = (),
+    more: Callable[[Mapping[str, Any]], Sequence[str]] = lambda sections: (),
+) -> Document:
+    """A recipe, job or study. A fault of its schema does not hide those of its data and weights, nor what `more` finds
+    in its sections, by name, as far as they are sound: raises ConfigError with all of them.
     """
     try:
         return load(path, kind, overrides)
@@ -54,6 +59,7 @@ def load_document(path: str | Path, kind: type[Document], overrides: Sequence[st
         opens = partial(open_data, unfit=class_faults) if keeps else open_labelled
         faults = _faults_of(lambda: opens(data)) if isinstance(data, DataConfig) else []
         faults += check_weights_exist(model) if isinstance(model, ModelConfig) else []
+        faults += more(error.sections)
         raise ConfigError([*error.faults, *faults], error.origin) from None
 
 

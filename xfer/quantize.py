@@ -19,6 +19,7 @@ from shards.loading.subset import Subset
 from shards.settings import ConfigError
 from xfer.bundle import Trained, body, check_replaceable, open_model, write_bundle
 from xfer.config import QuantizeConfig, Recipe
+from xfer.history import gain_markdown
 from xfer.model import FusionModel
 from xfer.outcomes import Comparison, outcomes_on
 from xfer.quant.bits import FLOAT, group_of, layer_bits
@@ -130,9 +131,9 @@ def compare(
     trained: Trained, quantized: Quantized, config: DataConfig, what: str, subsets: Sequence[Subset]
 ) -> Comparison:
     """The run and its quantized model on the same images."""
-    models = {"float32": trained.model, "packed": quantized.model}
+    models = {"trained": trained.model, "packed": quantized.model}
     found = outcomes_on(models, subsets, config, trained.classes, f"compare {trained.name}")
-    return Comparison(what, found["float32"], found["packed"])
+    return Comparison(what, found["trained"], found["packed"], (trained.form, "packed"))
 
 
 def ship(
@@ -174,6 +175,7 @@ def _card(
         f"- storage bits: {_storage(recipe, bits)}",
         f"- float weights: {trained.weights_bytes:,} bytes",
         "",
+        *gain_markdown(trained.path),
         *(line for one in compared for line in (one.markdown(), "")),
         "| layer | bits |",
         "|---|---|",

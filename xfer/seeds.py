@@ -21,8 +21,8 @@ from shards.settings import ConfigError, replace
 from shards.text import table
 from xfer.bundle import Trained, open_model
 from xfer.config import Recipe
-from xfer.folds import prepare_folds, read_scores
-from xfer.history import model_row, probe_score, read_metrics
+from xfer.folds import prepare_folds
+from xfer.history import probe_and_model
 from xfer.metrics import Estimate
 from xfer.prepare import open_labelled, prepare
 from xfer.repeated import mean_over_seeds
@@ -96,15 +96,13 @@ def train_seeds(recipe: Recipe, count: int, train: Callable[[Recipe, str], None]
 
 def _row(recipe: Recipe, data: Splits) -> dict[str, Any]:
     """What a trained run came to: on what its recipe holds out, or on each source, by the run that never saw it."""
-    rows, left_out = read_metrics(recipe.folder), read_scores(recipe.folder)
-    accuracy = {name: row["accuracy"] for name, row in left_out.items()} or model_row(recipe.folder).get("accuracy", {})
-    probe = {name: row["probe"] for name, row in left_out.items()} or probe_score(rows)
+    probe, accuracy = probe_and_model(recipe.folder)
     return {
         "train.seed": recipe.train.seed,
         "data.seed": recipe.data.seed,
         "steps": recipe.steps,
         "accuracy": accuracy,
-        "probe": {name: value for name, value in probe.items() if value is not None},
+        "probe": probe,
         "data": [{subset.name: subset.identity() for subset in part} for part in (data.train, data.validation)],
     }
 

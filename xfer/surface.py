@@ -24,9 +24,9 @@ from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.engine import build_engine, default_device
 from xfer.evaluate import evaluate_subsets
-from xfer.folds import prepare_folds, quantize_run, read_scores, train_folds
+from xfer.folds import prepare_folds, quantize_run, train_folds
 from xfer.follow import follow
-from xfer.history import is_trained, last_step, read_metrics
+from xfer.history import is_trained, last_step, left_out_scores, read_metrics
 from xfer.metrics import Estimate, Score
 from xfer.model import FusionModel
 from xfer.prepare import load_document, prepare
@@ -93,7 +93,7 @@ class Run:
         """With data.validation: leave_one_source_out, the score on each source of the run that never saw it: correct,
         count, accuracy, interval, per_class, not_counted, steps. Empty otherwise.
         """
-        return read_scores(self.folder)
+        return left_out_scores(self.folder)
 
     @property
     def model(self) -> Model:

@@ -1,4 +1,4 @@
-"""Ray Train and DeepSpeed for real: the same losses on any number of workers, resume after Ctrl-C, refusals."""
+"""Ray Train and DeepSpeed for real: the same losses on any number of workers, resume after signals, refusals."""
 
 import os
 import signal
@@ -26,8 +26,8 @@ from xfer.begin import begin
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.engine import build_engine
-from xfer.folds import folds, read_scores
-from xfer.history import probe_score, read_metrics
+from xfer.folds import folds
+from xfer.history import left_out_scores, probe_score, read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.slow]
 
@@ -96,27 +96,35 @@ def cut_back_to(folder: Path, step: int) -> None:
             (path / "manifest.json").unlink()
 
 
-def test_ctrl_c_then_the_same_command(recipe_values, tmp_path):
-    recipe_values["train"] |= {"steps": 60, "save_every": 5}
+def test_sigterm_then_ctrl_c_then_the_same_command(recipe_values, tmp_path):
+    recipe_values["train"] |= {"steps": 100, "save_every": 5}
     recipe_values["data"]["workers"] = 1
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump({"recipe": recipe_values, "cluster": {"workers": 2}}))
     command = [sys.executable, "-m", "xfer", "train", str(path)]
     folder = Path(recipe_values["output"]) / "tiny"
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 200
-    while not list(folder.glob("checkpoints/step-*")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
-    done = latest_checkpoint(folder / "checkpoints").state.step
+    done = [0]
+    for end, status, said in ((signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "stopped")):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 200
+        while saved(folder) == done[-1] and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        os.kill(process.pid, end)
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == status, errors
+        assert errors.endswith(f"xfer: {said}; the same command goes on from here\n")
+        assert "Traceback" not in errors
+        done.append(saved(folder))
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert again.returncode == 0, again.stderr
-    rows = losses(folder)
-    assert len(rows) == 60
-    assert 0 < done < 60
+    assert len(losses(folder)) == 100
+    assert 0 < done[1] < done[2] < 100
+
+
+def saved(folder: Path) -> int:
+    """The step of the newest checkpoint; 0: there is none."""
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    return checkpoint.state.step if checkpoint else 0
 
 
 def test_leave_one_source_out_trains_a_run_without_each_source_and_is_not_run_again(recipe_values, capsys):
@@ -129,7 +137,7 @@ def test_leave_one_source_out_trains_a_run_without_each_source_and_is_not_run_ag
         expected = fit(replace(fold, {"name": f"plain-{source}"}))
         assert losses(fold.folder) == pytest.approx(expected, abs=1e-4)
         assert (fold.folder / "job.yaml").is_file()
-    assert set(read_scores(result.path)) == {"outline", "paint"}
+    assert set(left_out_scores(result.path)) == {"outline", "paint"}
     assert latest_checkpoint(result.path / "checkpoints").state.classes == ["circle", "cross", "square", "star"]
     started = time.monotonic()
     assert run(one).error is None

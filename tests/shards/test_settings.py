@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shards.settings import ConfigError, SchemaError, Strict, dump, full_path, get, load, read_yaml, replace
 
@@ -204,3 +204,42 @@ def test_sections_that_are_sound_can_still_be_checked(file):
     with pytest.raises(SchemaError) as caught:
         load(file, Outer, ["workers=many"])
     assert caught.value.sections["data"] == load(file, Outer).middle.data
+
+
+class Pair(Strict):
+    """Whose values have to go together."""
+
+    low: int = 0
+    high: int = 1
+    choice: Literal[0, 1] = 0
+    names: dict[str, int] = Field(default_factory=lambda: {"a": 1})
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Pair":
+        if self.low >= self.high:
+            raise ValueError(f"high: must be above low, {self.low}, got {self.high}")
+        if not self.names:
+            raise ValueError("names: must not be empty")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (
+            "{high: -1, hihg: 5, choice: true, names: {}}",
+            ["hihg: unknown", "high: must be above", "names: must not", "choice: must"],
+        ),
+        ("{low: 3, high: x}", ["high: must be a whole number"]),  # not: 3 is above 1
+        ("{low: x, high: -1, names: {}}", ["low: must be", "names: must not be empty"]),  # not: 0 is above -1
+        ("{names: {b: x}}", ["names.b: must be a whole number"]),  # not: it is empty
+        ("{names: 5, high: 0}", ["names: must be a section", "high: must be above"]),
+    ],
+)
+def test_what_a_fault_hides_is_told_and_not_what_only_follows_from_it(tmp_path, text, lines):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(SchemaError) as caught:
+        load(tmp_path / "p.yaml", Pair)
+    assert len(caught.value.faults) == len(lines), caught.value.faults
+    for fault, line in zip(caught.value.faults, lines, strict=True):
+        assert fault.startswith(line)

@@ -49,8 +49,8 @@ def test_a_run_that_is_its_probe_has_a_report_too(pretrained):
     assert "training loss" not in whole
 
 
-def mistakes_of(page: str) -> list[tuple[str, str]]:
-    section = page.split("<h2>Its surest mistakes</h2>")[1].split("</section>")[0]
+def mistakes_of(page: str, title: str = "Its surest mistakes") -> list[tuple[str, str]]:
+    section = page.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
     return re.findall(r"<img src=\"data:image/png;base64,([^\"]+)\" alt=\"([^\"]+)\"", section)
 
 
@@ -85,6 +85,30 @@ def test_the_surest_mistakes_are_shown_with_what_they_are(recipe_values):
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
     expected = centre(read_sample(neon, i).image, image.shape[0]).image.permute(1, 2, 0).numpy()
     assert (image == expected).all()
+
+
+def test_those_of_a_bundle_and_of_the_runs_without_a_source_are_shown_too(recipe_values):
+    recipe_values["data"]["validation"] = "leave_one_source_out"
+    run = xfer.fit(recipe_values, {"train.steps": 2}, quiet=True)
+    bundle = run.quantize(bits=2)
+    assert status("evaluate", str(bundle.path)) == 0
+    whole = page(run.folder)
+    assert "Its surest mistakes" not in whole, "the run itself was not evaluated"
+    sizes = {}
+    kept = json.loads((run.folder / "evaluation-bundle.json").read_text())["test"]
+    for title, scores, subsets in (
+        ("The surest mistakes of bundle", kept, open_data(run.recipe.data).test),
+        ("The surest mistakes on sources left out", run.left_out, open_data(run.recipe.data).train),
+    ):
+        shown = mistakes_of(whole, title)
+        sizes[title] = len(shown)
+        for subset in subsets:
+            surest = scores[subset.name]["mistakes"][0]
+            said = f"{surest['truth']}, taken for {surest['answer']} ({100 * surest['confidence']:.0f} %)"
+            data = next(data for data, alt in shown if alt == f"{subset.name}: {said}")
+            image = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+            assert (image == centre(read_sample(subset, surest["row"]).image, 224).image.permute(1, 2, 0).numpy()).all()
+    assert set(sizes.values()) == {12}
 
 
 def test_a_mistake_that_is_damaged_or_gone_is_said_and_the_rest_is_shown(recipe_values, shards_root, tmp_path):

@@ -10,7 +10,7 @@ from cluster.config import Job
 from shards.loading.batch import Slot
 from shards.loading.open import open_data
 from shards.settings import replace
-from tuning.check import check_space
+from tuning.check import space_faults
 from tuning.config import Distribution
 from tuning.trial import Shared, compared, float_row, realize, refit_head, share, trial
 from xfer import run as one_process
@@ -87,7 +87,7 @@ def left_out(recipe_values) -> Job:
 
 def test_with_one_source_left_out_a_trial_is_scored_on_each_source_by_the_run_without_it(left_out):
     recipe = left_out.recipe
-    check_space(left_out, {"quantize.bits": Distribution.model_validate({"choice": [2, 8]})})
+    assert not space_faults(left_out, {"quantize.bits": Distribution.model_validate({"choice": [2, 8]})})
     xfer.fit(recipe, quiet=True)
     shared = share(left_out, 40)
     assert [list(each.sources) for each in shared] == [["outline"], ["paint"]]

@@ -15,7 +15,8 @@ from tests.xfer.test_quantize import status
 from xfer.bundle import open_model
 from xfer.config import Recipe
 from xfer.evaluate import evaluate_subsets
-from xfer.folds import compare_folds, folds, prepare_folds, read_scores
+from xfer.folds import compare_folds, folds, prepare_folds
+from xfer.history import left_out_scores
 
 SOURCES = ("outline", "paint")
 
@@ -61,7 +62,7 @@ def test_fit_trains_and_scores_every_fold_and_then_all_sources_and_goes_on_where
     assert "3 runs of 4 steps, without outline, without paint, then on all sources" in said.err
     assert "fold 2 of 2, without paint" in said.err
     assert steps_of(folder) == {"tiny": 4, "without-outline": 4, "without-paint": 4}
-    scores = read_scores(folder)
+    scores = left_out_scores(folder)
     assert scores == xfer.Run(folder).left_out
     for source, fold in folds(Recipe.model_validate(values)).items():
         data, trained = open_data(fold.data), open_model(fold.folder)
@@ -91,12 +92,12 @@ def test_fit_trains_and_scores_every_fold_and_then_all_sources_and_goes_on_where
     (folder / "leave_one_source_out.json").write_text(json.dumps({"sources": {"outline": scores["outline"]}}))
     assert status("fit", str(path)) == 0
     assert "fold 1 of 2, without outline: trained and scored already" in capsys.readouterr().err
-    assert read_scores(folder) == scores
+    assert left_out_scores(folder) == scores
 
     # More steps: every fold and the run go on.
     assert status("fit", str(path), "train.steps=5") == 0
     assert set(steps_of(folder).values()) == {5}
-    assert {row["steps"] for row in read_scores(folder).values()} == {5}
+    assert {row["steps"] for row in left_out_scores(folder).values()} == {5}
 
 
 def test_what_is_read_from_the_folds(values, tmp_path, capsys):

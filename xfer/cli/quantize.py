@@ -28,6 +28,7 @@ def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
     """
     from xfer.bundle import is_bundle, open_model
     from xfer.folds import quantize_run
+    from xfer.history import gain_text
 
     trained, recipe = open_model(run), recipe_of(run, overrides)
     if is_bundle(run):
@@ -35,7 +36,11 @@ def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
     if trained.bits is not None:
         print("note: its branches and projections keep their bits; quantize.bits is that of the head", file=sys.stderr)
     bundle, compared = quantize_run(trained, recipe, out or run / "bundle")
+    if gained := gain_text(run):
+        print(gained)
     print(compared.text() if compared else "nothing is held out, so what packing cost in accuracy is not known")
     times = trained.weights_bytes / bundle.weights_bytes
-    print(f"bytes: {trained.weights_bytes:,} float32, {bundle.weights_bytes:,} packed, {times:.1f} times smaller")
+    print(
+        f"bytes: {trained.weights_bytes:,} {trained.form}, {bundle.weights_bytes:,} packed, {times:.1f} times smaller"
+    )
     print(f"bundle: {bundle.path}\nnext: xfer predict {bundle.path} IMAGE...")

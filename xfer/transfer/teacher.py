@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shards.settings import ConfigError
-from xfer.bundle import open_model
+from xfer.bundle import classes_of, open_model
 from xfer.config import TeacherConfig
 
 TEMPERATURE = 2.0
@@ -50,23 +50,26 @@ def build_teacher(config: TeacherConfig | None, classes: Sequence[str]) -> Teach
     """
     if config is None:
         return None
+    if faults := teacher_faults(config, classes):
+        raise ConfigError(faults)
     trained = open_model(config.from_)
-    if set(trained.classes) != set(classes):
-        differ = sorted(set(trained.classes) ^ set(classes))
-        raise ConfigError(
-            f"train.teacher.from: must have the classes of this run; {trained.path} has {', '.join(trained.classes)}, "
-            f"the data has {', '.join(classes)}, they differ in {', '.join(differ)}"
-        )
     columns = torch.tensor([trained.classes.index(name) for name in classes])
     return Teacher(trained.model, trained.image_size, columns, config.share)
 
 
 def teacher_faults(config: TeacherConfig | None, classes: Sequence[str]) -> list[str]:
-    """Why a teacher cannot teach these classes."""
+    """Why a teacher cannot teach these classes; its model is not loaded, for each fold asks this before the first is
+    trained.
+    """
+    if config is None:
+        return []
     try:
-        build_teacher(config, classes)
+        theirs = classes_of(config.from_)
     except ConfigError as error:
+        return [f"train.teacher.from: {fault}" for fault in error.faults]
+    if differ := sorted({*theirs} ^ {*classes}):
         return [
-            fault if fault.startswith("train.teacher") else f"train.teacher.from: {fault}" for fault in error.faults
+            f"train.teacher.from: must have the classes of this run; {config.from_} has {', '.join(theirs)}, "
+            f"the data has {', '.join(classes)}, they differ in {', '.join(differ)}"
         ]
     return []

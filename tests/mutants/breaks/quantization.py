@@ -70,4 +70,20 @@ BREAKS = (
         "found[name].weight.flatten(1).abs().amax(1) / (2 ** (one.bits - 1) - 1) if one else ones)",
         QUANT_MODE,
     ),
+    Break(
+        "gain-not-in-the-card",
+        "a bundle's card does not say what training gained over the probe",
+        "xfer/quantize.py",
+        "        *gain_markdown(trained.path),\n",
+        "",
+        ("tests/tuning/test_gain.py",),
+    ),
+    Break(
+        "gain-of-another-run",
+        "a search in which each trial trains says the gain of the run in its job",
+        "tuning/record.py",
+        "return trial_run(folder, best) if needs_training(study.space) else study.job.recipe.folder",
+        "return study.job.recipe.folder",
+        ("tests/tuning/test_gain.py",),
+    ),
 )

@@ -250,4 +250,20 @@ BREAKS = (
         "    best = min(means,",
         PROBE,
     ),
+    Break(
+        "size-of-the-weights",
+        "images have the default size, whatever the weights were made at",
+        "xfer/config.py",
+        "else made_at(self.model)",
+        "else None",
+        ("tests/xfer/test_image_size.py",),
+    ),
+    Break(
+        "size-of-a-begun-run",
+        "a run that began at the default size is taken for another one",
+        "xfer/config.py",
+        "if size is None or _began_at(self.folder) == SIZE:",
+        "if size is None:",
+        ("tests/xfer/test_image_size.py",),
+    ),
 )

@@ -1,4 +1,4 @@
-"""A model to begin with."""
+"""What several tests begin with: another task's model, trained and packed once."""
 
 import pytest
 
@@ -6,7 +6,7 @@ import xfer
 from xfer.surface import Run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def source(shards_root, tmp_path_factory) -> Run:
     """A trained run of two branches and its bundle: layer1 of 3 bits, the stem in float, the rest of 4 bits."""
     values = {
@@ -20,7 +20,10 @@ def source(shards_root, tmp_path_factory) -> Run:
             "workers": 0,
         },
         "model": {
-            "branches": {"fine": {"backbone": "resnet10"}, "coarse": {"backbone": "resnet10", "size": 16}},
+            "branches": {
+                "fine": {"backbone": "resnet10", "stem": "small"},
+                "coarse": {"backbone": "resnet10", "size": 16},
+            },
             "fusion": {"width": 16, "weights": {"fine": 0.7, "coarse": 0.3}},
         },
         "train": {"steps": 4, "learning_rate": 0.01},

@@ -12,37 +12,8 @@ from xfer.backbone import Branch
 from xfer.bundle import open_model
 from xfer.config import Recipe
 from xfer.prepare import batchnorm_faults
-from xfer.surface import Run
 
 FEATURE = {"transfer.mode": "feature"}
-
-
-@pytest.fixture(scope="module")
-def two(shards_root, tmp_path_factory) -> Run:
-    """A trained run of two branches, and its bundle."""
-    values = {
-        "name": "two",
-        "output": str(tmp_path_factory.mktemp("two")),
-        "data": {
-            "root": str(shards_root),
-            "sources": {"paint": {"path": "paint"}},
-            "image_size": 32,
-            "batch_size": 12,
-            "workers": 0,
-        },
-        "model": {
-            "branches": {
-                "fine": {"backbone": "resnet10", "stem": "small"},
-                "coarse": {"backbone": "resnet10", "size": 16},
-            },
-            "fusion": {"width": 16},
-        },
-        "train": {"steps": 2, "learning_rate": 0.01},
-        "quantize": {"calibration": 16},
-    }
-    run = xfer.fit(values, quiet=True)
-    run.quantize(bits=4)
-    return run
 
 
 @pytest.fixture
@@ -57,23 +28,23 @@ def branch(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return open_model(folder).model.branches[name].state_dict()
 
 
-def test_a_branch_begins_as_one_of_a_run_under_another_name_with_a_new_projection(task, two, capsys):
-    task["model"]["branches"]["main"]["weights"] = f"{two.folder}:coarse"
+def test_a_branch_begins_as_one_of_a_run_under_another_name_with_a_new_projection(task, source, capsys):
+    task["model"]["branches"]["main"]["weights"] = f"{source.folder}:coarse"
     run = xfer.fit(task, FEATURE, quiet=True)
     said = capsys.readouterr().err
     assert "begins with:" in said
-    assert f"branch main  resnet10 taken, coarse of {two.folder}; its projection new" in said
-    ours, theirs = branch(run.folder, "main"), branch(two.folder, "coarse")
+    assert f"branch main  resnet10 taken, coarse of {source.folder}; its projection new" in said
+    ours, theirs = branch(run.folder, "main"), branch(source.folder, "coarse")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert run.recipe.model.branches["main"].weights == f"{two.folder}:coarse"
-    assert "two" not in (run.quantize(bits=8).path / "recipe.yaml").read_text()
+    assert run.recipe.model.branches["main"].weights == f"{source.folder}:coarse"
+    assert str(source.folder) not in (run.quantize(bits=8).path / "recipe.yaml").read_text()
 
 
-def test_a_packed_branch_is_unfolded_and_can_be_trained_on(task, two):
-    task["model"]["branches"]["main"] |= {"weights": f"{two.folder / 'bundle'}:fine", "stem": "small"}
+def test_a_packed_branch_is_unfolded_and_can_be_trained_on(task, source):
+    task["model"]["branches"]["main"] |= {"weights": f"{source.folder / 'bundle'}:fine", "stem": "small"}
     zero = xfer.fit(task, {**FEATURE, "name": "zero"}, quiet=True)
     images = torch.rand(2, 3, 32, 32)
-    ours, theirs = open_model(zero.folder).model, open_model(two.folder / "bundle").model
+    ours, theirs = open_model(zero.folder).model, open_model(source.folder / "bundle").model
     with torch.inference_mode():
         mine, reference = ours.branches["main"](images)["C5"], theirs.branches["fine"](images)["C5"]
     torch.testing.assert_close(mine, reference, atol=1e-3, rtol=1e-3)
@@ -82,23 +53,23 @@ def test_a_packed_branch_is_unfolded_and_can_be_trained_on(task, two):
     assert [row["step"] for row in run.metrics if "accuracy" in row] == [0, 1]
 
 
-def test_a_model_with_one_branch_needs_no_name_and_quant_keeps_its_codes(task, two):
-    task["model"]["branches"]["main"]["weights"] = f"{two.folder / 'bundle'}:coarse"
+def test_a_model_with_one_branch_needs_no_name_and_quant_keeps_its_codes(task, source):
+    task["model"]["branches"]["main"]["weights"] = f"{source.folder / 'bundle'}:coarse"
     first = xfer.fit(task, {"transfer.mode": "quant", "name": "first"}, quiet=True)
     task["model"]["branches"]["main"]["weights"] = str(first.quantize(bits=5).path)
     bundle = xfer.fit(task, {"transfer.mode": "quant"}, quiet=True).quantize(bits=6)
-    ours, theirs = (open_model(path).codes for path in (bundle.path, two.folder / "bundle"))
+    ours, theirs = (open_model(path).codes for path in (bundle.path, source.folder / "bundle"))
     for name, codes in theirs.items():
         if name.startswith("branches.coarse"):
             mine = ours[name.replace("coarse", "main")]
-            assert mine.bits == 4
+            assert mine.bits == codes.bits
             assert torch.equal(mine.q, codes.q)
             assert torch.equal(mine.scale, codes.scale)
     assert ours["projections.main.0"].bits == 8, "the projection is new, of the recipe's bits"
     assert ours["head"].bits == 6
 
 
-def test_what_does_not_fit_is_named(task, two, tmp_path):
+def test_what_does_not_fit_is_named(task, source, tmp_path):
     def fault(**main) -> str:
         task["model"]["branches"]["main"] = {"backbone": "resnet10", **main}
         with pytest.raises(ConfigError) as caught:
@@ -107,7 +78,7 @@ def test_what_does_not_fit_is_named(task, two, tmp_path):
         assert one.startswith("model.branches.main.weights: ")
         return one
 
-    folder = str(two.folder)
+    folder = str(source.folder)
     assert f"has the branches coarse, fine; name one, such as {folder}:coarse" in fault(weights=folder)
     assert f"{folder} has no branch midle; it has coarse, fine" in fault(weights=f"{folder}:midle")
     assert "has backbone resnet10, and this one resnet18" in fault(weights=f"{folder}:fine", backbone="resnet18")
@@ -118,7 +89,7 @@ def test_what_does_not_fit_is_named(task, two, tmp_path):
     assert "no such file, run or bundle" in fault(weights=str(tmp_path / "missing:main"))
     broken = tmp_path / "broken"
     broken.mkdir()
-    for file in (two.folder / "bundle").iterdir():
+    for file in (source.folder / "bundle").iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
     (broken / "weights.safetensors").write_bytes((broken / "weights.safetensors").read_bytes()[:-1])
     assert "its size or sha256 is not what the manifest says" in fault(weights=f"{broken}:fine")
@@ -128,9 +99,9 @@ def test_what_does_not_fit_is_named(task, two, tmp_path):
         xfer.fit(task, quiet=True)
 
 
-def test_a_small_stem_keeps_small_images_large_and_is_taken_over_by_model_from(task, two):
-    assert open_model(two.folder).model.branches["fine"].conv1.stride == (1, 1)
-    task["model"] = {"from": str(two.folder / "bundle")}
+def test_a_small_stem_keeps_small_images_large_and_is_taken_over_by_model_from(task, source):
+    assert open_model(source.folder).model.branches["fine"].conv1.stride == (1, 1)
+    task["model"] = {"from": str(source.folder / "bundle")}
     run = xfer.fit(task, FEATURE, quiet=True)
     assert run.recipe.model.branches["fine"].stem == "small"
     assert run.recipe.model.branches["coarse"].stem == "imagenet"

@@ -1,6 +1,7 @@
 """transfer.mode: quant: a new head on the features of a packed model, whose codes stay bit for bit."""
 
 import copy
+import re
 import shutil
 from pathlib import Path
 
@@ -67,7 +68,11 @@ def test_a_run_is_the_bundle_made_of_it_and_every_verb_takes_it(task, capsys):
         with pytest.raises(SystemExit) as ended:
             main(verb)
         assert not ended.value.code, capsys.readouterr().err
-    assert "its branches and projections keep their bits; quantize.bits is that of the head" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "its branches and projections keep their bits; quantize.bits is that of the head" in said.err
+    for text in (said.out, (bundle.path / "card.md").read_text()):
+        assert "head float32" in text
+        assert not re.search(r"(?<!head )float32", text), "they are packed already"
 
 
 def test_the_same_command_repeats_it_bit_by_bit_and_changes_nothing_that_is_done(task):
@@ -124,7 +129,7 @@ def test_branches_with_weights_are_rounded_too(pretrained):
 def test_a_new_branch_is_rounded_beside_those_that_keep_their_codes(task, source, tmp_path):
     weights = str(tmp_path / "weights.safetensors")
     save_file(Branch("resnet10").state_dict(), weights)
-    branches = {"fine": {"backbone": "resnet10"}, "new": {"backbone": "resnet10", "weights": weights}}
+    branches = {"fine": {"backbone": "resnet10", "stem": "small"}, "new": {"backbone": "resnet10", "weights": weights}}
     task["model"] |= {"branches": branches, "fusion": {"width": 16}}
     bundle = xfer.fit(task, {**QUANT, "name": "both", "quantize.bits": 6}, quiet=True).quantize()
     theirs = load_file(source.folder / "bundle" / "weights.safetensors")
@@ -153,7 +158,8 @@ def test_what_it_cannot_do_is_refused_at_once(task, recipe_values):
 
     (fault,) = faults({"quantize.groups": {"layer4": 2}})
     assert fault.startswith("quantize.groups.layer4: must be left out, got 2: its layers keep the 4 bits they have")
-    (fault,) = faults({"model.branches": {"fine": {"backbone": "resnet10", "train_from": "layer3"}}})
+    branch = {"backbone": "resnet10", "stem": "small", "train_from": "layer3"}
+    (fault,) = faults({"model.branches": {"fine": branch}})
     assert fault.startswith("model.branches.fine.train_from: must be left out for transfer.mode quant")
     assert not (Path(task["output"]) / "tiny").exists()
     run = xfer.fit(task, {**QUANT, "quantize.groups": {"layer1": 3, "head": 5}}, quiet=True)

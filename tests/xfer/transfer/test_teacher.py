@@ -10,8 +10,10 @@ from shards.loading.open import open_data
 from shards.loading.train import train_stream
 from shards.settings import ConfigError, replace
 from xfer.bundle import open_model
+from xfer.config import Recipe
 from xfer.labels import Objective, annotated
 from xfer.model import build_model
+from xfer.prepare import prepare
 from xfer.train import set_training
 from xfer.transfer.teacher import TEMPERATURE, Teacher
 
@@ -70,6 +72,21 @@ def test_a_teacher_that_is_none_or_knows_other_classes_is_refused(recipe_values,
         xfer.fit(recipe_values, {**fewer, "data.test": {}, **taught(teacher, 0.5)}, quiet=True)
     with pytest.raises(ConfigError, match=r"train\.teacher\.share: must be at most 1"):
         xfer.fit(recipe_values, taught(teacher, 2), quiet=True)
+
+
+def test_what_is_checked_before_training_loads_no_teacher(recipe_values, teacher, monkeypatch):
+    loaded = []
+    real = open_model
+    monkeypatch.setattr("xfer.transfer.teacher.open_model", lambda path: loaded.append(path) or real(path))
+    recipe = replace(Recipe.model_validate(recipe_values), taught(teacher, 0.5))
+    bundle = teacher.quantize(bits=8)
+    for path in (teacher.folder, bundle.path):
+        prepare(replace(recipe, {"train.teacher.from": str(path)}))
+    assert loaded == []
+    weights = bundle.path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ConfigError, match=r"train\.teacher\.from: .*not what the manifest says"):
+        prepare(replace(recipe, {"train.teacher.from": str(bundle.path)}))
 
 
 def test_a_teacher_that_has_seen_the_test_images_is_refused(recipe_values, teacher):
