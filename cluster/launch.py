@@ -28,7 +28,7 @@ from xfer.folds import prepare_folds, train_folds
 from xfer.follow import follow
 from xfer.history import is_trained, last_step, model_row, read_metrics
 from xfer.prepare import prepare
-from xfer.run import fit, run_lock
+from xfer.run import ALL_DONE, fit, reselect, run_lock
 from xfer.train import Row
 
 POLL_S = 0.5
@@ -80,7 +80,9 @@ def _train(job: Job, what: str, session: Callable[[], None], cache: Path | None 
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
     done = checkpoint.state.step if checkpoint else 0
     if is_trained(recipe, checkpoint):
-        print(f"{what}: all its steps are done already; nothing is trained, nothing is changed", file=sys.stderr)
+        if changed := reselect(recipe):
+            begin(recipe, dump(job), cache)
+        print(f"{what}: {ALL_DONE}, {changed or 'nothing is changed'}", file=sys.stderr)
         return None
     if not last_step(recipe):  # nothing to train after the probe: no workers
         begin(recipe, dump(job), cache)

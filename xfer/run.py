@@ -35,6 +35,7 @@ from xfer.checkpoint import (
     TrainState,
     checkpoint_name,
     choose,
+    chosen,
     damage,
     latest_checkpoint,
     remove_stale_drafts,
@@ -55,6 +56,7 @@ from xfer.transfer.stages import stages
 from xfer.transfer.teacher import build_teacher
 
 _LOCKS = Locks()
+ALL_DONE = "all its steps are done already; nothing is trained"
 EngineFactory = Callable[[FusionModel, Recipe, Slot], Engine]
 
 
@@ -226,12 +228,28 @@ class RunRecord:
         return ended or is_stalled(self._scores, self._recipe.train.patience)
 
     def _choose(self) -> None:
-        """Says which checkpoint is the model: of those that are there, the best, or the newest."""
-        folder, best = self._recipe.folder / "checkpoints", None
-        if self._recipe.train.select == "best":
-            there = {step: score for step, score in self._scores.items() if (folder / checkpoint_name(step)).is_dir()}
-            best = best_step(there)
-        choose(folder, best)
+        choose(self._recipe.folder / "checkpoints", _selected(self._recipe, self._scores))
+
+
+def reselect(recipe: Recipe) -> str:
+    """Lets a change of train.select take effect on a run that has all its steps. What changed, in words, or empty."""
+    folder = recipe.folder / "checkpoints"
+    if recipe.selects_by_left_out or recipe.train.keep_evaluated:  # xfer/choice.py chooses for all folds together
+        return ""
+    before, step = chosen(folder), _selected(recipe, scores(read_metrics(recipe.folder)))
+    if before == (None if step is None else checkpoint_name(step)):
+        return ""
+    choose(folder, step)
+    which = "the last step" if step is None else f"step {step}, the best that has a checkpoint"
+    return f"the model is that of {which}, now (train.select: {recipe.train.select})"
+
+
+def _selected(recipe: Recipe, found: Mapping[int, float]) -> int | None:
+    """The step whose checkpoint is the model: of those that are there, the best; None: the newest."""
+    if recipe.train.select == "last":
+        return None
+    folder = recipe.folder / "checkpoints"
+    return best_step({step: score for step, score in found.items() if (folder / checkpoint_name(step)).is_dir()})
 
 
 def _advice(recipe: Recipe) -> str:

@@ -208,8 +208,10 @@ def _train(recipe: Recipe, what: str, quiet: bool, cache: Path) -> None:
     """Trains one recipe, from its newest checkpoint on."""
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
     if is_trained(recipe, checkpoint):
+        if changed := runs.reselect(recipe):
+            begin(recipe, cache=cache)
         if not quiet:
-            print(f"{what}: all its steps are done already; nothing is trained, nothing is changed", file=sys.stderr)
+            print(f"{what}: {runs.ALL_DONE}, {changed or 'nothing is changed'}", file=sys.stderr)
         return
     begin(recipe, cache=cache)
     done = checkpoint.state.step if checkpoint else 0

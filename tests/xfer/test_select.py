@@ -64,6 +64,20 @@ def test_last_is_the_newest_and_a_change_of_mind_takes_effect(worse_and_worse):
     assert chosen(back.folder / "checkpoints") is None
 
 
+def test_a_change_of_mind_takes_effect_on_a_run_that_is_done(worse_and_worse, capsys):
+    run = xfer.fit(worse_and_worse, quiet=True)
+    best = best_of(accuracies(run))
+    last = xfer.fit(worse_and_worse, {"train.select": "last"})
+    assert "nothing is trained, the model is that of the last step, now" in capsys.readouterr().err
+    assert open_model(last.folder).weights_file.parent.name == checkpoint_name(12)
+    assert last.recipe.train.select == "last"
+    xfer.fit(worse_and_worse)
+    assert f"the model is that of step {best}, the best" in capsys.readouterr().err
+    assert open_model(run.folder).weights_file.parent.name == checkpoint_name(best)
+    xfer.fit(worse_and_worse)
+    assert "nothing is changed" in capsys.readouterr().err
+
+
 def test_training_ends_when_patience_does_and_the_same_command_has_nothing_to_do(worse_and_worse):
     run = xfer.fit(worse_and_worse, {"train.patience": 4}, quiet=True)
     found = accuracies(run)
