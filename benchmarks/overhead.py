@@ -4,8 +4,8 @@ batches.
     python -m benchmarks.overhead
 
 Both loops run in turn in one process, bare then ours, round after round; each round gives one ratio, and the median
-is reported. For Ray and DeepSpeed that process is the one worker of a Ray Train run. Batches lie in memory: the
-loader is measured elsewhere.
+is reported. The loss is masked by source in both, and both keep an average of the weights where it says EMA. For Ray
+and DeepSpeed that process is the one worker of a Ray Train run. Batches lie in memory.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.record import commit
 from cluster.session import connect
@@ -36,10 +37,13 @@ from xfer.optimizer import build_optimizer
 from xfer.train import Row, Training, train
 
 CLASSES = 7
-MODELS = {
-    "resnet18": {"one": {"backbone": "resnet18"}},
-    "two branches": {"fine": {"backbone": "resnet18"}, "coarse": {"backbone": "resnet18", "size": 64}},
+TWO = {"fine": {"backbone": "resnet18"}, "coarse": {"backbone": "resnet18", "size": 64}}
+MODELS: dict[str, tuple[dict[str, Any], float | None]] = {
+    "resnet18": ({"one": {"backbone": "resnet18"}}, None),
+    "two branches": (TWO, None),
+    "two branches, EMA": (TWO, 0.99),
 }
+MASKS = torch.arange(CLASSES).expand(2, -1) // 4 != torch.tensor([[1], [0]])  # each of two sources annotates a part
 
 
 def batches(batch_size: int, side: int, count: int = 4) -> list[Batch]:
@@ -47,8 +51,8 @@ def batches(batch_size: int, side: int, count: int = 4) -> list[Batch]:
     return [
         Batch(
             torch.randint(0, 256, (batch_size, 3, side, side), generator=generator, dtype=torch.uint8),
-            torch.randint(0, CLASSES, (batch_size,), generator=generator),
-            torch.zeros(batch_size, dtype=torch.int64),
+            torch.randint(0, 3, (batch_size,), generator=generator) + 4 * (torch.arange(batch_size) % 2),
+            torch.arange(batch_size) % 2,
             torch.arange(batch_size),
             torch.ones(batch_size, dtype=torch.bool),
         )
@@ -56,20 +60,25 @@ def batches(batch_size: int, side: int, count: int = 4) -> list[Batch]:
     ]
 
 
-def bare(model: nn.Module, optimizer: torch.optim.Optimizer, data: Any, steps: int) -> None:
+def bare(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None, data: Any, steps: int
+) -> None:
     """The loop anybody would write."""
     model.train()
     for _ in range(steps):
         batch = next(data)
-        loss = F.cross_entropy(model(batch.images), batch.targets)
+        logits = model(batch.images).masked_fill(~MASKS[batch.sources], -torch.inf)
+        loss = F.cross_entropy(logits, batch.targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        if average:
+            average.update_parameters(model)
 
 
 def ours(engine: Engine, data: Any, steps: int, batch_size: int) -> None:
     """xfer's own loop, with a report at the end."""
-    objective = Objective(torch.ones(1, CLASSES, dtype=torch.bool, device=engine.device), ["s"])
+    objective = Objective(MASKS.to(engine.device), ["s", "t"])
     config = TrainConfig(steps=steps, learning_rate=0.01, warmup=0, log_every=steps)
     train(Training(engine, data, objective, config, batch_size, range(steps), Nothing()), TrainState())
 
@@ -96,11 +105,14 @@ def compare(config: dict[str, Any], make_engine: Any, advance: Any = lambda coun
     model_config = ModelConfig.model_validate({"branches": config["branches"]})
     plain, wrapped = (build_model(model_config, CLASSES, seed=0) for _ in range(2))
     optimizer = build_optimizer(plain, "sgd", 0.01, 0.9, 5e-4)
-    engine = make_engine(wrapped, build_optimizer(wrapped, "sgd", 0.01, 0.9, 5e-4))
+    engine = make_engine(wrapped, build_optimizer(wrapped, "sgd", 0.01, 0.9, 5e-4), ema=config["ema"])
+    average = None
+    if config["ema"]:
+        average = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(config["ema"]), use_buffers=True)
     rows = []
     for turn in range(config["rounds"] + 1):  # the first one warms up
         started = time.perf_counter()
-        bare(plain, optimizer, data, config["steps"])
+        bare(plain, optimizer, average, data, config["steps"])
         middle = time.perf_counter()
         ours(engine, data, config["steps"], config["batch"])
         ended = time.perf_counter()
@@ -120,8 +132,9 @@ def compare(config: dict[str, Any], make_engine: Any, advance: Any = lambda coun
 def in_ray(config: dict[str, Any]) -> None:
     """The Ray Train worker: DeepSpeed on one rank, beside the bare loop with the same threads."""
 
-    def make_engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
-        return DeepSpeedEngine(model, optimizer, config["zero_stage"], micro_batch=config["batch"])
+    def make_engine(model: nn.Module, optimizer: torch.optim.Optimizer, ema: float | None) -> Engine:
+        device, batch = torch.device("cpu"), config["batch"]
+        return DeepSpeedEngine(model, optimizer, device, config["zero_stage"], micro_batch=batch, ema=ema)
 
     torch.set_num_threads(config["threads"])
     Path(config["answer"]).write_text(json.dumps(compare(config, make_engine)))
@@ -153,9 +166,10 @@ def main() -> None:
     arguments = parser.parse_args()
     threads = torch.get_num_threads()
     results: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for name, branches in MODELS.items():
+    for name, (branches, ema) in MODELS.items():
         config = {
             "branches": branches,
+            "ema": ema,
             "batch": arguments.batch,
             "side": arguments.side,
             "steps": arguments.steps,
