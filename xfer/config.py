@@ -218,12 +218,6 @@ def _image_size(folder: Path) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _began_at(run: Path) -> int | None:
-    """The image size of a run, or of its folds or seeds, if there are any."""
-    sizes = map(_image_size, [run, *sorted(run.glob("folds/*")), *sorted(run.glob("seeds/*"))])
-    return next((size for size in sizes if size is not None), None)
-
-
 class Recipe(Strict):
     """Data + model + training: what one process can run, without a cluster."""
 
@@ -238,9 +232,9 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _sees_what_its_weights_were_made_at(self) -> "Recipe":
-        """Unless data.image_size is given. A run that began without this goes on as it began."""
+        """Unless data.image_size is given."""
         size = None if "image_size" in self.data.model_fields_set else made_at(self.model)
-        if size is None or _began_at(self.folder) == SIZE:
+        if size is None:
             return self
         return self.model_copy(update={"data": self.data.model_copy(update={"image_size": size})})
 

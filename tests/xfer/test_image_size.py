@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 import xfer
-from shards.settings import dump, load, parse, replace
+from shards.settings import ConfigError, dump, load, parse, replace
 from tuning.config import Study
 from xfer.config import Recipe
 from xfer.folds import folds
@@ -70,14 +70,7 @@ def test_a_recipe_that_was_read_is_complete_with_its_folds_seeds_and_trials(valu
     assert replace(job, {"data.image_size": 32}).recipe.data.image_size == 32
 
 
-@pytest.mark.parametrize("seeds", [None, 2])
-def test_a_run_that_began_at_the_default_goes_on_at_it(values, seeds):
-    before = {"data.image_size": 112, "transfer.mode": "feature", "data.validation": 0.1}
-    xfer.fit(values, before, quiet=True, seeds=seeds)
-    assert parse(values, Recipe).data.image_size == 112
-    assert parse({**values, "name": "new"}, Recipe).data.image_size == 224
-    folder = parse(values, Recipe).folder / ("seeds/0" if seeds else "")
-    saved = yaml.safe_load((folder / "recipe.yaml").read_text())
-    del saved["data"]["image_size"]  # as of a version that did not know it
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(saved))
-    assert load(folder / "recipe.yaml", Recipe).data.image_size == 112
+def test_a_run_of_another_size_is_not_gone_on_with(values):
+    xfer.fit(values, {"data.image_size": 112, "transfer.mode": "feature", "data.validation": 0.1}, quiet=True)
+    with pytest.raises(ConfigError, match=r"image_size.*112.*224"):
+        xfer.fit(values, {"transfer.mode": "feature", "data.validation": 0.1}, quiet=True)

@@ -282,4 +282,12 @@ BREAKS = (
         "        logging |= False ",
         REPORT,
     ),
+    Break(
+        "choice-of-a-done-run",
+        "a change of train.select does nothing to a run that has all its steps",
+        "xfer/run.py",
+        "    choose(folder, step)\n    which",
+        "    which",
+        ("tests/xfer/test_select.py",),
+    ),
 )

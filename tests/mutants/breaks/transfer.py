@@ -258,12 +258,4 @@ BREAKS = (
         "else None",
         ("tests/xfer/test_image_size.py",),
     ),
-    Break(
-        "size-of-a-begun-run",
-        "a run that began at the default size is taken for another one",
-        "xfer/config.py",
-        "if size is None or _began_at(self.folder) == SIZE:",
-        "if size is None:",
-        ("tests/xfer/test_image_size.py",),
-    ),
 )

@@ -57,8 +57,8 @@ BREAKS = (
         "features-of-folds-apart",
         "runs without a source do not share the features of the run they belong to",
         "xfer/surface.py",
-        "begin(recipe, cache=cache)",
-        "begin(recipe)",
+        "    begin(recipe, cache=cache)\n    done",
+        "    begin(recipe)\n    done",
         FEATURES,
     ),
     Break(
