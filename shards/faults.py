@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 _LONGEST = 60
+_MISSING = "required, but not given"
 _OWN = ("value_error", "assertion_error")  # of validators of ours
 _IN_WORDS = {
     "int_type": "must be a whole number",
@@ -95,7 +96,7 @@ def _line(kind: Any, fault: ErrorDetails) -> str:
             parent = ".".join(map(str, location[:-1]))
             return f"{parent}: must have more values, got {shown(given)}"
         case "missing":
-            return f"{where}: required, but not given"
+            return f"{where}: {_MISSING}"
         case "string_type":
             return not_text(where, given) if isinstance(given, (bool, int, float)) else _got(where, "text", given)
         case "string_pattern_mismatch":
@@ -204,6 +205,9 @@ def _take_out(content: dict[str, Any], place: Place) -> Place:
 
 
 def _may_follow(place: Place, line: str, taken: Sequence[Place]) -> bool:
-    """Whether a fault is about what held a value that was taken out, or names one."""
+    """Whether a fault is about what held a value that was taken out, names one, or misses what that one might fill."""
     words = re.findall(r"[\w-]+", line.partition(": ")[2])
-    return any(place == gone[: len(place)] or gone[-1] in words for gone in taken)
+    missing = line.endswith(_MISSING)
+    return any(
+        place == gone[: len(place)] or gone[-1] in words or (missing and place[:-1] == gone[:-1]) for gone in taken
+    )

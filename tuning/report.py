@@ -175,7 +175,8 @@ def run_sections(folder: Path) -> list[Section]:
     files |= {path.stem.removeprefix("evaluation-"): path for path in sorted(folder.glob("evaluation-*.json"))}
     sections += evaluation_sections(files) + mistake_sections(folder, files)
     if cost := cost_rows(rows, folder / "checkpoints"):
-        sections.append(Section("What it cost", "Over all starts of the run.", table=cost))
+        apart = " The runs that left a source out are not in it." if left_out_scores(folder) else ""
+        sections.append(Section("What it cost", f"Over all starts of the run.{apart}", table=cost))
     return [*sections, Section("Recipe", code=(folder / "recipe.yaml").read_text())]
 
 

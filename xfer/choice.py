@@ -76,8 +76,9 @@ def read_choice(run: Path) -> Choice | None:
 
 def choose_step(recipe: Recipe, runs: Mapping[str, Path]) -> Choice:
     """Chooses a step by `runs`, the folders of the trained runs by the source that each leaves out: of the steps whose
-    checkpoint all of them have. It becomes the model of each; checkpoints kept for the choice are removed. Raises
-    ConfigError if no step was scored by all.
+    checkpoint all of them have. It becomes the model of each, and of the run on all sources if that was trained
+    further before; checkpoints kept for the choice are removed. Raises ConfigError, and changes nothing, if no step was
+    scored by all, or that run cannot be handed over at it any more.
     """
     curves = {source: scores(read_metrics(folder)) for source, folder in runs.items()}
     there = {step: mean for step, mean in _means(curves).items() if _all_have(runs, step)}
@@ -87,6 +88,7 @@ def choose_step(recipe: Recipe, runs: Mapping[str, Path]) -> Choice:
             f"{recipe.folder}: no step was scored by the runs without each source: "
             f"{', '.join(source for source, curve in curves.items() if not curve) or 'their checkpoints differ'}"
         )
+    hand_over(recipe, step)
     for folder in runs.values():
         choose(folder / "checkpoints", step)
         steps = evaluated(read_metrics(folder)) if recipe.train.keep_evaluated else ()

@@ -108,29 +108,30 @@ def train_folds(
         if not choosing:
             choose(fold.folder / "checkpoints", None)
             _keep(recipe, {**_known(recipe, prepared), source: _score(fold, data)})
-    choice = _choose(recipe, prepared, trained) if choosing else None
-    hand_over(recipe, choice.step if choice else None)
+    if choosing:
+        _choose(recipe, prepared, trained)
+    else:
+        hand_over(recipe, None)
     return None
 
 
 def choose_among_folds(recipe: Recipe) -> Choice | None:
-    """Makes the step that the trained folds choose the model of each of them. None, and nothing is done, unless the
-    recipe chooses so.
+    """Makes the step that the trained folds choose the model of each of them, as `choose_step` does. None, and nothing
+    is done, unless the recipe chooses so.
     """
     if not recipe.selects_by_left_out:
         return None
     return choose_step(recipe, {source: fold.folder for source, fold in folds(recipe).items()})
 
 
-def _choose(recipe: Recipe, prepared: Mapping[str, tuple[Recipe, Splits]], trained: Collection[str]) -> Choice | None:
-    """Scores at the chosen step what was not: folds `trained` just now, or scored at another step."""
+def _choose(recipe: Recipe, prepared: Mapping[str, tuple[Recipe, Splits]], trained: Collection[str]) -> None:
+    """Chooses the step, and scores at it what was not: folds `trained` just now, or scored at another step."""
     choice = choose_among_folds(recipe)
     rows = _known(recipe, prepared)
     for source, (fold, data) in prepared.items():
         if source in trained or not _is_scored(recipe, source, fold, data, choice):
             rows[source] = _score(fold, data, choice)
     _keep(recipe, {source: rows[source] for source in prepared}, choice)
-    return choice
 
 
 def _cost(recipe: Recipe, sources: list[str]) -> str:

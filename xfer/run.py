@@ -28,7 +28,7 @@ from shards.loading.open import open_data
 from shards.loading.state import StreamState
 from shards.loading.subset import Subset
 from shards.loading.train import TrainStream, train_stream
-from shards.settings import ConfigError
+from shards.settings import ConfigError, read_yaml
 from xfer.bundle import restore
 from xfer.checkpoint import (
     START,
@@ -233,15 +233,14 @@ class RunRecord:
 
 def reselect(recipe: Recipe) -> str:
     """Lets a change of train.select take effect on a run that has all its steps. What changed, in words, or empty."""
-    folder = recipe.folder / "checkpoints"
-    if recipe.selects_by_left_out or recipe.train.keep_evaluated:  # xfer/choice.py chooses for all folds together
+    folder, then = recipe.folder / "checkpoints", read_yaml(recipe.folder / "recipe.yaml")["train"]["select"]
+    if not (recipe.selects_by_left_out or recipe.train.keep_evaluated):  # else xfer/choice.py has chosen
+        choose(folder, _selected(recipe, scores(read_metrics(recipe.folder))))
+    if then == recipe.train.select:
         return ""
-    before, step = chosen(folder), _selected(recipe, scores(read_metrics(recipe.folder)))
-    if before == (None if step is None else checkpoint_name(step)):
-        return ""
-    choose(folder, step)
-    which = "the last step" if step is None else f"step {step}, the best that has a checkpoint"
-    return f"the model is that of {which}, now (train.select: {recipe.train.select})"
+    name = chosen(folder)
+    which = f"of {name}" if name else "of the last step"
+    return f"the model is that {which} now (train.select: {recipe.train.select})"
 
 
 def _selected(recipe: Recipe, found: Mapping[int, float]) -> int | None:

@@ -200,7 +200,9 @@ def find_beside(root: Path, names: Sequence[str]) -> str | None:
 
 
 def _one_like(path: Path) -> str:
-    """A file beside the missing `path` whose name looks the same, in words."""
+    """That the missing `path` is a broken link, or a file beside it whose name looks the same, in words."""
+    if path.is_symlink():
+        return f": it is a link to {os.readlink(path)!a}, which is not there"
     wanted = look(path.name)
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in islice(entries, _LISTED):

@@ -156,7 +156,10 @@ def test_a_change_of_mind_takes_effect_and_what_cannot_be_had_is_said(values):
     higher = [f"step {at}" for at, mean in means.items() if mean > means[choice.step]]
     assert ("scored higher" in choice.text()) == bool(higher)
 
+    assert run.recipe.train.select == "best", "what was run is what recipe.yaml says"
+
     run = xfer.fit(values, {**LEFT_OUT, "train.select": "last"}, quiet=True)
+    assert run.recipe.train.select == "last"
     assert all(model_step(each) == checkpoint_name(6) for each in (run.folder, *(run.folder / "folds").iterdir()))
     assert {row["step"] for row in run.left_out.values()} == {6}
 
@@ -169,6 +172,8 @@ def test_a_change_of_mind_takes_effect_and_what_cannot_be_had_is_said(values):
     (run.folder / "checkpoints" / checkpoint_name(0)).rmdir()
     with pytest.raises(ConfigError, match="left-out sources chose step 0, and this run is at step 6"):
         xfer.fit(values, LEFT_OUT, quiet=True)
+    assert all(model_step(each) == checkpoint_name(6) for each in (run.folder, *(run.folder / "folds").iterdir()))
+    assert {row["step"] for row in run.left_out.values()} == {6}
 
 
 def test_the_mean_decides_and_each_source_is_told_at_the_step_that_the_others_choose():

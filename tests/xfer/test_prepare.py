@@ -10,7 +10,7 @@ from shards.ingest.build import build
 from shards.loading.batch import Slot
 from shards.loading.open import open_data
 from shards.loading.train import augment_faults
-from shards.settings import ConfigError, replace
+from shards.settings import ConfigError, parse, replace
 from tests.shards.kinds import cells, street
 from xfer import run
 from xfer.begin import begin
@@ -140,3 +140,10 @@ def test_a_bad_key_does_not_hide_what_is_wrong_with_data_and_weights(recipe_valu
     assert f"{section}.stepz: unknown key" in text
     assert "/no/such.pth" in text
     assert "pain: no such folder" in text
+
+
+def test_a_model_to_begin_with_that_is_not_there_is_one_fault(recipe_values, tmp_path):
+    recipe_values["model"] = {"from": str(tmp_path / "nowhere")}
+    with pytest.raises(ConfigError) as caught:
+        parse(recipe_values, Recipe)
+    assert caught.value.faults == [f"model.from: no run and no bundle: {tmp_path / 'nowhere'}"]

@@ -113,6 +113,13 @@ def test_a_missing_file_whose_name_looks_like_another(tmp_path):
     assert "'1.JPG' is there and looks the same as '1.jpg'" in made(path, tmp_path / "out").refused[0][1]
 
 
+def test_a_link_to_nothing_is_called_one(tmp_path):
+    path = table(tmp_path / "raw", ["x", "y", "x"])
+    (path.parent / "1.jpg").unlink()
+    (path.parent / "1.jpg").symlink_to("gone.jpg")
+    assert made(path, tmp_path / "out").refused[0][1].endswith("it is a link to 'gone.jpg', which is not there")
+
+
 def test_two_files_for_one_name_are_refused(tmp_path):
     for name in ("a.jpg", "a.Png", "b.JPeG"):
         (tmp_path / name).write_bytes(b"")
