@@ -233,7 +233,8 @@ class RunRecord:
 
 def reselect(recipe: Recipe) -> str:
     """Lets a change of train.select take effect on a run that has all its steps. What changed, in words, or empty."""
-    folder, then = recipe.folder / "checkpoints", read_yaml(recipe.folder / "recipe.yaml")["train"]["select"]
+    folder, saved = recipe.folder / "checkpoints", read_yaml(recipe.folder / "recipe.yaml")
+    then = (saved.get("train") or {}).get("select", "last")  # runs of an older version do not name it
     if not (recipe.selects_by_left_out or recipe.train.keep_evaluated):  # else xfer/choice.py has chosen
         choose(folder, _selected(recipe, scores(read_metrics(recipe.folder))))
     if then == recipe.train.select:

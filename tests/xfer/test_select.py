@@ -5,6 +5,7 @@ import shutil
 from typing import Any
 
 import pytest
+import yaml
 
 import xfer
 from shards.loading.batch import Slot
@@ -76,6 +77,11 @@ def test_a_change_of_mind_takes_effect_on_a_run_that_is_done(worse_and_worse, ca
     assert open_model(run.folder).weights_file.parent.name == checkpoint_name(best)
     xfer.fit(worse_and_worse)
     assert "nothing is changed" in capsys.readouterr().err
+    saved = yaml.safe_load((run.folder / "recipe.yaml").read_text())
+    del saved["train"]["select"]  # as a version wrote it that did not know the key
+    (run.folder / "recipe.yaml").write_text(yaml.safe_dump(saved))
+    xfer.fit(worse_and_worse, {"train.select": "last"})
+    assert open_model(last.folder).weights_file.parent.name == checkpoint_name(12)
 
 
 def test_training_ends_when_patience_does_and_the_same_command_has_nothing_to_do(worse_and_worse):
