@@ -26,9 +26,9 @@ from xfer.config import Recipe
 from xfer.engine import build_engine
 from xfer.folds import prepare_folds, train_folds
 from xfer.follow import follow
-from xfer.history import is_trained, last_step, model_row, read_metrics
+from xfer.history import last_step, model_row, read_metrics
 from xfer.prepare import prepare
-from xfer.run import ALL_DONE, fit, reselect, run_lock
+from xfer.run import all_done, fit, run_lock
 from xfer.train import Row
 
 POLL_S = 0.5
@@ -77,12 +77,7 @@ def _train(job: Job, what: str, session: Callable[[], None], cache: Path | None 
     `cache`: folder of features, if not the recipe's own.
     """
     recipe = job.recipe
-    checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
-    done = checkpoint.state.step if checkpoint else 0
-    if is_trained(recipe, checkpoint):
-        if changed := reselect(recipe):
-            begin(recipe, dump(job), cache)
-        print(f"{what}: {ALL_DONE}, {changed or 'nothing is changed'}", file=sys.stderr)
+    if all_done(recipe, what, dump(job), cache):
         return None
     if not last_step(recipe):  # nothing to train after the probe: no workers
         begin(recipe, dump(job), cache)
@@ -95,6 +90,8 @@ def _train(job: Job, what: str, session: Callable[[], None], cache: Path | None 
     check_capacity(job.cluster, recipe.data.batch_size)
     begin(recipe, dump(job), cache)
     print(f"starting {job.cluster.workers} Ray workers: half a minute or more", file=sys.stderr)
+    checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
+    done = checkpoint.state.step if checkpoint else 0
     with follow(what, last_step(recipe), done) as show, _tail(recipe.folder, done, show):
         return attempt(job)
 

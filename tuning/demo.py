@@ -18,10 +18,13 @@ from shards.loading.subset import Subset
 from shards.settings import dump, load
 from tuning import study as search
 from tuning.config import Study
-from tuning.report import Section, evaluation_sections, run_sections, study_sections, tiles, write_page
+from tuning.report import study_sections
 from xfer import cli as verbs
 from xfer.bundle import Trained, open_model
 from xfer.predict import image_files, predictions
+from xfer.report.evaluation import evaluation_sections
+from xfer.report.page import Section, tiles, write_page
+from xfer.report.run import run_sections
 
 STYLES = {
     "paint": ["circle", "square", "triangle", "star", "heart"],

@@ -54,3 +54,8 @@ def _same(one: Mapping[str, Any], split: str, rows: Rows, changes: Sequence[str]
 
 def _versions(rows: Rows) -> dict[str, Any]:
     return {source: row.get("version") for source, row in rows.items()}
+
+
+def is_stale(score: Mapping[str, Any], weights: str | None) -> bool:
+    """Whether a score is known to be of other weights."""
+    return weights is not None and score.get("weights", weights) != weights

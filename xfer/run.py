@@ -13,6 +13,7 @@ import fcntl
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from shards.loading.state import StreamState
 from shards.loading.subset import Subset
 from shards.loading.train import TrainStream, train_stream
 from shards.settings import ConfigError, read_yaml
+from xfer.begin import begin
 from xfer.bundle import restore
 from xfer.checkpoint import (
     START,
@@ -45,7 +47,17 @@ from xfer.config import Recipe
 from xfer.cost import memory_mb
 from xfer.engine import Engine, default_device, shares
 from xfer.evaluate import evaluate, score_row
-from xfer.history import best_step, evaluated, is_stalled, last_scored, last_step, read_metrics, scores, write_metrics
+from xfer.history import (
+    best_step,
+    evaluated,
+    is_stalled,
+    is_trained,
+    last_scored,
+    last_step,
+    read_metrics,
+    scores,
+    write_metrics,
+)
 from xfer.labels import Objective, annotated
 from xfer.model import FusionModel, build_model
 from xfer.optimizer import hold_near
@@ -56,7 +68,6 @@ from xfer.transfer.stages import stages
 from xfer.transfer.teacher import build_teacher
 
 _LOCKS = Locks()
-ALL_DONE = "all its steps are done already; nothing is trained"
 EngineFactory = Callable[[FusionModel, Recipe, Slot], Engine]
 
 
@@ -231,7 +242,23 @@ class RunRecord:
         choose(self._recipe.folder / "checkpoints", _selected(self._recipe, self._scores))
 
 
-def reselect(recipe: Recipe) -> str:
+def all_done(recipe: Recipe, what: str, job: str | None = None, cache: Path | None = None, quiet: bool = False) -> bool:
+    """Whether a run has all its steps; what the same command changes then (train.select) takes effect and is said.
+    `job`, `cache`: as for `begin`.
+    """
+    if not is_trained(recipe, latest_checkpoint(recipe.folder / "checkpoints")):
+        return False
+    if changed := _reselect(recipe):
+        begin(recipe, job, cache)
+    if not quiet:
+        print(
+            f"{what}: all its steps are done already; nothing is trained, {changed or 'nothing is changed'}",
+            file=sys.stderr,
+        )
+    return True
+
+
+def _reselect(recipe: Recipe) -> str:
     """Lets a change of train.select take effect on a run that has all its steps. What changed, in words, or empty."""
     folder, saved = recipe.folder / "checkpoints", read_yaml(recipe.folder / "recipe.yaml")
     then = (saved.get("train") or {}).get("select", "last")  # runs of an older version do not name it

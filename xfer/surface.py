@@ -1,7 +1,6 @@
 """`xfer.fit` and `xfer.load`: a run and a model for a script or a notebook, by the same functions as the verbs'."""
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,10 +25,11 @@ from xfer.engine import build_engine, default_device
 from xfer.evaluate import evaluate_subsets
 from xfer.folds import prepare_folds, quantize_run, train_folds
 from xfer.follow import follow
-from xfer.history import is_trained, last_step, left_out_scores, read_metrics
+from xfer.history import last_step, left_out_scores, read_metrics
 from xfer.metrics import Estimate, Score
 from xfer.model import FusionModel
 from xfer.prepare import load_document, prepare
+from xfer.report.run import write_run_report
 from xfer.seeds import RESULT, read_seeds, seed_folder, train_seeds
 
 Picture = str | Path | np.ndarray | Tensor | Image.Image
@@ -127,6 +127,10 @@ class Run:
         """As `Model.predict`."""
         return self.model.predict(images, top)
 
+    def report(self) -> Path:
+        """Writes report.html into the run's folder, as `xfer report` does; its path."""
+        return write_run_report(self.folder)
+
     def __repr__(self) -> str:
         rows = self.metrics
         return f"Run({str(self.folder)!r}, {rows[-1]['step'] if rows else 0} of {last_step(self.recipe)} steps)"
@@ -151,6 +155,10 @@ class Seeds:
         """
         sources = read_seeds(self.folder)["sources"]
         return {name: {what: Estimate(*each) for what, each in means.items()} for name, means in sources.items()}
+
+    def report(self) -> Path:
+        """Writes report.html into the folder, as `xfer report` does; its path."""
+        return write_run_report(self.folder)
 
     def __repr__(self) -> str:
         return f"Seeds({str(self.folder)!r}, {len(self.seeds)} runs)"
@@ -206,14 +214,10 @@ def _fit(recipe: Recipe, what: str, quiet: bool, cache: Path, say: bool = True) 
 
 def _train(recipe: Recipe, what: str, quiet: bool, cache: Path) -> None:
     """Trains one recipe, from its newest checkpoint on."""
-    checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
-    if is_trained(recipe, checkpoint):
-        if changed := runs.reselect(recipe):
-            begin(recipe, cache=cache)
-        if not quiet:
-            print(f"{what}: {runs.ALL_DONE}, {changed or 'nothing is changed'}", file=sys.stderr)
+    if runs.all_done(recipe, what, cache=cache, quiet=quiet):
         return
     begin(recipe, cache=cache)
+    checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
     done = checkpoint.state.step if checkpoint else 0
     with nullcontext(lambda row: None) if quiet else follow(what, last_step(recipe), done) as show:
         runs.fit(recipe, Slot(), build_engine, show)

@@ -2,8 +2,8 @@
 
 from shards.loading.open import open_data
 from tuning.demo import _few
-from tuning.report import tiles
 from xfer.config import Recipe
+from xfer.report.page import tiles
 
 
 def test_the_tiles_show_a_sample_of_each_class_whatever_the_stored_order(recipe_values):

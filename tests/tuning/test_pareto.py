@@ -11,8 +11,9 @@ from shards.settings import dump
 from tuning.config import Study
 from tuning.pareto import choose, front, hypervolume, remarks
 from tuning.record import Recorder, Row
-from tuning.report import evaluation_sections, write_report
+from tuning.report import write_report
 from xfer.metrics import wilson
+from xfer.report.evaluation import evaluation_sections
 
 
 def rows(*points: tuple[float, int]) -> list[Row]:
@@ -123,7 +124,7 @@ def test_scores_on_other_data_are_in_the_table_and_not_in_the_figure(tmp_path: P
 
 
 def test_images_left_out_of_evaluations_are_in_the_report(tmp_path: Path, monkeypatch):
-    from tuning import report
+    from xfer.report import run as report
 
     loss = {"source": "photo", "shard": "train-000000.tar", "key": "cat/1", "reason": "cut short"}
     (tmp_path / "evaluation-damage-0.jsonl").write_text(json.dumps(loss))

@@ -3,7 +3,7 @@
 from tests.mutants.broken import Break
 
 DAMAGED = ("tests/xfer/test_damaged_runs.py",)
-REPORT = ("tests/tuning/test_report.py",)
+REPORT = ("tests/xfer/test_report.py",)
 
 BREAKS = (
     Break(
@@ -17,7 +17,7 @@ BREAKS = (
     Break(
         "stale-shown",
         "the report shows scores of an earlier checkpoint as those of the run",
-        "tuning/report.py",
+        "xfer/records.py",
         "return weights is not None and",
         "return False and",
         DAMAGED,
@@ -25,7 +25,7 @@ BREAKS = (
     Break(
         "other-image-shown",
         "the report shows another image than the one that was named wrongly",
-        "tuning/report.py",
+        "xfer/report/mistakes.py",
         "read_sample(replace(subset, filters=()), row)",
         "read_sample(subset, 0)",
         REPORT,
@@ -81,7 +81,7 @@ BREAKS = (
     Break(
         "mistakes-of-the-run-alone",
         "the report shows no mistakes on sources that were left out",
-        "tuning/report.py",
+        "xfer/report/mistakes.py",
         '("train", name): row for name, row',
         '("test", name): row for name, row',
         REPORT,

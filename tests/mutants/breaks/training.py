@@ -12,7 +12,7 @@ CHOICE = ("tests/xfer/test_choice.py",)
 FIT = ("tests/xfer/test_fit.py",)
 KEYS = ("tests/xfer/test_train_keys.py",)
 PROBE = ("tests/xfer/transfer/test_probe.py",)
-REPORT = ("tests/tuning/test_report.py",)
+REPORT = ("tests/xfer/test_report.py",)
 TRACK = ("tests/xfer/test_track.py",)
 
 BREAKS = (

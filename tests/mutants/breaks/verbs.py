@@ -8,7 +8,7 @@ SUITED = ("tests/xfer/test_features.py",)
 DAMAGED = ("tests/xfer/test_damaged_runs.py",)
 KEYS = ("tests/xfer/test_train_keys.py",)
 SEEDS = ("tests/xfer/test_seeds.py",)
-REPORT = ("tests/tuning/test_report.py",)
+REPORT = ("tests/xfer/test_report.py",)
 TRACK_FILE = "xfer/track.py"
 TRACK = ("tests/xfer/test_track.py",)
 

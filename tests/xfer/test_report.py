@@ -40,6 +40,8 @@ def test_the_first_line_is_the_number_and_what_training_gained_over_the_probe(pr
     for text in ("What is taken for what", "neon: how many images of a class, by answer", "<h2>Recipe</h2>"):
         assert text in whole
     assert "probe_images: null" in whole
+    (run.folder / "report.html").unlink()
+    assert run.report().read_text() == whole
 
 
 def test_a_run_that_is_its_probe_has_a_report_too(pretrained):

@@ -1,0 +1,110 @@
+"""The report of a run, and of the runs of several seeds, from what they left on disk."""
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from shards.format.whole import read_json
+from shards.loading.damage import EVALUATION, TRAINING, read_damage
+from shards.settings import ConfigError
+from shards.text import counted
+from xfer import figures
+from xfer.bundle import open_model, weights_sha256
+from xfer.choice import read_choice
+from xfer.cost import cost_rows
+from xfer.folds import score_rows
+from xfer.history import against_probe, left_out_scores, read_metrics
+from xfer.metrics import Estimate, mean_of
+from xfer.records import is_stale
+from xfer.report.evaluation import evaluation_sections
+from xfer.report.mistakes import mistake_sections
+from xfer.report.page import Section, percent, sentence, write_page
+from xfer.seeds import is_seeded, read_seeds, seed_folder, seed_rows
+
+
+def write_run_report(folder: Path) -> Path:
+    """report.html of a run, or of the runs of several seeds. Raises ConfigError if nothing was logged yet."""
+    if is_seeded(folder):
+        return write_page(folder / "report.html", f"Seeds of {folder.name}", "", seed_sections(folder))
+    return write_page(folder / "report.html", f"Run {folder.name}", headline(folder), run_sections(folder))
+
+
+def headline(folder: Path) -> str:
+    """What a run came to, first: its accuracy, and by how much that is above the linear probe it began as."""
+    rows = read_metrics(folder)
+    result, weights = read_json(folder / "evaluation.json"), weights_sha256(folder)
+    said = []
+    for part in ("test", "validation"):
+        scores = [score for score in result.get(part, {}).values() if not is_stale(score, weights)]
+        if scores:
+            mean = mean_of([Estimate(score["accuracy"], *score["interval"]) for score in scores])
+            interval = f"95 % interval {100 * mean.low:.1f} to {100 * min(mean.high, 1.0):.1f}"
+            said.append(f"{part} accuracy {percent(mean.value)} ({interval})")
+    gained = against_probe(folder)
+    scored = [row["accuracy"] for row in rows if row.get("accuracy")]
+    if not gained and not said and scored:
+        said.append(f"validation accuracy {percent(fmean(scored[-1].values()))}, mean of sources")
+    said += [gained] if gained else []
+    return sentence("; ".join(said))
+
+
+def run_sections(folder: Path) -> list[Section]:
+    """Training, fusion weights and evaluation of a run."""
+    rows = read_metrics(folder)
+    if not rows:
+        raise ConfigError(f"{folder}: nothing was logged yet; run the training command again")
+    steps = max(row["step"] for row in rows)
+    plots = []
+    if steps:
+        plots.append((figures.loss_curve(rows), "Loss of each step (pale) and its running mean."))
+    if any("accuracy" in row for row in rows):
+        plots.append((figures.accuracy_curve(rows), "On the held-out part of each training source."))
+    text = f"{counted(steps, 'step')}." if steps else "No steps: the linear probe is the model."
+    sections = [Section("Training", text, plots)]
+    if left_out := score_rows(folder):
+        text, choice = "Each training source, scored by the model of a run that never saw it.", read_choice(folder)
+        text = f"{text} {choice.text()}." if choice else text
+        sections.append(Section("Leave one source out", text, table=left_out))
+    weights = open_model(folder).model.fusion_weights
+    if weights and len(weights) > 1:
+        caption = "w = softmax(alpha): how much each branch counts."
+        sections.append(Section("Fusion weights", plots=[(figures.weight_bars(weights), caption)]))
+    for name, title, what in (
+        (TRAINING, "Damage", "Replaced by others of their source"),
+        (EVALUATION, "Damage in evaluations", "Left out of every score"),
+    ):
+        lost = [[loss[key] for key in ("source", "shard", "key", "reason")] for loss in read_damage(folder, name)]
+        if lost:
+            text = f"{what}: {counted(len(lost), 'damaged sample')}."
+            sections.append(Section(title, text, table=[["source", "shard", "sample", "reason"], *lost]))
+    files = {"float32": folder / "evaluation.json"}
+    files |= {path.stem.removeprefix("evaluation-"): path for path in sorted(folder.glob("evaluation-*.json"))}
+    sections += evaluation_sections(files) + mistake_sections(folder, files)
+    if cost := cost_rows(rows, folder / "checkpoints"):
+        apart = " The runs that left a source out are not in it." if left_out_scores(folder) else ""
+        sections.append(Section("What it cost", f"Over all starts of the run.{apart}", table=cost))
+    return [*sections, Section("Recipe", code=(folder / "recipe.yaml").read_text())]
+
+
+def seed_sections(folder: Path) -> list[Section]:
+    """What several seeds of a recipe came to: the means over them, then each of them."""
+    runs = read_seeds(folder)["seeds"]
+    names = list(next(iter(runs.values()))["accuracy"])
+    each: list[list[Any]] = [["seed", "train.seed", "data.seed", "steps", *names]]
+    for k, run in runs.items():
+        scores = [percent(run["accuracy"][name]) for name in names]
+        each.append([k, run["train.seed"], run["data.seed"], run["steps"], *scores])
+    what = f"The mean of {counted(len(runs), 'run')}, with 95 % intervals over seeds."
+    groups: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for name, means in read_seeds(folder)["sources"].items():
+        for key in ("probe", "accuracy"):
+            if key in means:
+                groups.setdefault("trained" if key == "accuracy" else "linear probe", {})[name] = tuple(means[key])
+    plots = [(figures.accuracy_bars(groups), "Bars: mean over seeds; lines: 95 % interval.")] if groups else []
+    return [
+        Section("Accuracy over seeds", what, plots, table=seed_rows(folder)),
+        Section(
+            "Each seed", "Accuracy by source. Each run has a report of its own: xfer report FOLDER/seeds/0.", table=each
+        ),
+        Section("Recipe of seed 0", code=(seed_folder(folder, 0) / "recipe.yaml").read_text()),
+    ]
