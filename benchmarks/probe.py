@@ -58,7 +58,7 @@ def _accuracy(stored: dict[str, Tensor], target: str, width: int, count: int, se
     turned = projection_of(x, width)
     x, held = x @ turned.T, stored[f"{target}.features"] @ turned.T
     masks = torch.ones(len(y), int(y.max()) + 1, dtype=torch.bool)
-    penalty, _ = choose_penalty(x, y, masks, groups)
+    penalty = choose_penalty(x, y, masks, groups).penalty
     weight, bias = fit_linear(x, y, masks, penalty)
     return ((held @ weight.T + bias).argmax(1) == stored[f"{target}.targets"]).double().mean().item()
 

@@ -165,7 +165,7 @@ def packed_bytes(recipe: Recipe, num_classes: int) -> int:
 def realize(recipe: Recipe, shared: Shared) -> Quantized:
     """The trained run of `shared` with the recipe's fusion weights (its head refitted to them) and bits."""
     model = open_model(shared.run).model
-    weights = recipe.model.fusion.weights
+    weights = recipe.model.fusion.given
     if weights and isinstance(model.fusion, WeightedSum):
         model.fusion.set_weights([weights[name] for name in model.branches])
         refit_head(model, shared)

@@ -75,7 +75,9 @@ def _start_as_probe(recipe: Recipe, data: Splits, cache: Path) -> None:
         if set(known) != set(model.branches):
             start_as_probe(model, *task, known, cache)
         model, known = _rounded(model, recipe, data), tuple(model.branches)
-    probe = start_as_probe(model, *task, known, cache, head)
+    probe = start_as_probe(model, *task, known, cache, head, recipe.model.chooses_fusion)
+    if probe.weights:
+        probe.weights.keep(recipe.folder)
     print(f"{_called(recipe)} {probe}; images of {recipe.data.image_size} px", file=sys.stderr)
     if len(stages(recipe)) > 1:
         print(*stages(recipe), sep="\n", file=sys.stderr)

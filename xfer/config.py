@@ -24,6 +24,7 @@ IMAGENET_SIZE = 224  # that torchvision's weights were made at
 SIZE = DataConfig.model_fields["image_size"].default
 TIMM = "timm/"  # begins the name of a backbone that is timm's
 PROBE_IMAGES = 4096
+LEFT_OUT = "left_out"  # fusion weights that are chosen by sources left out (xfer/transfer/weights.py)
 PROBES = ("feature", "quant")  # modes that train nothing after the probe
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
@@ -71,7 +72,12 @@ class FusionConfig(Strict):
 
     kind: Literal["wsum", "gate", "concat"] = "wsum"
     width: int = Field(default=256, ge=8, le=4096)  # common channels d of the projected branches
-    weights: dict[str, Annotated[float, Field(ge=0)]] | None = None  # by branch; none: equal
+    weights: dict[str, Annotated[float, Field(ge=0)]] | Literal["left_out"] | None = None  # by branch; see ModelConfig
+
+    @property
+    def given(self) -> dict[str, float] | None:
+        """w by branch, if the recipe says it."""
+        return self.weights if isinstance(self.weights, dict) else None
 
 
 class ModelConfig(Strict):
@@ -89,6 +95,17 @@ class ModelConfig(Strict):
         """The folders of runs and bundles that parts of it begin as."""
         named = [found[0] for branch in self.branches.values() if (found := model_branch(branch.weights))]
         return list(dict.fromkeys([*([Path(self.from_)] if self.from_ else []), *named]))
+
+    @property
+    def chooses_fusion(self) -> bool:
+        """Whether the probe chooses the fusion weights, by left-out sources: where it is asked for, and where none are
+        given or taken from another model and every branch is pretrained.
+        """
+        if self.fusion.weights == LEFT_OUT:
+            return True
+        several = self.fusion.kind != "concat" and len(self.branches) > 1
+        nothing_known = self.fusion.weights is None and self.from_ is None
+        return several and nothing_known and all(branch.weights for branch in self.branches.values())
 
     @model_validator(mode="before")
     @classmethod
@@ -108,25 +125,35 @@ class ModelConfig(Strict):
         except (ConfigError, KeyError, TypeError, AttributeError):
             raise ValueError(f"from: no run and no bundle: {absolute(given['from'])}") from None
         fusion = dict(source.get("fusion", {}))
-        if set(given.get("branches") or branches) != set(branches):
+        if set(given.get("branches") or branches) != set(branches) or fusion.get("weights") == LEFT_OUT:
             fusion.pop("weights", None)
         filled = {"branches": branches, "fusion": fusion}
         return {**given, **{name: filled[name] for name in missing}}
 
     @model_validator(mode="after")
-    def _weights_name_the_branches(self) -> "ModelConfig":
+    def _weights_suit_the_branches(self) -> "ModelConfig":
         weights = self.fusion.weights
         if weights is None:
+            return self
+        if self.fusion.kind == "concat":
+            raise ValueError(
+                "fusion.weights: must not be given for concat, which has no weight vector; use wsum or gate"
+            )
+        if weights == LEFT_OUT:
+            new = [name for name, branch in self.branches.items() if not branch.weights]
+            if len(self.branches) < 2:
+                raise ValueError(f"fusion.weights: {LEFT_OUT} needs two branches or more to choose between")
+            if new and self.from_ is None:
+                raise ValueError(
+                    f"fusion.weights: {LEFT_OUT} chooses by a probe of pretrained branches, and {', '.join(new)} "
+                    "has no weights"
+                )
             return self
         if set(weights) != set(self.branches):
             known, named = ", ".join(sorted(self.branches)), ", ".join(sorted(weights))
             raise ValueError(f"fusion.weights: must name the branches {known}, got {named}")
         if sum(weights.values()) <= 0:
             raise ValueError("fusion.weights: must have a weight above 0")
-        if self.fusion.kind == "concat":
-            raise ValueError(
-                "fusion.weights: must not be given for concat, which has no weight vector; use wsum or gate"
-            )
         return self
 
 

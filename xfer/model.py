@@ -110,7 +110,7 @@ def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: 
             branches,
             {name: b.size for name, b in config.branches.items()},
             config.fusion.kind,
-            config.fusion.weights,
+            config.fusion.given,
             config.fusion.width,
             num_classes,
             config.dropout,

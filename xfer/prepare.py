@@ -19,7 +19,7 @@ from shards.settings import ConfigError, SchemaError, Strict, load, read_yaml
 from xfer.backbone import STAGES
 from xfer.checkpoint import Checkpoint, find_checkpoint
 from xfer.classes import class_faults, label_faults, label_notes
-from xfer.config import RESNETS, BranchConfig, ModelConfig, Recipe, TransferConfig
+from xfer.config import LEFT_OUT, RESNETS, BranchConfig, ModelConfig, Recipe, TransferConfig
 from xfer.engine import shares
 from xfer.model import build_branch, build_model, check_weights_exist
 from xfer.timm_branch import TimmBranch, check_maps
@@ -92,7 +92,7 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
     faults += augment_faults(data.train, recipe.data) + teacher_faults(recipe.train.teacher, data.classes)
-    faults += leak_faults(recipe, data)
+    faults += leak_faults(recipe, data) + fusion_faults(recipe, data)
     if faults:
         raise ConfigError(faults)
     checkpoint, lost = find_checkpoint(recipe.folder / "checkpoints")
@@ -137,6 +137,18 @@ def select_faults(recipe: Recipe) -> list[str]:
         )
     if train.select == "best" and recipe.data.validation == 0:
         faults.append("train.select: best chooses by validation, and data.validation: 0 holds nothing out")
+    return faults
+
+
+def fusion_faults(recipe: Recipe, data: Splits) -> list[str]:
+    """Why fusion weights cannot be chosen as the recipe says."""
+    if recipe.model.fusion.weights != LEFT_OUT:
+        return []
+    faults, key = [], f"model.fusion.weights: {LEFT_OUT}"
+    if len(data.train) < 2:
+        faults.append(f"{key} scores each training source by the others, and there is only one")
+    if recipe.probe_images == 0:
+        faults.append(f"{key} chooses by the linear probe, and train.probe_images: 0 has none")
     return faults
 
 

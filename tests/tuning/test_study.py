@@ -84,7 +84,7 @@ def test_a_search_and_going_on_with_it(study, capsys, monkeypatch):
     assert found.best
     assert found.best.in_space
     job = load(folder / "best.yaml", Job)
-    weights = job.recipe.model.fusion.weights
+    weights = job.recipe.model.fusion.given
     assert weights is not None
     assert sum(weights.values()) == pytest.approx(1)
     assert job.recipe.name == "search-best"

@@ -20,6 +20,7 @@ from xfer.report.evaluation import evaluation_sections
 from xfer.report.mistakes import mistake_sections
 from xfer.report.page import Section, percent, sentence, write_page
 from xfer.seeds import is_seeded, read_seeds, seed_folder, seed_rows
+from xfer.transfer.weights import read_chosen
 
 
 def write_run_report(folder: Path) -> Path:
@@ -65,10 +66,11 @@ def run_sections(folder: Path) -> list[Section]:
         text, choice = "Each training source, scored by the model of a run that never saw it.", read_choice(folder)
         text = f"{text} {choice.text()}." if choice else text
         sections.append(Section("Leave one source out", text, table=left_out))
-    weights = open_model(folder).model.fusion_weights
+    weights, chosen = open_model(folder).model.fusion_weights, read_chosen(folder)
     if weights and len(weights) > 1:
         caption = "w = softmax(alpha): how much each branch counts."
-        sections.append(Section("Fusion weights", plots=[(figures.weight_bars(weights), caption)]))
+        plots = [(figures.weight_bars(weights), caption)]
+        sections.append(Section("Fusion weights", sentence(str(chosen)) if chosen else "", plots))
     for name, title, what in (
         (TRAINING, "Damage", "Replaced by others of their source"),
         (EVALUATION, "Damage in evaluations", "Left out of every score"),

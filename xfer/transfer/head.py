@@ -14,7 +14,7 @@ from shards.settings import ConfigError
 from xfer.bundle import Trained, open_model
 from xfer.checkpoint import latest_checkpoint
 from xfer.classes import some
-from xfer.config import PROBES, Recipe
+from xfer.config import LEFT_OUT, PROBES, Recipe
 from xfer.fusion import kind_of
 from xfer.transfer.linear import Linear
 
@@ -51,7 +51,9 @@ def head_faults(recipe: Recipe, source: Trained) -> list[str]:
             faults.append(differs(key, f"{own} px for branch {name}", f"{given} px"))
     if ours.fusion.kind != (kind := kind_of(theirs.fusion)):
         faults.append(differs("model.fusion.kind", ours.fusion.kind, kind))
-    elif (weights := ours.fusion.weights) and (given := theirs.fusion_weights) and set(weights) == set(given):
+    elif ours.fusion.weights == LEFT_OUT:
+        faults.append(differs("model.fusion.weights", LEFT_OUT, "left out"))
+    elif (weights := ours.fusion.given) and (given := theirs.fusion_weights) and set(weights) == set(given):
         own = {name: weights[name] / sum(weights.values()) for name in given}
         if any(abs(own[name] - given[name]) > 1e-3 for name in given):
             shown = [", ".join(f"{name} {w:.3f}" for name, w in one.items()) for one in (own, given)]

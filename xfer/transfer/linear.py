@@ -5,6 +5,7 @@ standardised inputs, and not on biases.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -56,28 +57,45 @@ def fit_linear(features: Tensor, targets: Tensor, masks: Tensor, penalty: float,
     return (start[0] + fitted[0], start[1] + fitted[1]) if start else fitted
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """How the best penalty did on groups that were left out. accuracy: the mean over groups; right, known: [n] bool,
+    which samples were classified rightly, and which have a class that the other groups have.
+    """
+
+    penalty: float
+    accuracy: float
+    right: Tensor
+    known: Tensor
+
+
 def choose_penalty(
     features: Tensor, targets: Tensor, masks: Tensor, groups: Tensor, start: Linear | None = None
-) -> tuple[float, float]:
-    """The penalty with the best mean accuracy over groups, each classified by what was fitted on the others; and that
-    accuracy. groups [n] int64. A sample whose class the others do not have is not counted. Classes that no mask has are
-    no answers: no sample here is of them, so the penalty that never answers them would seem best.
+) -> LeftOut:
+    """The penalty with the best mean accuracy over groups, each classified by what was fitted on the others. groups [n]
+    int64. A sample whose class the others do not have is not counted. Classes that no mask has are no answers: no
+    sample here is of them, so the penalty that never answers them would seem best.
     """
+    found = (_left_out(penalty, features, targets, masks, groups, start) for penalty in PENALTIES)
+    return max(found, key=lambda one: one.accuracy)
+
+
+def _left_out(
+    penalty: float, features: Tensor, targets: Tensor, masks: Tensor, groups: Tensor, start: Linear | None
+) -> LeftOut:
     unasked = ~masks.any(0)
-    means = {}
-    for penalty in PENALTIES:
-        scores = []
-        for group in groups.unique().tolist():
-            inside = groups == group
-            weight, bias = fit_linear(features[~inside], targets[~inside], masks[~inside], penalty, start)
-            known = torch.isin(targets[inside], targets[~inside])
-            logits = (features[inside] @ weight.T + bias).masked_fill(unasked, -torch.inf)
-            right = logits.argmax(1) == targets[inside]
-            if known.any():
-                scores.append(right[known].double().mean().item())
-        means[penalty] = sum(scores) / len(scores) if scores else 0.0
-    best = max(means, key=lambda penalty: means[penalty])
-    return best, means[best]
+    right, known = torch.zeros_like(targets, dtype=torch.bool), torch.zeros_like(targets, dtype=torch.bool)
+    scores = []
+    for group in groups.unique().tolist():
+        inside = groups == group
+        weight, bias = fit_linear(features[~inside], targets[~inside], masks[~inside], penalty, start)
+        logits = (features[inside] @ weight.T + bias).masked_fill(unasked, -torch.inf)
+        known[inside] = torch.isin(targets[inside], targets[~inside])
+        right[inside] = logits.argmax(1) == targets[inside]
+        counted = inside & known
+        if counted.any():
+            scores.append(right[counted].double().mean().item())
+    return LeftOut(penalty, sum(scores) / len(scores) if scores else 0.0, right, known)
 
 
 def fifths(count: int) -> Tensor:

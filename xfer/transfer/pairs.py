@@ -192,7 +192,7 @@ def _pairs(source: _Sample, targets: Sequence[_Sample]) -> list[Pair]:
         return []
     known, labels = source.labels.unique(return_inverse=True)
     features, masks = source.features, torch.ones(len(labels), len(known), dtype=torch.bool)
-    penalty, _ = choose_penalty(features, labels, masks, fifths(len(labels)))
+    penalty = choose_penalty(features, labels, masks, fifths(len(labels))).penalty
     weight, bias = fit_linear(features, labels, masks, penalty)
     pairs = []
     for target in targets:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from shards.config import DataConfig
 from shards.loading.subset import Subset
+from xfer.fusion import WeightedSum
 from xfer.labels import annotated
 from xfer.model import FusionModel
 from xfer.transfer.features import Seen, features_of
 from xfer.transfer.linear import Linear, choose_penalty, fifths, fit_linear
+from xfer.transfer.weights import ChosenWeights, choose_weights
 
 _SOURCES_TO_LEAVE_OUT = 3  # from so many on, a penalty is chosen on sources that were left out
 _DEAD = 1e-10  # a variance below this is that of a channel which says nothing
@@ -28,19 +30,21 @@ _DEAD = 1e-10  # a variance below this is that of a channel which says nothing
 @dataclass(frozen=True)
 class Probe:
     """What the probe was fitted on and how. `held_out`: mean accuracy on what each fit left out: whole sources, or a
-    fifth at a time.
+    fifth at a time. `weights`: of the fusion, if they were chosen.
     """
 
     images: int
     penalty: float
     held_out: float
     by_sources: bool
+    weights: ChosenWeights | None = None
 
     def __str__(self) -> str:
         what = "source" if self.by_sources else "fifth"
+        chosen = f"; {self.weights}" if self.weights else ""
         return (
             f"begins as a linear probe of its pretrained branches, fitted on {self.images:,} training images; penalty "
-            f"{self.penalty:g} is best on each {what} when left out ({100 * self.held_out:.1f} %)"
+            f"{self.penalty:g} is best on each {what} when left out ({100 * self.held_out:.1f} %){chosen}"
         )
 
 
@@ -52,11 +56,13 @@ def start_as_probe(
     kept: Sequence[str] = (),
     cache: Path | None = None,
     head: Linear | None = None,
+    choose_fusion: bool = False,
 ) -> Probe:
     """Fits projections and head of `model` to `num_images` of the subsets (None: all), a fair mixture of the training
     blend, seen as in evaluation. The subsets are numbered by the model's classes. The branches do not change, nor the
     projections of those that are `kept`; nor does the model's mode. `head`: rows to begin with in place of zero; those
-    of classes that no subset has stay so.
+    of classes that no subset has stay so. `choose_fusion`: the weights of its fusion are chosen, by sources that were
+    left out (weights.py), if there are two or more.
 
     Cost: a forward pass over the images (about 40 a second for a ResNet-18 at 224 px on two cores) unless the folder
     `cache` has their features (see features.py), and seconds of L-BFGS. Raises DamagedDataError.
@@ -74,16 +80,20 @@ def start_as_probe(
             projection(found.branches[name].pooled[:, :, None, None]).flatten(1)
             for name, projection in model.projections.items()
         ]
+    weights = None
+    if choose_fusion and isinstance(model.fusion, WeightedSum) and len(sources.unique()) > 1:
+        by_branch = dict(zip(model.projections, features, strict=True))
+        weights = choose_weights(model.fusion, by_branch, targets, masks, sources)
+    with torch.no_grad():
         fused = model.fusion(features)
     by_sources = len(subsets) >= _SOURCES_TO_LEAVE_OUT
-    groups = sources if by_sources else fifths(len(targets))
-    penalty, held_out = choose_penalty(fused, targets, masks, groups, head)
-    weight, bias = fit_linear(fused, targets, masks, penalty, head)
+    best = choose_penalty(fused, targets, masks, sources if by_sources else fifths(len(targets)), head)
+    weight, bias = fit_linear(fused, targets, masks, best.penalty, head)
     with torch.no_grad():
         model.head.weight.copy_(weight)
         model.head.bias.copy_(bias)
     model.train(training)
-    return Probe(len(targets), penalty, held_out, by_sources)
+    return Probe(len(targets), best.penalty, best.accuracy, by_sources, weights)
 
 
 def _set_projection(projection: nn.Module, seen: Seen) -> None:

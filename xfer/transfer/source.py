@@ -76,8 +76,8 @@ def take_over(
     whole = source is not None and _fuse_alike(model, source.model)
     if source is not None and whole:
         model.fusion.load_state_dict(_below("fusion", source.model.state_dict()))
-        if config.fusion.weights is not None and isinstance(model.fusion, WeightedSum):
-            model.fusion.set_weights([config.fusion.weights[name] for name in model.branches])
+        if config.fusion.given and isinstance(model.fusion, WeightedSum):
+            model.fusion.set_weights([config.fusion.given[name] for name in model.branches])
     packed = [part for part in parts if part.source.codes is not None]
     if images is None:
         for part in packed:

@@ -17,7 +17,34 @@ PROBE = ("tests/xfer/transfer/test_probe.py",)
 HEAD = "tests/xfer/transfer/test_head.py"
 HEAD_FIT = (f"{HEAD}::test_the_fit_from_a_start_is_pulled_to_it_and_unasked_rows_are_it_to_the_bit",)
 
+WEIGHTS_FILE = "xfer/transfer/weights.py"
+WEIGHTS = ("tests/xfer/transfer/test_weights.py",)
+
 BREAKS = (
+    Break(
+        "fusion-of-noise",
+        "a branch gets a part for any gain, within the noise or not",
+        WEIGHTS_FILE,
+        "torch.stack(means).mean() > error",
+        "torch.stack(means).mean() > -error",
+        WEIGHTS,
+    ),
+    Break(
+        "fusion-by-random-part",
+        "fusion weights are chosen by a random part of every source",
+        WEIGHTS_FILE,
+        "tried[w] = choose_penalty(fused, targets, masks, sources)",
+        "tried[w] = choose_penalty(fused, targets, masks, torch.randperm(len(sources)) % 5)",
+        WEIGHTS,
+    ),
+    Break(
+        "fusion-chosen-not-set",
+        "the model keeps the weights of the last candidate",
+        WEIGHTS_FILE,
+        "    fusion.set_weights(w)\n    return",
+        "    return",
+        WEIGHTS,
+    ),
     Break(
         "teacher-columns",
         "the teacher's classes are taken in its own order",

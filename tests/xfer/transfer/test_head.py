@@ -185,7 +185,7 @@ def test_the_fit_from_a_start_is_pulled_to_it_and_unasked_rows_are_it_to_the_bit
     assert ((features @ free[0].T + free[1])[:, :3].argmax(1) == targets).double().mean() > 0.8
     # a row that no sample is of is no answer, however loud it is
     start[1][3] = 1e6
-    assert choose_penalty(features, targets, masks, groups, start)[1] > 0.6
+    assert choose_penalty(features, targets, masks, groups, start).accuracy > 0.6
 
 
 def test_a_fault_elsewhere_makes_no_false_one_of_old_test_data(task, renamed, tmp_path):

@@ -168,8 +168,8 @@ def test_the_penalty_is_the_one_that_does_best_on_what_is_left_out():
             right.append(((noisy[inside] @ weight.T + bias).argmax(1) == targets[inside]).double().mean().item())
         by_penalty[penalty] = sum(right) / 5
     assert max(by_penalty.values()) > min(by_penalty.values())
-    penalty, score = choose_penalty(noisy, targets, masks, groups)
-    assert (penalty, score) == max(by_penalty.items(), key=lambda pair: pair[1])
+    best = choose_penalty(noisy, targets, masks, groups)
+    assert (best.penalty, best.accuracy) == max(by_penalty.items(), key=lambda pair: pair[1])
 
 
 def test_classes_that_the_other_groups_lack_are_not_counted():
@@ -177,8 +177,9 @@ def test_classes_that_the_other_groups_lack_are_not_counted():
     targets = torch.arange(90) % 3
     features = torch.nn.functional.one_hot(targets, 3).float() + 0.1 * torch.randn(90, 3, generator=generator)
     groups = torch.where(targets == 2, 2, torch.arange(90) // 3 % 2)  # a group of its own has class 2
-    _, score = choose_penalty(features, targets, torch.ones(90, 3, dtype=torch.bool), groups)
-    assert score == 1
+    best = choose_penalty(features, targets, torch.ones(90, 3, dtype=torch.bool), groups)
+    assert best.accuracy == 1
+    assert not best.known[targets == 2].any()
 
 
 def test_the_fit_is_the_minimum_and_a_constant_feature_counts_for_nothing():
