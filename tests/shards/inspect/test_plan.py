@@ -307,6 +307,16 @@ def test_a_study_a_job_a_recipe_and_a_section_give_the_same_plan(zoo, tmp_path):
     assert plan(tmp_path / "data.yaml", ranks=16).world == World(16, 2), "8 ranks a node"
 
 
+def test_how_large_images_are_and_what_their_size_costs(zoo):
+    found = plan(document(zoo, image_size=224))
+    stats = found.sources[0].expected.whole.manifest.stats
+    text = "\n".join(plan_lines(found))
+    assert "images are seen at 224 px (data.image_size)" in text
+    assert f"a  {stats.width[0]} x {stats.height[0]} px" in text
+    assert "0.25 of it at 112 px" in text
+    assert "what the model's weights were made at" in "\n".join(plan_lines(plan(document(zoo))))
+
+
 def test_remote_sources_cost_their_manifests_alone(zoo, tmp_path):
     server = FaultyServer()
     for path in (zoo / "shards").rglob("*"):
