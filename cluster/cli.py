@@ -2,15 +2,19 @@
 
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 
-def train(job: Path, *overrides: str) -> None:
+def train(job: Path, *overrides: str, seeds: Annotated[int | None, Parameter(negative="")] = None) -> None:
     """Train a job with Ray Train and DeepSpeed, here or on a cluster.
 
     The same command again goes on from the newest checkpoint. With data.validation: leave_one_source_out, a run without
     each source comes first. Any value of the job is changed by its dotted path:
 
         xfer train examples/pacs/job.yaml data.root=data/pacs cluster.workers=2 train.steps=400
+        xfer train job.yaml name=wide --seeds 5
 
     Parameters
     ----------
@@ -18,19 +22,27 @@ def train(job: Path, *overrides: str) -> None:
         YAML with a recipe (inline or by path) and a `cluster` section.
     overrides
         `dotted.path=value`, any number of them.
+    seeds
+        Train this many runs, one after the other, each with seeds of its own, into seeds/0, seeds/1, ... of the run
+        folder, and sum them up, as `xfer fit --seeds` does.
     """
     from cluster.config import Job
     from cluster.launch import run
     from xfer.folds import scores_text
     from xfer.history import against_probe, ended_early
     from xfer.prepare import load_document
+    from xfer.seeds import seeds_text
 
     loaded = load_document(job, Job, overrides)
-    result = run(loaded)
+    result = run(loaded, seeds)
     if result.error:
         advice = "" if result.comes_again else "; the same command resumes it"
         print(f"xfer: training failed{advice}\n{result.error}", file=sys.stderr)
         sys.exit(1)
+    if seeds is not None:
+        folder = result.path
+        print(f"{seeds_text(folder)}\ntrained: {folder}\nnext: xfer report {folder}, or xfer compare {folder} OTHER")
+        return
     if left_out := scores_text(result.path):
         print(left_out)
     for said in (ended_early(loaded.recipe), against_probe(result.path)):

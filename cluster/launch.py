@@ -29,6 +29,7 @@ from xfer.follow import follow
 from xfer.history import last_step, model_row, read_metrics
 from xfer.prepare import prepare
 from xfer.run import all_done, fit, run_lock
+from xfer.seeds import check_not_seeded, train_seeds
 from xfer.train import Row
 
 POLL_S = 0.5
@@ -48,33 +49,46 @@ class RunResult:
     comes_again: bool = False
 
 
-def run(job: Job) -> RunResult:
+def run(job: Job, seeds: int | None = None) -> RunResult:
     """Trains `job` to its last step; with data.validation: leave_one_source_out, the runs without a source first.
+    `seeds`: that many runs of it, one after the other, which differ in their seeds only (xfer/seeds.py).
 
     Raises ConfigError for what can be seen to be wrong before a worker starts.
     """
-    recipe = job.recipe
-    with run_lock(recipe.folder), ExitStack() as stack:
+    recipe, cache_folder = job.recipe, features_folder(job.recipe)
+    with ExitStack() as stack:
         # one session for all that is left to train; none if nothing is
         session = cache(lambda: stack.enter_context(connect(job.cluster.address, job.cluster.timeout_s)))
-        prepare(recipe, job.cluster.workers)
-        prepared = prepare_folds(recipe, job.cluster.workers)
-        failure = train_folds(recipe, prepared, lambda fold, what: _train_fold(job, fold, what, session))
-        failure = failure or _train(job, recipe.name, session)
-        latest, _ = model_checkpoint(recipe.folder / "checkpoints")
-        error, comes_again = (failure.message, failure.comes_again) if failure else (None, False)
-        return RunResult(recipe.folder, latest.path if latest else None, model_row(recipe.folder), error, comes_again)
+
+        def train(one: Recipe, what: str, say: bool = False) -> Failure | None:
+            return _train_with_folds(job.model_copy(update={"recipe": one}), what, session, cache_folder, say)
+
+        if seeds is not None:
+            failure = train_seeds(recipe, seeds, train, job.cluster.workers)
+        else:
+            check_not_seeded(recipe.folder)
+            failure = train(recipe, recipe.name, say=True)
+    latest, _ = model_checkpoint(recipe.folder / "checkpoints")
+    error, comes_again = (failure.message, failure.comes_again) if failure else (None, False)
+    return RunResult(recipe.folder, latest.path if latest else None, model_row(recipe.folder), error, comes_again)
 
 
-def _train_fold(job: Job, fold: Recipe, what: str, session: Callable[[], None]) -> Failure | None:
-    cache = features_folder(job.recipe)
-    failure = _train(job.model_copy(update={"recipe": fold}), f"{job.recipe.name}, {what}", session, cache)
-    return replace(failure, message=f"{what}: {failure.message}") if failure else None
+def _train_with_folds(job: Job, what: str, session: Callable[[], None], cache: Path, say: bool) -> Failure | None:
+    """Trains one job, the runs that leave a source out first."""
+    recipe, workers = job.recipe, job.cluster.workers
+
+    def train(fold: Recipe, which: str) -> Failure | None:
+        failure = _train(job.model_copy(update={"recipe": fold}), f"{what}, {which}", session, cache)
+        return replace(failure, message=f"{which}: {failure.message}") if failure else None
+
+    with run_lock(recipe.folder):
+        prepare(recipe, workers, say)
+        return train_folds(recipe, prepare_folds(recipe, workers, say), train) or _train(job, what, session, cache)
 
 
-def _train(job: Job, what: str, session: Callable[[], None], cache: Path | None = None) -> Failure | None:
+def _train(job: Job, what: str, session: Callable[[], None], cache: Path) -> Failure | None:
     """Trains a job's recipe from its newest checkpoint on, called `what` in the terminal. `session` connects to Ray;
-    `cache`: folder of features, if not the recipe's own.
+    `cache`: folder of features.
     """
     recipe = job.recipe
     if all_done(recipe, what, dump(job), cache):

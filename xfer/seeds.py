@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from shards.format.whole import read_json, write_json
 from shards.loading.open import Splits
@@ -30,6 +30,7 @@ from xfer.run import run_lock
 from xfer.transfer.head import kept_classes
 
 RESULT = "seeds.json"
+Failure = TypeVar("Failure")
 Rows = Mapping[str, Mapping[str, Any]]
 """By seed: train.seed, data.seed, steps; accuracy and probe by source; data: what was trained on and what held out."""
 
@@ -62,36 +63,47 @@ def seeded(recipe: Recipe, count: int) -> list[Recipe]:
     ]
 
 
-def prepare_seeds(recipes: Sequence[Recipe]) -> None:
+def check_not_seeded(folder: Path) -> None:
+    """Raises ConfigError if a folder holds runs of several seeds, beside which no single run has a place."""
+    if (folder / RESULT).is_file():
+        raise ConfigError(f"{folder}: holds runs of several seeds; add more with --seeds, or choose another name=")
+
+
+def prepare_seeds(recipes: Sequence[Recipe], world_size: int = 1) -> None:
     """Raises ConfigError with every fault of all of them, each once, before the first is trained."""
     faults: dict[str, None] = {}
     for place, recipe in enumerate(recipes):
         try:
-            prepare(recipe, say=not place)
-            prepare_folds(recipe, say=not place)
+            prepare(recipe, world_size, say=not place)
+            prepare_folds(recipe, world_size, say=not place)
         except ConfigError as error:
             faults |= dict.fromkeys(error.faults)
     if faults:
         raise ConfigError(list(faults))
 
 
-def train_seeds(recipe: Recipe, count: int, train: Callable[[Recipe, str], None]) -> None:
+def train_seeds(
+    recipe: Recipe, count: int, train: Callable[[Recipe, str], Failure | None], world_size: int = 1
+) -> Failure | None:
     """Trains the recipe with `count` seeds, and sums up after each of them. train: trains a recipe in its run folder,
-    or sees that it is done; gets what to call it.
+    or sees that it is done; gets what to call it. The first failure it returns ends it all, and is returned.
     """
     recipes = seeded(recipe, count)
     with run_lock(recipe.folder):
-        prepare_seeds(recipes)
+        prepare_seeds(recipes, world_size)
         print(f"{recipe.name}: {count} runs of {recipe.steps} steps, a seed each", file=sys.stderr)
         rows: dict[str, Mapping[str, Any]] = {}
         for k, one in enumerate(recipes):
             try:
-                train(one, f"{recipe.name}, seed {k + 1} of {count}")
+                failure = train(one, f"{recipe.name}, seed {k + 1} of {count}")
             finally:
                 with suppress(OSError):
                     one.folder.parent.rmdir()  # if nothing came of it
+            if failure:
+                return failure
             rows[str(k)] = _row(one, open_labelled(one.data, kept_classes(one)))
             write_json(recipe.folder / RESULT, {"seeds": rows, "sources": _sources(rows)})
+    return None
 
 
 def _row(recipe: Recipe, data: Splits) -> dict[str, Any]:

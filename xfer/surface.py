@@ -30,7 +30,7 @@ from xfer.metrics import Estimate, Score
 from xfer.model import FusionModel
 from xfer.prepare import load_document, prepare
 from xfer.report.run import write_run_report
-from xfer.seeds import RESULT, read_seeds, seed_folder, train_seeds
+from xfer.seeds import RESULT, check_not_seeded, read_seeds, seed_folder, train_seeds
 
 Picture = str | Path | np.ndarray | Tensor | Image.Image
 """An image: a file, uint8 [H, W, 3] (NumPy), uint8 [3, H, W] (torch), or PIL's."""
@@ -195,10 +195,7 @@ def fit(
     if seeds is not None:
         train_seeds(config, seeds, lambda one, what: _fit(one, what, quiet, cache, say=False))
         return Seeds(config.folder)
-    if (config.folder / RESULT).is_file():
-        raise ConfigError(
-            f"{config.folder}: holds runs of several seeds; add more with --seeds, or choose another name="
-        )
+    check_not_seeded(config.folder)
     _fit(config, config.name, quiet, cache)
     return Run(config.folder)
 

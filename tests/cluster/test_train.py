@@ -145,6 +145,25 @@ def test_leave_one_source_out_trains_a_run_without_each_source_and_is_not_run_ag
     assert capsys.readouterr().err.count("trained and scored already") == 2
 
 
+def test_several_seeds_are_those_of_one_process_and_are_not_run_again(recipe_values, tmp_path, capsys):
+    import xfer
+
+    one = job(recipe_values, workers=2)
+    result = run(one, seeds=2)
+    assert result.error is None
+    assert "tiny, seed 2 of 2" in capsys.readouterr().err
+    plain = xfer.fit(recipe_values, {"output": str(tmp_path / "plain")}, quiet=True, seeds=2)
+    for ours, theirs in zip(xfer.Seeds(result.path).seeds, plain.seeds, strict=True):
+        assert losses(ours.folder) == pytest.approx(losses(theirs.folder), abs=1e-4)
+        assert (ours.folder / "job.yaml").is_file()
+    assert xfer.Seeds(result.path).means == plain.means
+    started = time.monotonic()
+    assert run(one, seeds=2).error is None
+    assert time.monotonic() - started < 5  # no Ray
+    with pytest.raises(ConfigError, match="holds runs of several seeds; add more with --seeds"):
+        run(one)
+
+
 def test_impossible_worker_counts_are_refused_before_anything_starts(recipe_values):
     with pytest.raises(ConfigError) as caught:
         run(job(recipe_values, workers=64))
