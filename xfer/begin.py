@@ -79,7 +79,7 @@ def _start_as_probe(recipe: Recipe, data: Splits, cache: Path) -> None:
     if probe.weights:
         probe.weights.keep(recipe.folder)
     print(f"{_called(recipe)} {probe}; images of {recipe.data.image_size} px", file=sys.stderr)
-    if len(stages(recipe)) > 1:
+    if recipe.steps:
         print(*stages(recipe), sep="\n", file=sys.stderr)
     write_checkpoint(folder, TrainState(classes=list(data.classes)), model.state_dict(), {}, recipe.train.keep)
 

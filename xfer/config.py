@@ -4,6 +4,7 @@ Only `build_*` functions read these sections; the classes behind them take plain
 other models (`model.from`, `data.image_size`) is read once, here: in memory and in a run folder it is complete.
 """
 
+from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,8 @@ IMAGENET_SIZE = 224  # that torchvision's weights were made at
 SIZE = DataConfig.model_fields["image_size"].default
 TIMM = "timm/"  # begins the name of a backbone that is timm's
 PROBE_IMAGES = 4096
+RATES = {"sgd": 0.02, "adamw": 1e-3}
+PRETRAINED_RATES = {"sgd": 0.003, "adamw": 1e-4}  # of a model that begins as its probe
 LEFT_OUT = "left_out"  # fusion weights that are chosen by sources left out (xfer/transfer/weights.py)
 PROBES = ("feature", "quant")  # modes that train nothing after the probe
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
@@ -169,7 +172,7 @@ class TrainConfig(Strict):
 
     steps: int = Field(default=200, ge=1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(default=0.02, gt=0)  # peak, for the global batch as given
+    learning_rate: float = Field(default=RATES["sgd"], gt=0)  # peak, for the global batch as given; see Recipe
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)  # not on norms and biases
     layer_decay: float = Field(default=1.0, gt=0, le=1)  # learning rate of a layer, of the one above it
@@ -179,7 +182,7 @@ class TrainConfig(Strict):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     clip_norm: float | None = Field(default=None, gt=0)  # largest gradient norm
     teacher: TeacherConfig | None = None  # distillation
-    freeze_batchnorm: bool = False  # BatchNorm in evaluation mode
+    freeze_batchnorm: bool = False  # BatchNorm in evaluation mode; see Recipe
     precision: Literal["fp32", "bf16"] = "fp32"
     micro_batch: int | None = Field(default=None, ge=1)  # largest batch on one worker; more is accumulated
     select: Literal["last", "best"] = "last"  # which checkpoint is the model; best: of the highest validation accuracy
@@ -245,6 +248,20 @@ def _image_size(folder: Path) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def is_pretrained(model: ModelConfig) -> bool:
+    """Whether every branch begins with weights from elsewhere."""
+    taken = _branches_of(Path(model.from_)) if model.from_ is not None else ()
+    return all(branch.weights or name in taken for name, branch in model.branches.items())
+
+
+def _branches_of(folder: Path) -> Collection[str]:
+    """The names of a run's or a bundle's branches; none if the folder is neither."""
+    try:
+        return set(read_yaml(folder / "recipe.yaml")["model"]["branches"])
+    except (ConfigError, KeyError, TypeError):
+        return ()
+
+
 class Recipe(Strict):
     """Data + model + training: what one process can run, without a cluster."""
 
@@ -264,6 +281,20 @@ class Recipe(Strict):
         if size is None:
             return self
         return self.model_copy(update={"data": self.data.model_copy(update={"image_size": size})})
+
+    @model_validator(mode="after")
+    def _is_trained_as_it_begins(self) -> "Recipe":
+        """A learning rate that is not given suits the optimizer and what the model begins with. BatchNorm of a model
+        that begins as the probe of pretrained branches stays still unless told otherwise: its statistics are of many
+        more images, and those of a few sources do not hold for others (Gulrajani & Lopez-Paz, In Search of Lost Domain
+        Generalization, ICLR 2021, appendix D.1; benchmarks/results/batchnorm.md).
+        """
+        given = self.train.model_fields_set
+        whole = is_pretrained(self.model) and self.train.probe_images != 0
+        rates = PRETRAINED_RATES if whole else RATES
+        filled = {"learning_rate": rates[self.train.optimizer], "freeze_batchnorm": whole}
+        changes = {key: value for key, value in filled.items() if key not in given}
+        return self.model_copy(update={"train": self.train.model_copy(update=changes)}) if changes else self
 
     @field_validator("track")
     @classmethod
