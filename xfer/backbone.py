@@ -79,6 +79,11 @@ class Branch(nn.Module):
             maps[f"C{i + 2}"] = x
         return maps
 
+    def depth(self, name: str) -> int:
+        """How deep a parameter lies, by its name: layer4 is 1, the stem 5."""
+        part = name.split(".")[0]
+        return len(STAGES) - STAGES.index(part) if part in STAGES else len(STAGES) + 1
+
     def load_weights(self, path: str | Path) -> None:
         """Loads torchvision ResNet weights from .safetensors, from a pickle through `weights_only=True`, or published
         ones by their name (IMAGENET1K_V1), which torchvision downloads once.

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from xfer.backbone import STAGES
-
 Optimizer = torch.optim.Optimizer
 
 
@@ -18,12 +16,12 @@ def trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
 
 
-def depth(name: str) -> int:
-    """How far below fusion and head (0) a parameter of the model lies: layer4 is 1, the stem 5."""
+def depth(model: nn.Module, name: str) -> int:
+    """How far below fusion and head (0) a parameter of the model lies: the last stage of a branch is 1."""
     if not name.startswith("branches."):
         return 0
-    _, _, part, *_ = name.split(".")
-    return len(STAGES) - STAGES.index(part) if part in STAGES else len(STAGES) + 1
+    _, branch, rest = name.split(".", 2)
+    return model.get_submodule(f"branches.{branch}").depth(rest)  # pyright: ignore[reportCallIssue]
 
 
 def build_optimizer(
@@ -46,7 +44,7 @@ def build_optimizer(
     for name, p in trained(model):
         part = name.partition(".")[0]
         decays = p.dim() > 1 and (decay_branches or part != "branches") and (decay_head or part != "head")
-        groups.setdefault((layer_decay ** depth(name), weight_decay if decays else 0.0), []).append(p)
+        groups.setdefault((layer_decay ** depth(model, name), weight_decay if decays else 0.0), []).append(p)
     built = [
         {"params": params, "weight_decay": decay, "lr": rate * scale, "rate_scale": scale}
         for (scale, decay), params in groups.items()

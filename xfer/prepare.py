@@ -205,8 +205,6 @@ def timm_faults(recipe: Recipe) -> list[str]:
                     TimmBranch(branch.backbone, STAGES[-1])
         except ValueError as error:
             faults.append(f"model.branches.{name}: {error}")
-        if recipe.train.layer_decay < 1:
-            faults.append(f"train.layer_decay: must be 1 with {branch.backbone}, whose layers are not named by depth")
     return faults
 
 

@@ -52,6 +52,15 @@ class TimmBranch(nn.Module):
         maps = self.net(images * self.scale + self.shift)[-4:]
         return {f"C{5 - back}": one for back, one in reversed([*enumerate(reversed(maps))])}
 
+    def depth(self, name: str) -> int:
+        """How deep a parameter lies, by its name: 1 up to the last map, one more before each map above it; all 1 in a
+        network whose maps are no ends of its parts.
+        """
+        parts, places = _stages(self.net)
+        flat = name.removeprefix("net.").replace(".", "_")
+        part = next(place for place, one in enumerate(parts) if flat.startswith(f"{one}_"))
+        return 1 + sum(part <= place for place in places[:-1])
+
     def load_weights(self, path: str | Path) -> None:
         """Loads weights of the whole network by timm's names, from .safetensors or through `weights_only=True`; or, by
         the name DEFAULT, those that timm downloads. The classifier is left out. Raises ValueError.
@@ -130,18 +139,23 @@ def _below(net: Any, train_from: str, backbone: str) -> list[nn.Module]:
     """The parts of a network that are frozen. Raises ValueError if it has no such stages."""
     if train_from in ("all", "none"):
         return [net] if train_from == "none" else []
-    ends = [name.replace(".", "_") for name in net.feature_info.module_name()]
-    parts = dict(_parts(net, net.feature_info.module_name()))
-    names = list(parts)
-    if len(ends) < len(STAGES) or not set(ends) <= set(names):
+    parts, places = _stages(net)
+    if len(places) < len(STAGES):
         raise ValueError(
             f"{backbone} has no stages, for its maps are no ends of its parts: train_from must be all or none, and "
             f"transfer.mode not staged; {train_from} was asked for"
         )
-    places = [names.index(end) for end in ends]
-    level = len(ends) - len(STAGES) + STAGES.index(train_from)  # the map that this stage ends with
+    level = len(places) - len(STAGES) + STAGES.index(train_from)  # the map that this stage ends with
     start = places[level - 1] + 1 if level else places[0]
     return list(parts.values())[:start]
+
+
+def _stages(net: Any) -> tuple[dict[str, nn.Module], list[int]]:
+    """The parts of a network, and the places among them that end with a map; none if maps are no ends of parts."""
+    ends = [name.replace(".", "_") for name in net.feature_info.module_name()]
+    parts = dict(_parts(net, net.feature_info.module_name()))
+    names = list(parts)
+    return parts, [names.index(end) for end in ends] if set(ends) <= set(names) else []
 
 
 def _parts(net: nn.Module, ends: list[str]) -> Iterator[tuple[str, nn.Module]]:

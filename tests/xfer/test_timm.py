@@ -10,6 +10,8 @@ import xfer
 from shards.settings import ConfigError, replace
 from xfer.bundle import open_model
 from xfer.config import Recipe
+from xfer.model import build_model
+from xfer.optimizer import build_optimizer, depth
 from xfer.prepare import prepare
 
 FEATURE = {"transfer.mode": "feature"}
@@ -161,3 +163,22 @@ def test_layers_without_a_name_of_a_resnets_are_the_group_other(timm, recipe):
     }
     with pytest.raises(ConfigError, match=r"quantize.groups: unknown layer groups layer4; this model has other"):
         run.quantize(groups={"layer4": 4})
+
+
+@pytest.mark.parametrize(("net", "stem"), [("resnet10t", 5), ("mobilenetv3_small_050", 5), ("convnext_atto", 4)])
+def test_layer_decay_lowers_the_rate_from_map_to_map(timm, recipe, net, stem):
+    """`stem`: its depth, below the first map if the network has one there."""
+    model = build_model(of(recipe, net).model, 4, 0)
+    depths = {name.removeprefix("branches.main.net."): depth(model, name) for name, _ in model.named_parameters()}
+    assert depths["head.weight"] == 0
+    order = [deep for name, deep in depths.items() if not name.startswith(("head", "projections", "fusion"))]
+    assert order == sorted(order, reverse=True)
+    assert (order[0], order[-1]) == (stem, 1)
+    assert set(order) == set(range(1, stem + 1))
+    groups = build_optimizer(model, "sgd", 1.0, 0.9, 0.0, layer_decay=0.5).param_groups
+    assert {group["lr"] for group in groups} == {0.5**deep for deep in range(stem + 1)}
+
+
+def test_a_network_whose_maps_are_no_ends_has_one_rate(timm, recipe):
+    model = build_model(of(recipe, "vit_tiny_patch16_224").model, 4, 0)
+    assert {depth(model, name) for name, _ in model.named_parameters() if name.startswith("branches")} == {1}

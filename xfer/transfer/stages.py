@@ -1,9 +1,10 @@
 """The stages of a run: which layers of the pretrained branches are trained when, and at what rate.
 
 `full` is one stage. `staged` unfreezes from the top: first fusion, head and layer4, then one stage of the ResNets more
-at a time, each at a lower rate, with BatchNorm's statistics still until the last (gradual unfreezing, and lower rates
-for lower layers: Howard & Ruder, Universal Language Model Fine-tuning for Text Classification, ACL 2018, sec. 3). The
-optimizer begins anew with each stage. Stages are a function of the recipe alone: a run goes on in the middle of one.
+at a time, each at a lower rate (gradual unfreezing, and lower rates for lower layers: Howard & Ruder, Universal
+Language Model Fine-tuning for Text Classification, ACL 2018, sec. 3). BatchNorm's statistics, if they may move, are
+still until the last. The optimizer begins anew with each stage. Stages are a function of the recipe alone: a run goes
+on in the middle of one.
 """
 
 from dataclasses import dataclass

@@ -165,8 +165,8 @@ BREAKS = (
         "layer-decay-once",
         "all layers of a branch have one rate",
         OPTIMIZER,
-        "layer_decay ** depth(name)",
-        "layer_decay ** min(1, depth(name))",
+        "layer_decay ** depth(model, name)",
+        "layer_decay ** min(1, depth(model, name))",
         KEYS,
     ),
     Break(
