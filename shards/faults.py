@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 _LONGEST = 60
 _MISSING = "required, but not given"
+_MORE = "must have more values"
 _OWN = ("value_error", "assertion_error")  # of validators of ours
 _IN_WORDS = {
     "int_type": "must be a whole number",
@@ -94,7 +95,7 @@ def _line(kind: Any, fault: ErrorDetails) -> str:
             return f"{where}: unknown key; {suggestion(str(location[-1]), _keys_at(kind, location[:-1]))}"
         case "missing" if isinstance(location[-1], int):  # of a list with a fixed number of values
             parent = ".".join(map(str, location[:-1]))
-            return f"{parent}: must have more values, got {shown(given)}"
+            return f"{parent}: {_MORE}, got {shown(given)}"
         case "missing":
             return f"{where}: {_MISSING}"
         case "string_type":
@@ -207,7 +208,7 @@ def _take_out(content: dict[str, Any], place: Place) -> Place:
 def _may_follow(place: Place, line: str, taken: Sequence[Place]) -> bool:
     """Whether a fault is about what held a value that was taken out, names one, or misses what that one might fill."""
     words = re.findall(r"[\w-]+", line.partition(": ")[2])
-    missing = line.endswith(_MISSING)
+    missing = line.endswith(_MISSING) or f": {_MORE}, got" in line
     return any(
         place == gone[: len(place)] or gone[-1] in words or (missing and place[:-1] == gone[:-1]) for gone in taken
     )

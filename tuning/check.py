@@ -83,11 +83,12 @@ def _inside(annotation: Any, name: str) -> Any:
 
 
 def _bare(annotation: Any) -> Any:
-    """Without constraints and without "or none"."""
+    """Without constraints, without "or none", and without words in place of what is not a word."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, UnionType):
         kept = [inner for inner in get_args(annotation) if inner is not NoneType]
+        kept = [inner for inner in kept if get_origin(inner) is not Literal] or kept
         return _bare(kept[0]) if len(kept) == 1 else annotation
     return annotation
 

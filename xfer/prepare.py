@@ -19,7 +19,7 @@ from shards.settings import ConfigError, SchemaError, Strict, load, read_yaml
 from xfer.backbone import STAGES
 from xfer.checkpoint import Checkpoint, find_checkpoint
 from xfer.classes import class_faults, label_faults, label_notes
-from xfer.config import LEFT_OUT, RESNETS, BranchConfig, ModelConfig, Recipe, TransferConfig
+from xfer.config import LEFT_OUT, RESNETS, BranchConfig, ModelConfig, Recipe, TrainConfig, TransferConfig
 from xfer.engine import shares
 from xfer.model import build_branch, build_model, check_weights_exist
 from xfer.timm_branch import TimmBranch, check_maps
@@ -53,12 +53,13 @@ def load_document(
         if found and wanted in DOCUMENTS and found != wanted:
             verb = DOCUMENTS[found][0]
             raise ConfigError(f"this is a {found} and no {wanted}: xfer {verb} {path}", path) from None
-        data, model, transfer = (error.sections.get(name) for name in ("data", "model", "transfer"))
+        data, model, train, transfer = (error.sections.get(name) for name in ("data", "model", "train", "transfer"))
         # which classes the model has beside those of its sources is not known here
         keeps = isinstance(transfer, TransferConfig) and transfer.head == "keep"
         opens = partial(open_data, unfit=class_faults) if keeps else open_labelled
         faults = _faults_of(lambda: opens(data)) if isinstance(data, DataConfig) else []
         faults += check_weights_exist(model) if isinstance(model, ModelConfig) else []
+        faults += teacher_faults(train.teacher, None) if isinstance(train, TrainConfig) else []
         faults += more(error.sections)
         raise ConfigError([*error.faults, *faults], error.origin) from None
 

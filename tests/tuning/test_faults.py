@@ -53,3 +53,12 @@ def test_a_fault_of_the_schema_hides_none_of_them(study, tmp_path, capsys):
     for part in (*UNSEEN, *schema):
         assert part in text
     assert f"{len(UNSEEN) + len(schema)} faults" in text
+
+
+def test_a_list_that_is_short_only_for_a_faulty_value_in_it_is_no_second_fault(study, tmp_path, capsys):
+    study["space"] = {"train.learning_rate": {"uniform": [float("nan"), 0.1]}}
+    study["job"]["recipe"]["train"]["teacher"] = {"from": "/no/teacher"}
+    text = said_by_tune(study, tmp_path, capsys)
+    assert "train.learning_rate.uniform.0: must be a finite number, got NaN" in text
+    assert "more values" not in text
+    assert "train.teacher.from: /no/teacher" in text

@@ -57,9 +57,9 @@ def build_teacher(config: TeacherConfig | None, classes: Sequence[str]) -> Teach
     return Teacher(trained.model, trained.image_size, columns, config.share)
 
 
-def teacher_faults(config: TeacherConfig | None, classes: Sequence[str]) -> list[str]:
-    """Why a teacher cannot teach these classes; its model is not loaded, for each fold asks this before the first is
-    trained.
+def teacher_faults(config: TeacherConfig | None, classes: Sequence[str] | None) -> list[str]:
+    """Why a teacher cannot teach these classes, or, if they are not known (None), anything; its model is not loaded,
+    for each fold asks this before the first is trained.
     """
     if config is None:
         return []
@@ -67,7 +67,7 @@ def teacher_faults(config: TeacherConfig | None, classes: Sequence[str]) -> list
         theirs = classes_of(config.from_)
     except ConfigError as error:
         return [f"train.teacher.from: {fault}" for fault in error.faults]
-    if differ := sorted({*theirs} ^ {*classes}):
+    if classes is not None and (differ := sorted({*theirs} ^ {*classes})):
         return [
             f"train.teacher.from: must have the classes of this run; {config.from_} has {', '.join(theirs)}, "
             f"the data has {', '.join(classes)}, they differ in {', '.join(differ)}"
