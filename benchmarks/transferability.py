@@ -76,7 +76,7 @@ def _recipe(options: argparse.Namespace, name: str, sources: Sequence[str]) -> d
         },
         "train": {
             "steps": max(1, options.steps),
-            "learning_rate": 0.01,
+            "learning_rate": 0.004,
             "save_every": 1000,
             "probe_images": options.images,
         },
@@ -131,7 +131,7 @@ def _write(options: argparse.Namespace, pairs: Sequence[Pair], outcomes: dict[st
     command = (
         f"python -m benchmarks.transferability --shards SHARDS --weights RESNET18 --image-size {options.image_size}"
     )
-    tuned = f", {options.steps} steps of 32 images at 0.01, scored on {options.scored:.0%} of the target"
+    tuned = f", {options.steps} steps of 32 images at 0.004, scored on {options.scored:.0%} of the target"
     lines = [
         "# Which source suits a target: what the measures of `xfer features` say, and what came of it",
         "",
