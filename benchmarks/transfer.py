@@ -275,10 +275,10 @@ def _write(options: argparse.Namespace, names: list[str], rows: list[Row]) -> No
         f"--rate {options.rate} --precision {options.precision} --test-share {options.test_share} "
         f"--seeds {options.seeds}",
         "",
-        f"{platform.machine()}, one core a run, torch {torch.__version__}. ResNet-18 with ImageNet "
-        f"weights. PACS: trained on three domains, accuracy (%) on {options.test_share:.0%} of the fourth, by hash; "
-        "clothing: on its test images. Mean over seeds ± half of the 95 % t-interval. CPU time is that of the run alone: what the branch makes of the "
-        "images for the probe is seen once and shared by all modes.",
+        f"{platform.machine()}, one core a run, torch {torch.__version__}. ResNet-18 with ImageNet weights. PACS: "
+        f"trained on three domains, accuracy (%) on {options.test_share:.0%} of the fourth, by hash; clothing: on its "
+        "test images. Mean over seeds ± half of the 95 % t-interval. CPU time is that of the run alone: what the "
+        "branch makes of the images for the probe is seen once and shared by all modes.",
         "",
     ]
     lines += _table("mode", names, rows, against=None)

@@ -169,7 +169,7 @@ class _Source:
             ]
             for name in model.branches
         }
-        self.kept = {name: _Sum(_read_all(paths)) for name, paths in self.paths.items()}
+        self.kept = {name: _Sum(read_parts(paths)) for name, paths in self.paths.items()}
 
     @property
     def _known(self) -> dict[str, int]:
@@ -267,7 +267,7 @@ def _hash_of(branch: torch.nn.Module) -> str:
     return weights.hexdigest()
 
 
-def _read_all(paths: Iterable[Path | None]) -> Iterator[Seen]:
+def read_parts(paths: Iterable[Path | None]) -> Iterator[Seen]:
     """Up to the first that is not there, or is damaged."""
     for path in paths:
         try:
