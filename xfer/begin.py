@@ -14,7 +14,7 @@ from xfer.quant.keep import kept
 from xfer.quantize import calibration_images, quantize_body
 from xfer.trained_on import entries, keep_entries
 from xfer.transfer.head import kept_classes
-from xfer.transfer.leaks import inherited
+from xfer.transfer.leaks import inherited, seen_before
 from xfer.transfer.probe import start_as_probe
 from xfer.transfer.source import Taken, take_over
 from xfer.transfer.stages import stages
@@ -32,7 +32,7 @@ def begin(recipe: Recipe, job: str | None = None, cache: Path | None = None) -> 
     if job:
         write_text(recipe.folder / "job.yaml", job)
     data = open_data(recipe.data).widened(kept_classes(recipe))
-    keep_entries(recipe.folder, [*entries(data.train), *inherited(recipe)])
+    keep_entries(recipe.folder, [*entries(data.train), *inherited(recipe)], seen_before(recipe, data))
     _start_as_probe(recipe, data, cache or features_folder(recipe))
 
 

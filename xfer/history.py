@@ -17,6 +17,7 @@ from shards.text import markdown, table
 from xfer.checkpoint import Checkpoint, checkpoint_name, chosen
 from xfer.config import Recipe
 from xfer.train import Row
+from xfer.trained_on import seen_text
 
 LEFT_OUT = "leave_one_source_out.json"  # of a run folder: what xfer/folds.py found
 
@@ -73,7 +74,14 @@ def probe_and_model(folder: Path) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def against_probe(folder: Path) -> str:
-    """What training gained over the linear probe that a run began as, in words; empty if it began as none."""
+    """What training gained over the linear probe that a run began as, in words; empty if it began as none. And that it
+    is validated on images which were trained on before, if it is.
+    """
+    parts = (_gained(folder), seen_text(folder))
+    return "; ".join(filter(None, parts)) if parts[0] else ""
+
+
+def _gained(folder: Path) -> str:
     probe, model = probe_and_model(folder)
     found, left_out = scores(read_metrics(folder)), left_out_scores(folder)
     trained = any(row["steps"] for row in left_out.values()) if left_out else len(found) > 1

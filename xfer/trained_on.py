@@ -1,13 +1,14 @@
 """What a model was trained on, kept with it: enough to tell later whether images that it is scored on are among that.
 
-    trained_on.json    of a run: one entry for each training source, its own and those of the models it began with
+    trained_on.json    of a run: one entry for each training source, its own and those of the models it began with; and
+                       how many images it is validated on were trained on before, by source
 
 A bundle has the entries in its recipe.yaml, without the folders of the training machine. An entry names the version of
 a built data set and what was cut out of it. So an image of the same data set is recognised anywhere, and one that came
 into another data set wherever the folder of the entry is still there.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,12 +43,27 @@ def without_folder(entry: TrainedOn) -> TrainedOn:
     return entry.model_copy(update={"folder": None})
 
 
-def keep_entries(run: Path, found: Sequence[TrainedOn]) -> None:
-    """Adds to what is kept in a run folder: what was trained on once stays so, whatever the run goes on with."""
+def keep_entries(run: Path, found: Sequence[TrainedOn], seen: Mapping[str, int] | None = None) -> None:
+    """Adds to what is kept in a run folder: what was trained on once stays so, whatever the run goes on with. `seen`:
+    by source, validation images that were trained on before the run began.
+    """
     kept = read_entries(run)
+    seen = seen or read_json(run / FILE).get("validation", {})  # that model may be gone
     added = [one for one in dict.fromkeys(map(_text, found)) if one not in set(map(_text, kept))]
     every = [*kept, *(TrainedOn.model_validate_json(text) for text in added)]
-    write_json(run / FILE, {"sources": [one.model_dump(mode="json") for one in every]})
+    write_json(run / FILE, {"sources": [one.model_dump(mode="json") for one in every], "validation": dict(seen)})
+
+
+def seen_text(run: Path) -> str:
+    """That a run is validated on images that the model it began with was trained on, in words; empty if it is not."""
+    seen = read_json(run / FILE).get("validation", {})
+    if not seen:
+        return ""
+    listed = ", ".join(f"{count:,} of {name}" for name, count in seen.items())
+    return (
+        f"validation images that the model it began with was trained on: {listed}; on them both the probe and what "
+        "came of it look too good"
+    )
 
 
 def read_entries(run: Path) -> list[TrainedOn]:

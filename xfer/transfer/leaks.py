@@ -24,6 +24,13 @@ def _folders(recipe: Recipe) -> list[Path]:
     return [*recipe.model.taken_from, *([Path(teacher.from_)] if teacher else [])]
 
 
+def seen_before(recipe: Recipe, data: Splits) -> dict[str, int]:
+    """By source, how many of the images held out of it for validation were trained on before; none: not named."""
+    found = inherited(recipe)
+    counts = {one.name: num_trained_on(one, found, recipe.data.cache)[0] for one in data.validation}
+    return {name: count for name, count in counts.items() if count}
+
+
 def leak_faults(recipe: Recipe, data: Splits) -> list[str]:
     """A fault for each source held out whole, for test or validation, with an image that was trained on before. Those
     in held-out parts of training sources are counted on stderr.

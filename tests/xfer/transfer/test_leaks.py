@@ -12,6 +12,7 @@ from shards.settings import ConfigError, replace
 from xfer.__main__ import main
 from xfer.bundle import trained_on
 from xfer.config import Recipe
+from xfer.history import against_probe
 from xfer.prepare import prepare
 from xfer.surface import Run
 
@@ -106,6 +107,26 @@ def test_sources_held_out_whole_are_refused_and_parts_of_them_said(task, capsys)
     assert "note: validation" not in capsys.readouterr().err, "a fifth is cut at the same samples by every run"
     prepare(replace(task, {**both, "data.validation": 0.5}))
     assert "note: validation of paint: " in capsys.readouterr().err
+
+
+def test_what_training_gained_says_that_its_images_were_trained_on_before(task, first, capsys):
+    """At the end, in the report, and when the run goes on without that model."""
+    both = {"data.sources": {"neon": {"path": "neon"}, "paint": {"path": "paint"}}, "data.validation": 0.5}
+    copy = first.folder.parent / "moved"
+    shutil.copytree(first.folder, copy)
+    task = replace(task, {**both, "model.from": str(copy), "train.steps": 1})
+    run = xfer.fit(task, quiet=True)
+    said = "validation images that the model it began with was trained on: "
+    assert said in against_probe(run.folder)
+    assert " of paint; on them both the probe and what came of it look too good" in against_probe(run.folder)
+    assert said in run.report().read_text()
+    shutil.rmtree(copy)
+    xfer.fit(task, {"train.steps": 2}, quiet=True)
+    assert said in against_probe(run.folder)
+    clean = xfer.fit(
+        replace(task, {"name": "clean", "model.from": str(first.folder), "data.validation": 0.2}), quiet=True
+    )
+    assert said not in against_probe(clean.folder)
 
 
 def test_every_run_keeps_it_and_a_bundle_says_it_without_a_path(first, shards_root, task):
