@@ -39,9 +39,12 @@ import xfer
 from benchmarks.record import commit, over_seeds
 from shards.loading.open import open_data
 from shards.progress import progress
+from shards.settings import replace
+from xfer.bundle import open_model
 from xfer.config import RATES
 from xfer.evaluate import evaluate_subsets
 from xfer.model import MEAN, STD
+from xfer.quantize import calibration_images, quantize_model, ship
 from xfer.train import learning_rate
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
@@ -203,10 +206,13 @@ def _run(setting: Setting, column: Column, mode: str, seed: int) -> list[Row]:
     spent = _spent()
     scores = {mode: (_mean(run.evaluate("test")), run.model.weights_bytes)}
     if mode == "full":
+        trained, splits = open_model(run.folder), open_data(run.recipe.data)
+        images = calibration_images(splits, run.recipe.data, run.recipe.quantize.calibration)
         for bits in PACKED:
-            bundle = run.quantize(bits=bits, out=run.folder / f"bundle{bits}")
-            splits, classes = open_data(run.recipe.data), run.model.classes
-            found = evaluate_subsets(bundle.model, splits.test, run.recipe.data, classes, "test")
+            recipe = replace(run.recipe, {"quantize.bits": bits})
+            quantized = quantize_model(trained.model, recipe.quantize, images)
+            bundle = ship(trained, recipe, quantized, run.folder / f"bundle{bits}")
+            found = evaluate_subsets(bundle.model, splits.test, recipe.data, bundle.classes, "test")
             scores[f"full, {bits} bits"] = (_mean(found), bundle.weights_bytes)
     return [
         {**_row(setting, column, name, seed), "accuracy": round(accuracy, 5), "bytes": size, **spent}
