@@ -48,10 +48,10 @@ def keep_entries(run: Path, found: Sequence[TrainedOn], seen: Mapping[str, int] 
     by source, validation images that were trained on before the run began.
     """
     kept = read_entries(run)
-    seen = seen or read_json(run / FILE).get("validation", {})  # that model may be gone
+    before: Mapping[str, int] = seen or read_json(run / FILE).get("validation", {})  # that model may be gone
     added = [one for one in dict.fromkeys(map(_text, found)) if one not in set(map(_text, kept))]
     every = [*kept, *(TrainedOn.model_validate_json(text) for text in added)]
-    write_json(run / FILE, {"sources": [one.model_dump(mode="json") for one in every], "validation": dict(seen)})
+    write_json(run / FILE, {"sources": [one.model_dump(mode="json") for one in every], "validation": dict(before)})
 
 
 def seen_text(run: Path) -> str:
