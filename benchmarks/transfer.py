@@ -8,8 +8,9 @@ model from scratch. Columns: each PACS domain, never
 trained on, and clothing's test images with 5, 20 and all images a class to train on. Test images are read once, at the
 end; nothing is chosen by them. Every run is a process of its own on one core. Its row is added to
 benchmarks/results/transfer.jsonl, and the same command goes on with those that are missing (remove the file to begin
-anew). The table, transfer.md beside it: means with 95 % t-intervals over seeds, and the difference to the plain loop by
-the same seeds. Time is CPU time of the process and its loaders, so other work beside it does not count.
+anew). The table, transfer.md beside it: means with 95 % t-intervals over seeds, and the differences to the plain loop
+and to the probe by the same seeds. Time is CPU time of the process and its loaders, so other work beside it does not
+count.
 """
 
 import argparse
@@ -54,7 +55,6 @@ SCRATCH = "scratch"
 MODES = ("feature", "full", PLAIN, "staged", SCRATCH)
 PACKED = (8, 4)
 RESULTS = Path(__file__).parent / "results"
-ROWS = RESULTS / "transfer.jsonl"
 Row = dict[str, Any]
 
 
@@ -85,7 +85,7 @@ class Setting:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pacs", type=Path, required=True, help="built PACS, a folder a domain")
-    parser.add_argument("--clothing", type=Path, required=True, help="clothing-dataset-small, as published")
+    parser.add_argument("--clothing", type=Path, help="clothing-dataset-small, as published; none: only PACS")
     parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights of a ResNet-18")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=80)
@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--test-share", type=float, default=0.5, help="of a PACS domain's images, by hash")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, on one core each")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--name", default="transfer", help="of the files in benchmarks/results")
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -102,13 +104,14 @@ def main() -> None:
         *(str(options.weights.resolve()), str(options.out.resolve()), options.image_size, options.steps),
         *(options.batch_size, options.rate, options.precision),
     )
-    rows: list[Row] = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
+    kept = RESULTS / f"{options.name}.jsonl"
+    rows: list[Row] = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
     rows = [row for row in rows if row["setting"] == str(setting)]
     known = {(row["mode"], row["column"], row["seed"]) for row in rows}
-    names = [*DOMAINS, *map(_few, IMAGES_A_CLASS)]
+    names = [*DOMAINS, *(map(_few, IMAGES_A_CLASS) if options.clothing else ())]
     todo = [
         (_column(options, name, seed), mode, seed)
-        for seed, mode, name in itertools.product(range(options.seeds), MODES, names)
+        for seed, mode, name in itertools.product(range(options.seeds), options.modes, names)
         if (mode, name, seed) not in known and (mode != SCRATCH or not seed)
     ]
     context = get_context("spawn")
@@ -118,7 +121,7 @@ def main() -> None:
     ):
         for done in as_completed([pool.submit(_run, setting, *one) for one in todo]):
             rows += done.result()
-            with ROWS.open("a") as file:
+            with kept.open("a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in done.result())
             _write(options, names, rows)
             advance()
@@ -273,13 +276,15 @@ def _plain(setting: Setting, column: Column, seed: int) -> Row:
 
 
 def _write(options: argparse.Namespace, names: list[str], rows: list[Row]) -> None:
-    command = "python -m benchmarks.transfer --pacs SHARDS --clothing FOLDER --weights RESNET18"
+    data = "--pacs SHARDS --clothing FOLDER" if options.clothing else "--pacs SHARDS"
+    modes = "" if tuple(options.modes) == MODES else f" --modes {' '.join(options.modes)}"
     lines = [
         "# Transfer, by mode",
         "",
-        f"    {command} --image-size {options.image_size} --steps {options.steps} --batch-size {options.batch_size} "
-        f"--rate {options.rate} --precision {options.precision} --test-share {options.test_share} "
-        f"--seeds {options.seeds}",
+        f"    python -m benchmarks.transfer {data} --weights RESNET18 --image-size {options.image_size} "
+        f"--steps {options.steps} --batch-size {options.batch_size} --rate {options.rate} "
+        f"--precision {options.precision} --test-share {options.test_share} --seeds {options.seeds} "
+        f"--name {options.name}{modes}",
         "",
         f"{platform.machine()}, one core a run, torch {torch.__version__}. ResNet-18 with ImageNet weights. PACS: "
         f"trained on three domains, accuracy (%) on {options.test_share:.0%} of the fourth, by hash; clothing: on its "
@@ -288,24 +293,27 @@ def _write(options: argparse.Namespace, names: list[str], rows: list[Row]) -> No
         "",
     ]
     lines += _table("mode", names, rows, against=None)
-    lines += ["", f"The difference to the {PLAIN}, paired by seed:", ""]
-    lines += _table(f"less {PLAIN}", names, rows, against=PLAIN)
-    lines += ["", f"Every run, with the commit it was made by: [{ROWS.name}]({ROWS.name})."]
-    (RESULTS / "transfer.md").write_text("\n".join(lines) + "\n")
+    for other, why in ((PLAIN, "plain script"), ("feature", "linear probe")):
+        if other in options.modes:
+            lines += ["", f"The difference to the {why}, paired by seed:", ""]
+            lines += _table(f"less {other}", names, rows, against=other)
+    lines += ["", f"Every run, with the commit it was made by: [{options.name}.jsonl]({options.name}.jsonl)."]
+    (RESULTS / f"{options.name}.md").write_text("\n".join(lines) + "\n")
 
 
 def _table(title: str, names: list[str], rows: list[Row], against: str | None) -> list[str]:
     of = {(row["mode"], row["column"], row["seed"]): row for row in rows}
     head = ["seeds"] if against else ["seeds", "CPU s", "peak MB", "MB on disk"]
-    lines = [f"| {title} | {' | '.join([*names, *head])} |", "|---|" + "---|" * (len(names) + len(head))]
+    groups = {name: [name] for name in names} | {"mean of PACS": list(DOMAINS)}
+    lines = [f"| {title} | {' | '.join([*groups, *head])} |", "|---|" + "---|" * (len(groups) + len(head))]
     named = dict.fromkeys(row["mode"] for row in rows)
     for mode in (mode for mode in named if mode != against):
         cells, seeds = [], []
-        for name in names:
+        for members in groups.values():
             pairs = [
-                100 * (of[mode, name, seed]["accuracy"] - (of[against, name, seed]["accuracy"] if against else 0))
+                100 * statistics.fmean(_accuracy(of, mode, name, seed, against) for name in members)
                 for seed in range(_num_seeds(rows))
-                if (mode, name, seed) in of and (against is None or (against, name, seed) in of)
+                if all((one, name, seed) in of for one in (mode, against or mode) for name in members)
             ]
             seeds.append(len(pairs))
             cells.append(_cell(pairs, signed=against is not None))
@@ -316,6 +324,11 @@ def _table(title: str, names: list[str], rows: list[Row], against: str | None) -
             cells.append(f"{mine[0]['bytes'] / 1e6:.1f}")
         lines.append(f"| {mode} | {' | '.join(cells)} |")
     return lines
+
+
+def _accuracy(of: dict[tuple[str, str, int], Row], mode: str, name: str, seed: int, against: str | None) -> float:
+    """Less that of another mode."""
+    return of[mode, name, seed]["accuracy"] - (of[against, name, seed]["accuracy"] if against else 0)
 
 
 def _num_seeds(rows: list[Row]) -> int:
