@@ -86,7 +86,9 @@ def recipe_values(shards_root: Path, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def pretrained(recipe_values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """A recipe of one branch with weights: random ones, whose features tell the drawn shapes apart well enough."""
+    """A recipe of one branch with weights: random ones, whose features tell the drawn shapes apart well enough. The
+    newest checkpoint is the model, whatever it scores.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -99,5 +101,5 @@ def pretrained(recipe_values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         "branches": {"only": {"backbone": "resnet10", "weights": str(tmp_path / "weights.safetensors")}},
         "fusion": {"width": 512},
     }
-    recipe_values["train"] |= {"learning_rate": 1e-4}
+    recipe_values["train"] |= {"learning_rate": 1e-4, "select": "last"}
     return recipe_values

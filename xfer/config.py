@@ -185,7 +185,7 @@ class TrainConfig(Strict):
     freeze_batchnorm: bool = False  # BatchNorm in evaluation mode; see Recipe
     precision: Literal["fp32", "bf16"] = "fp32"
     micro_batch: int | None = Field(default=None, ge=1)  # largest batch on one worker; more is accumulated
-    select: Literal["last", "best"] = "last"  # which checkpoint is the model; best: of the highest validation accuracy
+    select: Literal["last", "best"] = "last"  # which checkpoint is the model; best: on validation; see Recipe
     patience: int | None = Field(default=None, ge=1)  # steps without a better one after which training ends
     evaluate_every: int = Field(default=100, ge=1)
     save_every: int = Field(default=100, ge=1)
@@ -284,15 +284,18 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _is_trained_as_it_begins(self) -> "Recipe":
-        """A learning rate that is not given suits the optimizer and what the model begins with. BatchNorm of a model
-        that begins as the probe of pretrained branches stays still unless told otherwise: its statistics are of many
-        more images, and those of a few sources do not hold for others (Gulrajani & Lopez-Paz, In Search of Lost Domain
-        Generalization, ICLR 2021, appendix D.1; benchmarks/results/batchnorm.md).
+        """A learning rate that is not given suits the optimizer and what the model begins with. A model that begins as
+        the probe of pretrained branches is, unless told otherwise, the best checkpoint, so no worse than its probe by
+        what is held out; and its BatchNorm stays still: its statistics are of many more images, and those of a few
+        sources do not hold for others (Gulrajani & Lopez-Paz, In Search of Lost Domain Generalization, ICLR 2021,
+        appendix D.1; benchmarks/results/batchnorm.md).
         """
         given = self.train.model_fields_set
         whole = is_pretrained(self.model) and self.train.probe_images != 0
         rates = PRETRAINED_RATES if whole else RATES
         filled = {"learning_rate": rates[self.train.optimizer], "freeze_batchnorm": whole}
+        if whole and self.steps and self.data.validation != 0:
+            filled["select"] = "best"
         changes = {key: value for key, value in filled.items() if key not in given}
         return self.model_copy(update={"train": self.train.model_copy(update=changes)}) if changes else self
 

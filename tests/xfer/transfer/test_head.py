@@ -24,7 +24,7 @@ def task(recipe_values, source) -> dict[str, Any]:
     neon = {"path": "neon", "where": {"classes": ["circle", "star"]}}
     recipe_values["data"] |= {"sources": {"neon": neon}, "test": {}, "validation": 0.2}
     recipe_values["model"] = {"from": str(source.folder)}
-    recipe_values["train"] |= {"learning_rate": 1e-4}
+    recipe_values["train"] |= {"learning_rate": 1e-4, "select": "last"}
     return recipe_values
 
 

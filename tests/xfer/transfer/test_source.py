@@ -32,7 +32,7 @@ def task(recipe_values, source):
     """Another task's recipe, from that run: its branches and fusion are not repeated."""
     recipe_values["data"] |= {"sources": {"neon": {"path": "neon"}}, "test": {}}
     recipe_values["model"] = {"from": str(source.folder)}
-    recipe_values["train"] |= {"learning_rate": 1e-4}
+    recipe_values["train"] |= {"learning_rate": 1e-4, "select": "last"}
     return recipe_values
 
 
