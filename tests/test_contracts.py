@@ -55,6 +55,7 @@ def test_import_contracts():
         (
             "cyclopts",
             {
+                "cluster/cli.py",
                 "shards/cli/__init__.py",
                 "shards/cli/build.py",
                 "xfer/cli/compare.py",

@@ -19,8 +19,33 @@ HEAD_FIT = (f"{HEAD}::test_the_fit_from_a_start_is_pulled_to_it_and_unasked_rows
 
 WEIGHTS_FILE = "xfer/transfer/weights.py"
 WEIGHTS = ("tests/xfer/transfer/test_weights.py",)
+DEFAULTS = ("tests/xfer/transfer/test_defaults.py",)
 
 BREAKS = (
+    Break(
+        "spoilt-model-kept",
+        "a run that training spoils is not its probe",
+        "xfer/config.py",
+        'filled["select"] = "best"',
+        'filled["select"] = "last"',
+        DEFAULTS,
+    ),
+    Break(
+        "batchnorm-moves",
+        "BatchNorm of a pretrained model moves",
+        "xfer/config.py",
+        '"freeze_batchnorm": whole}',
+        '"freeze_batchnorm": False}',
+        DEFAULTS,
+    ),
+    Break(
+        "new-branch-frozen",
+        "a model with a new branch is trained as if all were pretrained",
+        "xfer/config.py",
+        "return all(branch.weights or name in taken for",
+        "return any(branch.weights or name in taken for",
+        DEFAULTS,
+    ),
     Break(
         "fusion-of-noise",
         "a branch gets a part for any gain, within the noise or not",
@@ -273,8 +298,8 @@ BREAKS = (
         "penalty-worst",
         "the penalty that does worst on what is left out is taken",
         "xfer/transfer/linear.py",
-        "    best = max(means,",
-        "    best = min(means,",
+        "    return max(found,",
+        "    return min(found,",
         PROBE,
     ),
     Break(
