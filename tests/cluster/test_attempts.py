@@ -119,7 +119,7 @@ def test_faults_of_input_on_a_worker_end_with_status_2_and_faults_of_the_program
     monkeypatch.setattr(launch, "prepare", prepare_and_spoil)
     monkeypatch.setattr(launch, "latest_checkpoint", lambda folder: None)
     monkeypatch.setattr(launch, "model_checkpoint", lambda folder: (None, []))
-    monkeypatch.setattr(launch, "is_trained", lambda recipe, checkpoint: False)
+    monkeypatch.setattr(launch, "all_done", lambda *arguments: False)
     assert train(recipe_values, tmp_path, workers=1, max_failures=2) == 1
     errors = capfd.readouterr().err
     assert "TypeError" in errors
