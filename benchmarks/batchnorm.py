@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace, frozen: bool, rate: float, pair: tuple[str
     train = {"steps": options.steps, "learning_rate": rate, "freeze_batchnorm": frozen, "precision": "bf16"}
     branch = {"backbone": "resnet18", "weights": str(options.weights.resolve())}
     recipe = {
-        "name": f"{'still' if frozen else 'moving'}-{rate:g}-{'-'.join(pair)}",
+        "name": f"{'still' if frozen else 'moving'}-{1e4 * rate:g}-{'-'.join(pair)}",
         "output": str(options.out.resolve()),
         "data": {
             **{"sources": sources, "validation": list(pair), "image_size": options.image_size},

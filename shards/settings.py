@@ -50,6 +50,10 @@ class SchemaError(ConfigError):
         super().__init__(faults, origin)
         self.sections = dict(sections)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It crosses processes: pickle would make it from its message alone."""
+        return type(self), (self.faults, self.origin, self.sections)
+
 
 class Strict(BaseModel):
     """A section of configuration: unknown keys are refused, values cannot change after reading, numbers are finite."""

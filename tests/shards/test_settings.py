@@ -1,5 +1,6 @@
 """Configuration as its users meet it: every fault at once, each with its path."""
 
+import pickle
 from typing import Annotated, Literal
 
 import pytest
@@ -243,3 +244,13 @@ def test_what_a_fault_hides_is_told_and_not_what_only_follows_from_it(tmp_path, 
     assert len(caught.value.faults) == len(lines), caught.value.faults
     for fault, line in zip(caught.value.faults, lines, strict=True):
         assert fault.startswith(line)
+
+
+def test_faults_cross_processes_with_what_is_sound(file):
+    with pytest.raises(SchemaError) as caught:
+        load(file, Outer, ["workers=many"])
+    other = pickle.loads(pickle.dumps(caught.value))
+    assert (other.faults, other.origin, str(other)) == (caught.value.faults, caught.value.origin, str(caught.value))
+    assert other.sections == caught.value.sections
+    plain = pickle.loads(pickle.dumps(ConfigError(["one", "two"], "here")))
+    assert (plain.faults, plain.origin) == (["one", "two"], "here")
