@@ -3,7 +3,7 @@
     python -m benchmarks.batchnorm --pacs data/pacs --weights resnet18.safetensors
 
 Each run trains on two domains and is scored on the two others, before (the linear probe) and after. A run for each pair
-of domains, optimizer and rate, and BatchNorm as it is or moving. Writes benchmarks/results/batchnorm.md, with every run.
+of domains, optimizer and rate, and BatchNorm as it is or moving. Writes benchmarks/results/batchnorm.md.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def _write(options: argparse.Namespace, rows: list[Row]) -> None:
         "weights, begun as its linear probe, all layers trained, batches of 32, bf16; trained on two domains of PACS, "
         "accuracy (%) on 30 % of each of the two others, which nothing was trained on.",
         "",
-        f"| BatchNorm | optimizer, rate | {' | '.join(domain for pair in PAIRS for domain in pair)} | mean | less its probe |",
+        f"| BatchNorm | rate | {' | '.join(domain for pair in PAIRS for domain in pair)} | mean | less its probe |",
         "|---|---|" + "---|" * (sum(map(len, PAIRS)) + 2),
     ]
     probe = [score for row in rows[: len(PAIRS)] for score in row["probe"].values()]

@@ -116,7 +116,7 @@ def _rows(
     fusion = WeightedSum([1.0, 1.0])
     for what, by in ((EQUAL, None), (RANDOM, fifths(len(y))), (LEFT_OUT, groups)):
         fusion.set_weights([1.0, 1.0])
-        w = choose_weights(fusion, both, y, masks, by).weights[IMAGENET] if by is not None else 0.5
+        w = choose_weights(fusion, both, y, masks, by)[0].weights[IMAGENET] if by is not None else 0.5
         fused, unseen = (fusion([z[name] for name in both]) for z in (x, held))
         rows.append((what, target, seed, accuracy(fused, unseen), w))
     return rows

@@ -28,10 +28,8 @@ def train(job: Path, *overrides: str, seeds: Annotated[int | None, Parameter(neg
     """
     from cluster.config import Job
     from cluster.launch import run
-    from xfer.folds import scores_text
-    from xfer.history import against_probe, ended_early
+    from xfer.cli.ending import run_ending, seeds_ending
     from xfer.prepare import load_document
-    from xfer.seeds import seeds_text
 
     loaded = load_document(job, Job, overrides)
     result = run(loaded, seeds)
@@ -39,15 +37,4 @@ def train(job: Path, *overrides: str, seeds: Annotated[int | None, Parameter(neg
         advice = "" if result.comes_again else "; the same command resumes it"
         print(f"xfer: training failed{advice}\n{result.error}", file=sys.stderr)
         sys.exit(1)
-    if seeds is not None:
-        folder = result.path
-        print(f"{seeds_text(folder)}\ntrained: {folder}\nnext: xfer report {folder}, or xfer compare {folder} OTHER")
-        return
-    if left_out := scores_text(result.path):
-        print(left_out)
-    for said in (ended_early(loaded.recipe), against_probe(result.path)):
-        if said:
-            print(said)
-    print(f"trained: {result.path}")
-    print(f"  checkpoint  {result.checkpoint}")
-    print(f"next: xfer evaluate {result.path}")
+    print(run_ending(loaded.recipe, result.checkpoint) if seeds is None else seeds_ending(result.path))

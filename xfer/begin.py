@@ -32,7 +32,9 @@ def begin(recipe: Recipe, job: str | None = None, cache: Path | None = None) -> 
     if job:
         write_text(recipe.folder / "job.yaml", job)
     data = open_data(recipe.data).widened(kept_classes(recipe))
-    keep_entries(recipe.folder, [*entries(data.train), *inherited(recipe)], seen_before(recipe, data))
+    begun = latest_checkpoint(recipe.folder / "checkpoints") is not None
+    seen = {} if begun else seen_before(recipe, data)  # known already; and the model it began with may be gone
+    keep_entries(recipe.folder, [*entries(data.train), *inherited(recipe)], seen)
     _start_as_probe(recipe, data, cache or features_folder(recipe))
 
 

@@ -26,7 +26,7 @@ SIZE = DataConfig.model_fields["image_size"].default
 TIMM = "timm/"  # begins the name of a backbone that is timm's
 PROBE_IMAGES = 4096
 RATES = {"sgd": 0.02, "adamw": 1e-3}
-PRETRAINED_RATES = {"sgd": 0.003, "adamw": 1e-4}  # of a model that begins as its probe
+PRETRAINED_RATES = {"sgd": 0.004, "adamw": 1e-4}  # of a model that begins as its probe
 LEFT_OUT = "left_out"  # fusion weights that are chosen by sources left out (xfer/transfer/weights.py)
 PROBES = ("feature", "quant")  # modes that train nothing after the probe
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
@@ -107,8 +107,13 @@ class ModelConfig(Strict):
         if self.fusion.weights == LEFT_OUT:
             return True
         several = self.fusion.kind != "concat" and len(self.branches) > 1
-        nothing_known = self.fusion.weights is None and self.from_ is None
-        return several and nothing_known and all(branch.weights for branch in self.branches.values())
+        return several and self.fusion.weights is None and self.from_ is None and not self.new_branches
+
+    @property
+    def new_branches(self) -> list[str]:
+        """The branches that begin with no weights from elsewhere."""
+        taken = _branches_of(Path(self.from_)) if self.from_ is not None else ()
+        return sorted(name for name, branch in self.branches.items() if not branch.weights and name not in taken)
 
     @model_validator(mode="before")
     @classmethod
@@ -143,10 +148,9 @@ class ModelConfig(Strict):
                 "fusion.weights: must not be given for concat, which has no weight vector; use wsum or gate"
             )
         if weights == LEFT_OUT:
-            new = [name for name, branch in self.branches.items() if not branch.weights]
             if len(self.branches) < 2:
                 raise ValueError(f"fusion.weights: {LEFT_OUT} needs two branches or more to choose between")
-            if new and self.from_ is None:
+            if new := self.new_branches:
                 raise ValueError(
                     f"fusion.weights: {LEFT_OUT} chooses by a probe of pretrained branches, and {', '.join(new)} "
                     "has no weights"
@@ -248,12 +252,6 @@ def _image_size(folder: Path) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def is_pretrained(model: ModelConfig) -> bool:
-    """Whether every branch begins with weights from elsewhere."""
-    taken = _branches_of(Path(model.from_)) if model.from_ is not None else ()
-    return all(branch.weights or name in taken for name, branch in model.branches.items())
-
-
 def _branches_of(folder: Path) -> Collection[str]:
     """The names of a run's or a bundle's branches; none if the folder is neither."""
     try:
@@ -291,7 +289,7 @@ class Recipe(Strict):
         appendix D.1; benchmarks/results/batchnorm.md).
         """
         given = self.train.model_fields_set
-        whole = is_pretrained(self.model) and self.train.probe_images != 0
+        whole = not self.model.new_branches and self.train.probe_images != 0
         rates = PRETRAINED_RATES if whole else RATES
         filled = {"learning_rate": rates[self.train.optimizer], "freeze_batchnorm": whole}
         if whole and self.steps and self.data.validation != 0:

@@ -11,6 +11,7 @@ into another data set wherever the folder of the entry is still there.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from shards.config import CacheConfig, DataConfig
 from shards.format.whole import read_json, write_json
@@ -43,15 +44,15 @@ def without_folder(entry: TrainedOn) -> TrainedOn:
     return entry.model_copy(update={"folder": None})
 
 
-def keep_entries(run: Path, found: Sequence[TrainedOn], seen: Mapping[str, int] | None = None) -> None:
+def keep_entries(run: Path, found: Sequence[TrainedOn], seen: Mapping[str, int] = MappingProxyType({})) -> None:
     """Adds to what is kept in a run folder: what was trained on once stays so, whatever the run goes on with. `seen`:
     by source, validation images that were trained on before the run began.
     """
     kept = read_entries(run)
-    before: Mapping[str, int] = seen or read_json(run / FILE).get("validation", {})  # that model may be gone
+    seen = seen or read_json(run / FILE).get("validation", {})
     added = [one for one in dict.fromkeys(map(_text, found)) if one not in set(map(_text, kept))]
     every = [*kept, *(TrainedOn.model_validate_json(text) for text in added)]
-    write_json(run / FILE, {"sources": [one.model_dump(mode="json") for one in every], "validation": dict(before)})
+    write_json(run / FILE, {"sources": [one.model_dump(mode="json") for one in every], "validation": dict(seen)})
 
 
 def seen_text(run: Path) -> str:

@@ -70,6 +70,7 @@ def test_fit_trains_each_seed_sums_up_and_goes_on_where_it_was(values, tmp_path,
     assert status("report", str(folder)) == 0
     page = (folder / "report.html").read_text()
     assert "Accuracy over seeds" in page
+    assert xfer.Seeds(Path(values["output"]) / "tiny").report().read_text() == page
     assert f"{100 * last[1]['paint']:.1f} %" in page
 
 

@@ -32,19 +32,9 @@ def fit(recipe: Path, *overrides: str, seeds: Annotated[int | None, Parameter(ne
         Two such folders are compared seed by seed with xfer compare.
     """
     from xfer import surface
-    from xfer.folds import scores_text
-    from xfer.history import against_probe, ended_early
-    from xfer.seeds import seeds_text
+    from xfer.cli.ending import run_ending, seeds_ending
 
     if seeds is not None:
-        folder = surface.fit(recipe, overrides, seeds=seeds).folder
-        print(f"{seeds_text(folder)}\ntrained: {folder}\nnext: xfer report {folder}, or xfer compare {folder} OTHER")
-        return
-    run = surface.fit(recipe, overrides)
-    folder = run.folder
-    if left_out := scores_text(folder):
-        print(left_out)
-    for said in (ended_early(run.recipe), against_probe(run.folder)):
-        if said:
-            print(said)
-    print(f"trained: {folder}\nnext: xfer evaluate {folder}")
+        print(seeds_ending(surface.fit(recipe, overrides, seeds=seeds).folder))
+    else:
+        print(run_ending(surface.fit(recipe, overrides).recipe))

@@ -51,13 +51,12 @@ def head_faults(recipe: Recipe, source: Trained) -> list[str]:
             faults.append(differs(key, f"{own} px for branch {name}", f"{given} px"))
     if ours.fusion.kind != (kind := kind_of(theirs.fusion)):
         faults.append(differs("model.fusion.kind", ours.fusion.kind, kind))
-    elif ours.fusion.weights == LEFT_OUT:
-        faults.append(differs("model.fusion.weights", LEFT_OUT, "left out"))
-    elif (weights := ours.fusion.given) and (given := theirs.fusion_weights) and set(weights) == set(given):
-        own = {name: weights[name] / sum(weights.values()) for name in given}
-        if any(abs(own[name] - given[name]) > 1e-3 for name in given):
+    elif ours.fusion.weights and (given := theirs.fusion_weights) and set(ours.branches) == set(given):
+        weights = ours.fusion.given or {}
+        own = {name: weights[name] / sum(weights.values()) for name in given if weights}
+        if not own or any(abs(own[name] - given[name]) > 1e-3 for name in given):
             shown = [", ".join(f"{name} {w:.3f}" for name, w in one.items()) for one in (own, given)]
-            faults.append(differs("model.fusion.weights", *shown))
+            faults.append(differs("model.fusion.weights", shown[0] or LEFT_OUT, shown[1]))
     return faults
 
 

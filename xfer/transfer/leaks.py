@@ -27,7 +27,8 @@ def _folders(recipe: Recipe) -> list[Path]:
 def seen_before(recipe: Recipe, data: Splits) -> dict[str, int]:
     """By source, how many of the images held out of it for validation were trained on before; none: not named."""
     found = inherited(recipe)
-    counts = {one.name: num_trained_on(one, found, recipe.data.cache)[0] for one in data.validation}
+    subsets = data.validation if found else ()
+    counts = {one.name: num_trained_on(one, found, recipe.data.cache)[0] for one in subsets}
     return {name: count for name, count in counts.items() if count}
 
 

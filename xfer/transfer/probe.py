@@ -80,14 +80,15 @@ def start_as_probe(
             projection(found.branches[name].pooled[:, :, None, None]).flatten(1)
             for name, projection in model.projections.items()
         ]
-    weights = None
+    by_sources = len(subsets) >= _SOURCES_TO_LEAVE_OUT
+    weights = best = None
     if choose_fusion and isinstance(model.fusion, WeightedSum) and len(sources.unique()) > 1:
         by_branch = dict(zip(model.projections, features, strict=True))
-        weights = choose_weights(model.fusion, by_branch, targets, masks, sources)
+        weights, best = choose_weights(model.fusion, by_branch, targets, masks, sources)
     with torch.no_grad():
         fused = model.fusion(features)
-    by_sources = len(subsets) >= _SOURCES_TO_LEAVE_OUT
-    best = choose_penalty(fused, targets, masks, sources if by_sources else fifths(len(targets)), head)
+    if best is None or not by_sources:
+        best = choose_penalty(fused, targets, masks, sources if by_sources else fifths(len(targets)), head)
     weight, bias = fit_linear(fused, targets, masks, best.penalty, head)
     with torch.no_grad():
         model.head.weight.copy_(weight)

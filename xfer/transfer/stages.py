@@ -27,7 +27,7 @@ class Stage:
         train = self.recipe.train
         depth = max((branch.train_from for branch in self.recipe.model.branches.values()), key=DEPTHS.index)
         what = {"none": "fusion and head", "all": "all layers"}.get(depth, f"{depth} and above")
-        still = ", BatchNorm still" if train.freeze_batchnorm else ""
+        still = ", BatchNorm frozen" if train.freeze_batchnorm else ""
         return f"steps {self.start + 1} to {self.end}: {what}, learning rate {train.learning_rate:.3g}{still}"
 
 

@@ -58,8 +58,8 @@ def read_chosen(run: Path) -> ChosenWeights | None:
 
 def choose_weights(
     fusion: WeightedSum, features: Mapping[str, Tensor], targets: Tensor, masks: Tensor, sources: Tensor
-) -> ChosenWeights:
-    """Sets the weights of `fusion` to those of the best probe on left-out sources.
+) -> tuple[ChosenWeights, LeftOut]:
+    """Sets the weights of `fusion` to those of the best probe on left-out sources; and how that probe did on them.
 
     features: by branch, in the fusion's order, [n, d] float; targets [n] int64; masks [n, K] bool; sources [n] int64,
     two or more. Cost: up to 4 N + 1 candidates of N branches, each `choose_penalty`.
@@ -87,9 +87,9 @@ def choose_weights(
             if not _is_better(score(more), score(parts), sources):
                 break
             parts = more
-    w = [one / sum(parts) for one in parts]
-    fusion.set_weights(w)
-    return ChosenWeights(dict(zip(names, w, strict=True)), score(parts).accuracy, alone, equal)
+    best = score(parts)
+    fusion.set_weights([one / sum(parts) for one in parts])
+    return ChosenWeights(dict(zip(names, fusion.weights.tolist(), strict=True)), best.accuracy, alone, equal), best
 
 
 def _plus(parts: Sequence[int], branch: int) -> list[int]:

@@ -91,13 +91,14 @@ def _images(found: DataPlan) -> list[str]:
     if "image_size" in found.config.model_fields_set:
         seen = found.config.image_size
         head = f"images are seen at {seen} px (data.image_size); as stored they have"
-        others = ", ".join(f"{(side / seen) ** 2:.2g} of it at {side} px" for side in _SIDES if side != seen)
-        cost = f"  a step takes time by the pixels that are seen: {others}"
+        others = ", ".join(f"{side} px {(side / seen) ** 2:.2g}" for side in _SIDES if side != seen)
+        cost = f"  a step's time grows with the pixels seen, about, times that of {seen} px: {others}"
     else:
         head = (
-            "images are seen at what the model's weights were made at, for want of data.image_size; as stored they have"
+            "images are seen at the size that the model's weights were made at, or at 112 px without weights, for "
+            "data.image_size is not given; as stored they have"
         )
-        cost = "  a step takes time by the pixels that are seen: half the size, a quarter of the time"
+        cost = "  a step's time grows with the pixels seen: half the size, about a quarter of the time"
     return [head, *table(rows, left=2), cost]
 
 

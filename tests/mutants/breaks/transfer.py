@@ -42,8 +42,8 @@ BREAKS = (
         "new-branch-frozen",
         "a model with a new branch is trained as if all were pretrained",
         "xfer/config.py",
-        "return all(branch.weights or name in taken for",
-        "return any(branch.weights or name in taken for",
+        "whole = not self.model.new_branches and",
+        "whole = self.pretrained and",
         DEFAULTS,
     ),
     Break(
@@ -66,8 +66,8 @@ BREAKS = (
         "fusion-chosen-not-set",
         "the model keeps the weights of the last candidate",
         WEIGHTS_FILE,
-        "    fusion.set_weights(w)\n    return",
-        "    return",
+        "    fusion.set_weights([one / sum(parts) for one in parts])\n",
+        "",
         WEIGHTS,
     ),
     Break(

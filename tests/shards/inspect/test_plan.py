@@ -313,8 +313,8 @@ def test_how_large_images_are_and_what_their_size_costs(zoo):
     text = "\n".join(plan_lines(found))
     assert "images are seen at 224 px (data.image_size)" in text
     assert f"a  {stats.width[0]} x {stats.height[0]} px" in text
-    assert "0.25 of it at 112 px" in text
-    assert "what the model's weights were made at" in "\n".join(plan_lines(plan(document(zoo))))
+    assert "times that of 224 px: 112 px 0.25, 128 px 0.33" in text
+    assert "or at 112 px without weights" in "\n".join(plan_lines(plan(document(zoo))))
 
 
 def test_remote_sources_cost_their_manifests_alone(zoo, tmp_path):

@@ -144,6 +144,10 @@ def test_what_the_rows_were_not_made_for_is_refused_by_name(task, source):
     assert faults({"model.fusion": {"width": 16, "weights": {"fine": 0.2, "coarse": 0.8}}}) == [
         f"model.fusion.weights: must be coarse 0.300, fine 0.700, {of} coarse 0.800, fine 0.200{why}"
     ]
+    two = {"data.sources": {name: {"path": name} for name in ("neon", "outline")}}
+    assert faults({"model.fusion": {"width": 16, "weights": "left_out"}, **two}) == [
+        f"model.fusion.weights: must be coarse 0.300, fine 0.700, {of} left_out{why}"
+    ]
     fine = {"model.branches": {"fine": {"backbone": "resnet10", "stem": "small"}}, "model.fusion": {"width": 16}}
     assert faults(fine) == [f"model.branches: must be coarse, fine, {of} fine{why}"]
     assert faults({"data.image_size": 48}) == [f"data.image_size: must be 32 px, {of} 48 px for branch fine{why}"]

@@ -37,7 +37,7 @@ def test_a_branch_that_only_knows_the_sources_it_is_fitted_on_gets_no_weight(tas
     local = signal(targets * SOURCES + sources) + noise(generator, 0.3)  # a class looks otherwise in each source
     features = {"plain": plain, "local": local}
     fusion = WeightedSum([1.0, 1.0])
-    chosen = choose_weights(fusion, features, targets, masks, sources)
+    chosen, _ = choose_weights(fusion, features, targets, masks, sources)
     assert chosen.weights == {"plain": 1.0, "local": 0.0}
     assert fusion.weights.tolist() == [1.0, 0.0]
     assert chosen.accuracy == chosen.alone["plain"] > chosen.equal > chosen.alone["local"]
@@ -55,7 +55,7 @@ def test_branches_that_know_different_things_are_both_used(task):
         "first": signal(targets // 2) + noise(generator, 0.7),
         "second": signal(2 + targets % 2).roll(7, 1) + noise(generator, 0.7),
     }
-    chosen = choose_weights(WeightedSum([1.0, 1.0]), halves, targets, masks, sources)
+    chosen, _ = choose_weights(WeightedSum([1.0, 1.0]), halves, targets, masks, sources)
     assert chosen.accuracy >= chosen.equal > max(chosen.alone.values()) + 0.2
     assert all(w >= 0.25 for w in chosen.weights.values())
     assert "adds nothing" not in str(chosen)
@@ -68,7 +68,7 @@ def test_a_third_branch_joins_two_and_noise_does_not(task):
         "first": signal(targets // 2) + noise(generator, 0.7),
         "second": signal(2 + targets % 2).roll(7, 1) + noise(generator, 0.7),
     }
-    chosen = choose_weights(WeightedSum([1.0] * 3), features, targets, masks, sources)
+    chosen, _ = choose_weights(WeightedSum([1.0] * 3), features, targets, masks, sources)
     assert chosen.weights["noise"] == 0
     assert chosen.weights["first"] > 0 < chosen.weights["second"]
 
@@ -79,7 +79,7 @@ def test_a_gain_within_the_noise_of_the_images_is_no_gain(task):
     generator.manual_seed(1)
     one = signal(targets) + noise(generator)
     same = {"one": one, "other": one + noise(generator, 0.2)}
-    chosen = choose_weights(WeightedSum([1.0, 1.0]), same, targets, masks, sources)
+    chosen, _ = choose_weights(WeightedSum([1.0, 1.0]), same, targets, masks, sources)
     assert chosen.weights == {"one": 1.0, "other": 0.0}
     assert chosen.equal > chosen.accuracy
 
@@ -116,7 +116,12 @@ def test_weights_that_are_given_or_cannot_be_chosen_stay(two):
     whole = xfer.fit(two, {"name": "whole", "model": {"from": str(run.folder)}}, quiet=True)
     assert open_model(whole.folder).model.fusion_weights == pytest.approx(given)
     asked = {"from": str(run.folder), "fusion": {"width": 512, "weights": "left_out"}}
-    assert read_chosen(xfer.fit(two, {"name": "asked", "model": asked}, quiet=True).folder)
+    again = xfer.fit(two, {"name": "asked", "model": asked}, quiet=True)
+    chosen = read_chosen(again.folder)
+    assert chosen is not None
+    last = xfer.fit(two, {"name": "last", "model": {"from": str(again.folder)}}, quiet=True)
+    assert read_chosen(last.folder) is None
+    assert open_model(last.folder).model.fusion_weights == pytest.approx(dict(chosen.weights), abs=1e-6)
     new = {**two["model"]["branches"], "new": {"backbone": "resnet10"}}
     random = xfer.fit(two, {"name": "random", "model.branches": new}, quiet=True)
     assert read_chosen(random.folder) is None
