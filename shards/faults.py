@@ -56,7 +56,11 @@ Place = tuple[int | str, ...]
 
 
 def in_words(kind: Any, faults: Sequence[ErrorDetails]) -> list[tuple[Place, str]]:
-    """Where each fault of a document of type `kind` lies, and a line that says it."""
+    """Where each fault of a document of type `kind` lies, and a line that says it. Which form of a value with several
+    was read, a tag in <>, is no part of where.
+    """
+    for fault in faults:
+        fault["loc"] = tuple(part for part in fault["loc"] if not str(part).startswith("<"))
     return list(dict.fromkeys((_place(kind, fault), _line(kind, fault)) for fault in faults if not _follows(fault)))
 
 

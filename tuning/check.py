@@ -88,7 +88,7 @@ def _bare(annotation: Any) -> Any:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, UnionType):
         kept = [inner for inner in get_args(annotation) if inner is not NoneType]
-        kept = [inner for inner in kept if get_origin(inner) is not Literal] or kept
+        kept = [inner for inner in kept if get_origin(_bare(inner)) is not Literal] or kept
         return _bare(kept[0]) if len(kept) == 1 else annotation
     return annotation
 

@@ -78,9 +78,10 @@ def _start_as_probe(recipe: Recipe, data: Splits, cache: Path) -> None:
             start_as_probe(model, *task, known, cache)
         model, known = _rounded(model, recipe, data), tuple(model.branches)
     probe = start_as_probe(model, *task, known, cache, head, recipe.model.chooses_fusion)
+    print(f"{_called(recipe)} {probe}; images of {recipe.data.image_size} px", file=sys.stderr)
     if probe.weights:
         probe.weights.keep(recipe.folder)
-    print(f"{_called(recipe)} {probe}; images of {recipe.data.image_size} px", file=sys.stderr)
+        print(probe.weights, file=sys.stderr)
     if recipe.steps:
         print(*stages(recipe), sep="\n", file=sys.stderr)
     write_checkpoint(folder, TrainState(classes=list(data.classes)), model.state_dict(), {}, recipe.train.keep)

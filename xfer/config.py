@@ -9,10 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
 from shards.config import LEAVE_ONE_OUT, DataConfig
+from shards.faults import shown
 from shards.settings import ConfigError, Location, Strict, absolute, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -70,12 +71,25 @@ class BranchConfig(Strict):
         return self
 
 
+def _left_out(given: Any) -> Any:
+    if given != LEFT_OUT:
+        raise ValueError(f"must be a weight for each branch, such as {{a: 1, b: 2}}, or {LEFT_OUT}, got {shown(given)}")
+    return given
+
+
+FusionWeights = Annotated[
+    Annotated[dict[str, Annotated[float, Field(ge=0)]], Tag("<by branch>")]
+    | Annotated[Literal["left_out"], BeforeValidator(_left_out), Tag("<word>")],
+    Discriminator(lambda given: "<by branch>" if isinstance(given, dict) else "<word>"),
+]
+
+
 class FusionConfig(Strict):
     """How the branches' features become one."""
 
     kind: Literal["wsum", "gate", "concat"] = "wsum"
     width: int = Field(default=256, ge=8, le=4096)  # common channels d of the projected branches
-    weights: dict[str, Annotated[float, Field(ge=0)]] | Literal["left_out"] | None = None  # by branch; see ModelConfig
+    weights: FusionWeights | None = None  # see ModelConfig
 
     @property
     def given(self) -> dict[str, float] | None:

@@ -159,8 +159,8 @@ def select_notes(recipe: Recipe) -> list[str]:
     if recipe.train.select != "best" or not recipe.data.held_fraction or count < 3:
         return []
     return [
-        f"train.select: best chooses by a random part of the {count} sources; for images from elsewhere, "
-        f"data.validation: {LEAVE_ONE_OUT} chooses better, at the cost of {count} more runs, one without each source"
+        f"the best checkpoint is chosen by a random part of the {count} sources (train.select); for images from "
+        f"elsewhere data.validation: {LEAVE_ONE_OUT} chooses better, at the cost of {count} more runs, one without each"
     ]
 
 

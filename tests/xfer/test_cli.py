@@ -283,6 +283,28 @@ def test_fusion_weights_have_to_name_the_branches(recipe_values, tmp_path, capsy
     assert "cuarse" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"fine": -1, "coarse": 2}, "model.fusion.weights.fine: must be at least 0, got -1"),
+        ({"fine": "much", "coarse": 2}, "model.fusion.weights.fine: must be a number, got 'much'"),
+        (
+            "left-out",
+            "model.fusion.weights: must be a weight for each branch, such as {a: 1, b: 2}, or left_out, got 'left-out'",
+        ),
+        (3, "or left_out, got 3"),
+    ],
+)
+def test_each_form_of_the_fusion_weights_has_its_one_fault(recipe_values, tmp_path, capsys, weights, said):
+    recipe_values["model"]["fusion"]["weights"] = weights
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_values))
+    assert status("fit", str(path)) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "faults" not in err
+
+
 def test_help_needs_neither_torch_nor_ray_and_says_what_each_verb_does():
     import subprocess
     import sys

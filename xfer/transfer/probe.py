@@ -41,10 +41,9 @@ class Probe:
 
     def __str__(self) -> str:
         what = "source" if self.by_sources else "fifth"
-        chosen = f"; {self.weights}" if self.weights else ""
         return (
             f"begins as a linear probe of its pretrained branches, fitted on {self.images:,} training images; penalty "
-            f"{self.penalty:g} is best on each {what} when left out ({100 * self.held_out:.1f} %){chosen}"
+            f"{self.penalty:g} is best on each {what} when left out ({100 * self.held_out:.1f} %)"
         )
 
 
