@@ -80,7 +80,7 @@ def test_a_run_that_diverges_is_not_started_again(recipe_values, tmp_path, capfd
     errors = capfd.readouterr().err
     assert "DivergedError" in errors
     assert "restart" not in errors
-    assert "same command" not in errors
+    assert "resumes it" not in errors
 
 
 def test_faults_of_input_on_a_worker_end_with_status_2_and_faults_of_the_program_with_1(
@@ -124,7 +124,7 @@ def test_faults_of_input_on_a_worker_end_with_status_2_and_faults_of_the_program
     errors = capfd.readouterr().err
     assert "TypeError" in errors
     assert "restart" not in errors
-    assert "same command" not in errors
+    assert "resumes it" not in errors
 
 
 def test_a_run_stopped_between_its_last_save_and_its_score_is_scored(recipe_values):
