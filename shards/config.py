@@ -131,6 +131,10 @@ class DataConfig(Strict):
     it, then a run on all of them; what is chosen by it holds better on sources that nobody has seen."""
     image_size: int = Field(default=112, ge=8, le=4096)
     """Images reach the model as image_size x image_size pixels."""
+    resize: Literal["centre", "letterbox", "stretch"] = "centre"
+    """How they become squares. centre: evaluation sees the largest centred square, training a random crop, stretched.
+    letterbox: image and crop keep their ratio, at the top left, and the rest is padded. stretch: evaluation sees the
+    whole image, stretched; training is that of centre."""
     batch_size: int = Field(default=64, ge=1)
     """Global batch: samples a step over all ranks together."""
     workers: int = Field(default=1, ge=0, le=256)

@@ -18,6 +18,7 @@ from PIL import Image
 VOID = 255
 """Mask value of pixels that have no class."""
 
+_IGNORED = "crowd", "difficult"
 _SLACK = 1.0
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3
@@ -25,7 +26,7 @@ _GREY, _PALETTE = 0, 3
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a sample says besides image and class: boxes float32 [n, 5], mask uint8 [H, W], side inputs by name."""
+    """What a sample says besides image and class: boxes float32 [n, 6], mask uint8 [H, W], side inputs by name."""
 
     boxes: np.ndarray | None = None
     mask: np.ndarray | None = None
@@ -40,7 +41,7 @@ class Annotations:
             return self
         if boxes is not None:
             new = numbers[boxes[:, 4].astype(np.int64)]
-            boxes = np.concatenate([boxes[:, :4], new[:, None].astype(np.float32)], 1)[new >= 0]
+            boxes = np.concatenate([boxes[:, :4], new[:, None].astype(np.float32), boxes[:, 5:]], 1)[new >= 0]
         if mask is not None:
             table = np.full(256, VOID, np.uint8)
             table[: len(numbers)] = np.where(numbers >= 0, numbers, VOID)[:256]
@@ -92,12 +93,15 @@ def _member(members: Mapping[str, bytes], extension: str) -> bytes:
 
 
 def parse_boxes(data: bytes, num_classes: int) -> np.ndarray:
-    """float32 [n, 5]: x0, y0, x1, y1, class index of each box in a `boxes.json`. Raises ValueError."""
+    """float32 [n, 6]: x0, y0, x1, y1, class index, ignored of each box in a `boxes.json`. Raises ValueError.
+
+    Ignored, 1 and not 0, is a `crowd` (COCO) or a `difficult` object (VOC): to find it is neither right nor wrong.
+    """
     content = _object(data)
     boxes, labels = content.get("boxes"), content.get("labels")
     if not isinstance(boxes, list) or not isinstance(labels, list):
         raise ValueError("expected the lists `boxes` and `labels`")
-    for name in ("labels", "polygons", "crowd"):
+    for name in ("labels", "polygons", *_IGNORED):
         parts = content.get(name)
         if parts is not None and (not isinstance(parts, list) or len(parts) != len(boxes)):
             count = len(parts) if isinstance(parts, list) else "no list of"
@@ -105,13 +109,17 @@ def parse_boxes(data: bytes, num_classes: int) -> np.ndarray:
     for number, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < num_classes:
             raise ValueError(f"box {number} has class {label!r}, expected 0 to {num_classes - 1}")
-    for number, flag in enumerate(content.get("crowd") or []):
-        if flag not in (0, 1):
-            raise ValueError(f"crowd of box {number} is {flag!r}, expected 0 or 1")
+    ignored = np.zeros((len(boxes), 1), np.float32)
+    for name in _IGNORED:
+        for number, flag in enumerate(content.get(name) or []):
+            if flag not in (0, 1):
+                raise ValueError(f"{name} of box {number} is {flag!r}, expected 0 or 1")
+            if flag:
+                ignored[number] = 1
     for number, polygons in enumerate(content.get("polygons") or []):
         _check_polygons(number, polygons)
     corners = _numbers(boxes)
-    return np.concatenate([corners, np.array(labels, np.float32).reshape(-1, 1)], axis=1)
+    return np.concatenate([corners, np.array(labels, np.float32).reshape(-1, 1), ignored], axis=1)
 
 
 def parse_mask(data: bytes, num_classes: int | None = None) -> np.ndarray:
@@ -149,7 +157,7 @@ def parse_side(data: bytes) -> dict[str, str | int | float | list[str]]:
 
 
 def check_boxes_fit(boxes: np.ndarray, width: int, height: int) -> None:
-    """Raises ValueError if a box (float32 [n, 5]) reaches more than a pixel beyond an image of this size."""
+    """Raises ValueError if a box (float32 [n, 6]) reaches more than a pixel beyond an image of this size."""
     beyond = (boxes[:, :2].min(1) < -_SLACK) | (boxes[:, 2] > width + _SLACK) | (boxes[:, 3] > height + _SLACK)
     if beyond.any():
         number = int(np.argmax(beyond))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from shards.format.annotations import Annotations
 from shards.loading.damage import DamagedSample
 from shards.loading.transforms import Later, Pixels
 
@@ -28,6 +29,19 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Original:
+    """An upright image's size, and what is said of it in its own pixels; 0 x 0 and None where a sample is not valid.
+
+    boxes: None, or float32 [n, 6] as in a batch, none of them moved or dropped; mask: None, or uint8 [height, width].
+    """
+
+    height: int = 0
+    width: int = 0
+    boxes: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Batch:
     """A rank's share of one global batch, or of one step of an evaluation.
 
@@ -35,8 +49,10 @@ class Batch:
     where samples have no class;
     sources int64 [B], index into the subsets; positions int64 [B];
     valid bool [B], False where a batch of an evaluation is only filled up;
-    boxes: None, or for each sample float32 [n, 5]: x0, y0, x1, y1 in pixels of the batch's images, class index;
+    boxes: None, or for each sample float32 [n, 6]: x0, y0, x1, y1 in pixels of the batch's images, class index, and 1
+    for an object to be ignored (a crowd, a difficult one), else 0;
     masks: None, or uint8 [B, S, S], class index or 255; side: for each sample its texts and numbers by name.
+    originals: None, or of each sample what an evaluation at the image's own pixels needs; they stay on the CPU.
     own_share: None, or float32 [B], how much of an image is its own where others were mixed in (`shards.loading.mix`);
     other_targets, other_sources: None, or int64 [B], of what was mixed in.
     """
@@ -52,6 +68,7 @@ class Batch:
     own_share: torch.Tensor | None = None
     other_targets: torch.Tensor | None = None
     other_sources: torch.Tensor | None = None
+    originals: tuple[Original, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -68,7 +85,7 @@ class Batch:
 
     def __repr__(self) -> str:
         size = self.images.shape[-1]
-        extra = "".join(f", {name}" for name in ("boxes", "masks", "side") if self[name] is not None)
+        extra = "".join(f", {name}" for name in ("boxes", "masks", "side", "originals") if self[name] is not None)
         return (
             f"Batch({int(self.valid.sum())} of {len(self)} valid, images {size} x {size}{extra}, {self.images.device})"
         )
@@ -106,9 +123,16 @@ class BatchBuilder:
     through a pipe in one piece, where each tensor would be a file of its own in shared memory.
     """
 
-    def __init__(self, size: int, image_size: int, images: torch.Tensor | None = None, buffer: int = -1):
+    def __init__(
+        self,
+        size: int,
+        image_size: int,
+        images: torch.Tensor | None = None,
+        buffer: int = -1,
+        originals: bool = False,
+    ):
         """`images`: uint8 [B, 3, S, S] to fill, whatever is in them; None: new memory. `buffer`: the part of the shared
-        memory that they are; -1: they are in no such part.
+        memory that they are; -1: they are in no such part. `originals`: whether the batch has them.
         """
         if images is None:
             images = torch.empty((size, image_size, image_size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -124,6 +148,7 @@ class BatchBuilder:
         self.boxes: dict[int, np.ndarray] = {}
         self.masks: dict[int, np.ndarray] = {}
         self.side: dict[int, Mapping[str, Any]] = {}
+        self.originals: dict[int, tuple[tuple[int, int], Annotations]] | None = {} if originals else None
         self._pinned: Batch | None = None
 
     def __len__(self) -> int:
@@ -134,8 +159,10 @@ class BatchBuilder:
         assert self.images is not None
         return self.images[at]
 
-    def fill(self, at: int, pixels: Pixels, target: int, side: Mapping[str, Any]) -> None:
-        """Puts in what belongs to sample number `at`, whose image is in its place or made later."""
+    def fill(self, at: int, pixels: Pixels, target: int, said: Annotations) -> None:
+        """Puts in what belongs to sample number `at`, whose image is in its place or made later. `said`: of the image
+        before it became the square.
+        """
         self.targets[at], self.valid[at] = target, True
         if pixels.later is not None:
             self.later[at] = pixels.later
@@ -143,8 +170,10 @@ class BatchBuilder:
             self.boxes[at] = pixels.boxes
         if pixels.mask is not None:
             self.masks[at] = pixels.mask
-        if side:
-            self.side[at] = side
+        if said.side:
+            self.side[at] = said.side
+        if self.originals is not None:
+            self.originals[at] = pixels.original, replace(said, side={})
 
     def finish(self) -> "BatchBuilder":
         """Nothing more is filled. Images in a buffer are not sent: whoever gets the builder has their memory."""
@@ -166,7 +195,7 @@ class BatchBuilder:
             return self._pinned
         assert self.images is not None
         every = range(len(self))
-        none, void = np.zeros((0, 5), np.float32), np.full((self._image_size, self._image_size), 255, np.uint8)
+        none, void = np.zeros((0, 6), np.float32), np.full((self._image_size, self._image_size), 255, np.uint8)
         return Batch(
             self.images,
             torch.from_numpy(self.targets),
@@ -176,4 +205,13 @@ class BatchBuilder:
             tuple(torch.from_numpy(self.boxes.get(at, none)) for at in every) if self.boxes else None,
             torch.from_numpy(np.stack([self.masks.get(at, void) for at in every])) if self.masks else None,
             tuple(self.side.get(at, {}) for at in every) if self.side else None,
+            originals=None if self.originals is None else tuple(map(self._original, every)),
         )
+
+    def _original(self, at: int) -> Original:
+        assert self.originals is not None
+        if at not in self.originals:
+            return Original()
+        (width, height), said = self.originals[at]
+        boxes, mask = (None if one is None else torch.from_numpy(one) for one in (said.boxes, said.mask))
+        return Original(height, width, boxes, mask)

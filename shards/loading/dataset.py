@@ -9,16 +9,16 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from shards.decode import DecodeError
-from shards.format.annotations import annotations
+from shards.format.annotations import Annotations, annotations
 from shards.format.hashing import key
 from shards.loading.batch import BatchBuilder
 from shards.loading.buffers import Buffers
@@ -35,8 +35,8 @@ _HELD = 3
 _READ_TOGETHER = 64  # samples: read and decoded in turn, the two take a tenth longer, for they share a core's caches
 Place = tuple[int, int, int]
 """Source, shard, and row of the subset within the shard."""
-Found = tuple[Pixels, int, Mapping[str, Any]]
-"""Pixels, target and side inputs of a sample."""
+Found = tuple[Pixels, int, Annotations]
+"""Pixels and target of a sample, and what it says of its image."""
 
 
 class Transform(Protocol):
@@ -66,18 +66,27 @@ class _Seat(NamedTuple):
 class Samples(Dataset):
     """A map-style dataset whose "indices" are requests and whose items are finished builders."""
 
-    def __init__(self, reader: Reader, transform: Transform, size: int, seed: int | None, mix: Mix | None = None):
+    def __init__(
+        self,
+        reader: Reader,
+        transform: Transform,
+        size: int,
+        seed: int | None,
+        mix: Mix | None = None,
+        originals: bool = False,
+    ):
         """`seed` decides looks and replacements; None: nothing is drawn, and a damaged sample stays empty. `mix`: what
-        is done with neighbours.
+        is done with neighbours. `originals`: whether batches have them.
         """
         self.reader, self.transform, self.size, self.seed, self.mix = reader, transform, size, seed, mix
+        self.originals = originals
         self.buffers: Buffers | None = None
 
     def __getitems__(self, request: Request) -> BatchBuilder:
         n = len(request.positions)
         size, buffer = n + request.fill, request.buffer if self.buffers else -1
         images = self.buffers.images(buffer, size) if self.buffers and buffer >= 0 else None
-        builder = BatchBuilder(size, self.size, images, buffer)
+        builder = BatchBuilder(size, self.size, images, buffer, self.originals)
         builder.damaged += request.damaged
         builder.sources[:n], builder.positions[:n] = request.source, request.positions
         positions = request.positions.tolist()
@@ -142,7 +151,7 @@ class Samples(Dataset):
         if subset.numbering is not None:
             said = said.renumbered(subset.renumber)
         pixels = self.transform(sample.image, drawn=seat.drawn, boxes=said.boxes, mask=said.mask, out=seat.out)
-        return pixels, sample.label, said.side
+        return pixels, sample.label, said
 
 
 class BatchLoader:

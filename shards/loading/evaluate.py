@@ -18,10 +18,11 @@ from shards.config import DataConfig
 from shards.loading.batch import Batch, Slot
 from shards.loading.damage import EVALUATION, DamagedSample, DamageLog, budget
 from shards.loading.dataset import BatchLoader, Samples
+from shards.loading.frame import Resize
 from shards.loading.reader import Reader
 from shards.loading.request import Request
 from shards.loading.subset import Subset
-from shards.loading.transforms import Pixels, centre
+from shards.loading.transforms import Pixels, whole
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class EvalStream:
     damage: DamageLog
     workers: int = 0
     pin_memory: bool = False
+    resize: Resize = "centre"
+    originals: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -59,7 +62,7 @@ class EvalStream:
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """The pass from a position on: of all ranks together, so another number of ranks may go on."""
-        samples = Samples(Reader(self.subsets), partial(centred, size=self.image_size), self.image_size, seed=None)
+        samples = samples_without_chance(self.subsets, self.image_size, self.resize, self.originals)
         requests = [self._request(start) for start in range(start, self.num_samples, self.batch_size)]
         workers, each = min(self.workers, len(requests)), -(-self.batch_size // self.slot.world_size)
         with closing(BatchLoader(samples, requests, workers, each, self.pin_memory)) as loader:
@@ -89,17 +92,25 @@ def eval_stream(
     slot: Slot,
     pin_memory: bool = False,
     damage_log: Path | None = None,
+    originals: bool = False,
 ) -> EvalStream:
     """The evaluation stream over subsets of a configuration. `damage_log`: a folder that all ranks of the run write to,
-    so that what they leave out is counted together.
+    so that what they leave out is counted together. `originals`: whether batches have them.
     """
     allowed = {} if config.strict else budget(subsets, config.max_replaced)
     damage = DamageLog(subsets, allowed, damage_log, slot.rank, EVALUATION)
     size, batch_size = config.image_size, config.batch_size
-    return EvalStream(tuple(subsets), slot, batch_size, size, damage, config.workers, pin_memory)
+    workers, resize = config.workers, config.resize
+    return EvalStream(tuple(subsets), slot, batch_size, size, damage, workers, pin_memory, resize, originals)
 
 
-def centred(
+def samples_without_chance(subsets: Sequence[Subset], size: int, resize: Resize, originals: bool = False) -> Samples:
+    """Samples without chance: nothing is drawn, and nothing replaced."""
+    transform = partial(_without_chance, size=size, resize=resize)
+    return Samples(Reader(subsets), transform, size, seed=None, originals=originals)
+
+
+def _without_chance(
     data: bytes,
     *,
     drawn: Sequence[float],
@@ -107,6 +118,6 @@ def centred(
     mask: np.ndarray | None,
     out: torch.Tensor,
     size: int,
+    resize: Resize,
 ) -> Pixels:
-    """A transform without chance: the centred square."""
-    return centre(data, size, boxes, mask, out)
+    return whole(data, size, resize, boxes, mask, out)

@@ -21,8 +21,7 @@ from shards.format.hashing import Ints, mix_array
 from shards.loading.batch import Batch
 from shards.loading.damage import DamagedSample, DamageLog, budget
 from shards.loading.dataset import BatchLoader, Samples
-from shards.loading.evaluate import centred
-from shards.loading.reader import Reader
+from shards.loading.evaluate import samples_without_chance
 from shards.loading.request import Request
 from shards.loading.state import shares
 from shards.loading.subset import Subset
@@ -41,20 +40,22 @@ def few(
     batch_size: int = 64,
     passed_over: Callable[[str], None] | None = None,
     skip: int = 0,
+    originals: bool = False,
 ) -> Iterator[Batch]:
     """`count` samples, or all if there are fewer, as batches of about equal size, all of them valid.
 
     `sources`: equal parts, or in proportion to their shares of the training blend; `classes`: the same within each
     source. Positions count the samples of all subsets one after the other. A damaged sample is passed over and named to
     `passed_over` (None: on stderr), and the next of its source taken. `skip`: how many are left out at the beginning of
-    each source's ranking. Raises DamagedDataError if more are damaged than `config` accepts.
+    each source's ranking. `originals`: whether batches have them. Raises DamagedDataError if more are damaged than
+    `config` accepts.
     """
     subsets, report = tuple(subsets), passed_over or partial(print, file=sys.stderr)
     ranked = [ranking(subset, classes)[skip:] for subset in subsets]
     order = turns([len(one) for one in ranked], subsets, config, sources)[:count]
     taken = [0] * len(subsets)
     log = DamageLog(subsets, {} if config.strict else budget(subsets, config.max_replaced))
-    samples = Samples(Reader(subsets), partial(centred, size=config.image_size), config.image_size, seed=None)
+    samples = samples_without_chance(subsets, config.image_size, config.resize, originals)
     while len(order):
         places = []
         for source in order.tolist():

@@ -24,8 +24,8 @@ class Example:
     """One decoded sample.
 
     image uint8 [3, H, W], upright; target: number of its class, -1 if it has none, and label: its name; boxes None or
-    float32 [n, 5]: x0, y0, x1, y1 in the image's pixels, class number; mask None or uint8 [H, W], class number or 255;
-    side: its texts and numbers by name.
+    float32 [n, 6]: x0, y0, x1, y1 in the image's pixels, class number, ignored (0 or 1); mask None or uint8 [H, W],
+    class number or 255; side: its texts and numbers by name.
     """
 
     key: str

@@ -60,6 +60,8 @@ def make_plan(subsets: Sequence[Subset], config: DataConfig) -> dict[str, Any]:
         "sources": {subset.name: {**subset.identity(), "weight": first.weights[subset.name]} for subset in subsets},
         "stages": [[stage.start, dict(stage.weights)] for stage in later],
         **({"balance": config.balance} if config.balance else {}),
+        # The others differ in evaluation alone.
+        **({"resize": config.resize} if config.resize == "letterbox" else {}),
     }
 
 

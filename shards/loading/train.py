@@ -133,6 +133,7 @@ def train_stream(
         color=chance.color,
         policy=chance.policy,
         later=later,
+        letterbox=config.resize == "letterbox",
     )
     return TrainStream(
         order,
@@ -153,6 +154,11 @@ def augment_faults(subsets: Sequence[Subset], config: DataConfig) -> list[str]:
     if chance.policy and config.decode == "gpu":
         faults.append(
             "data.augment.policy: works on images that loader processes decoded; use data.decode: cpu, or no policy"
+        )
+    if config.resize == "letterbox" and config.decode == "gpu":
+        faults.append(
+            "data.resize: letterbox lays out images that loader processes decoded; use data.decode: cpu, or another "
+            "data.resize"
         )
     drawn = [subset.name for subset in subsets if {"boxes", "mask"} & set(subset.manifest.fields)]
     for name in ("policy", "mixup", "cutmix"):

@@ -9,7 +9,8 @@ from PIL import Image, ImageOps
 
 from shards import decode as decoding
 from shards.decode import SHRINKS, DecodeError, decode, image_size, open_image, pixels
-from shards.loading.transforms import Region, augment, centre, draw, draw_region, jitter, move_boxes, move_mask, resize
+from shards.loading.frame import Region
+from shards.loading.transforms import augment, centre, draw, draw_region, jitter, move_boxes, move_mask, resize
 from tests.shards.images import encoded, picture
 
 
@@ -179,7 +180,7 @@ def test_decoding_small_changes_little(position):
 @pytest.mark.parametrize("position", range(10))
 def test_boxes_and_masks_move_with_their_image(size, position):
     """A white rectangle on black, its box and its mask, cropped and flipped alike, still say the same."""
-    image, box = np.zeros((300, 400), np.uint8), np.array([[130.0, 110.0, 290.0, 220.0, 1.0]], np.float32)
+    image, box = np.zeros((300, 400), np.uint8), np.array([[130.0, 110.0, 290.0, 220.0, 1.0, 1.0]], np.float32)
     image[110:220, 130:290] = 255
     out = augment(
         saved(Image.fromarray(image), "JPEG", quality=95),
@@ -197,7 +198,7 @@ def test_boxes_and_masks_move_with_their_image(size, position):
     assert out.boxes is not None
     assert out.mask is not None
     assert np.abs(out.boxes[0, :4] - seen).max() <= 1
-    assert out.boxes[0, 4] == 1
+    assert out.boxes[0, 4:].tolist() == [1, 1]
     assert (out.mask.astype(bool) != white).mean() < 3 / size
 
 
@@ -226,17 +227,17 @@ def test_an_image_written_into_a_batch_is_the_same_image(colour):
 
 def test_boxes_that_leave_the_crop_are_cut_or_dropped():
     region = Region(10, 0, 20, 20)
-    boxes = np.array([[0, 0, 20, 10, 0], [0, 0, 9, 10, 1], [0, 0, 10.5, 10, 2], [12, 5, 12.1, 8, 3]], np.float32)
-    moved = move_boxes(boxes, region, 40, mirrored=False)
-    assert moved.tolist() == [[0, 0, 20, 20, 0]]
-    assert move_boxes(boxes, region, 40, mirrored=True).tolist() == [[20, 0, 40, 20, 0]]
-    assert move_boxes(np.zeros((0, 5), np.float32), region, 40, False).shape == (0, 5)
+    corners = [[0, 0, 20, 10], [0, 0, 9, 10], [0, 0, 10.5, 10], [12, 5, 12.1, 8]]
+    boxes = np.array([[*box, label, 1] for label, box in enumerate(corners)], np.float32)
+    assert move_boxes(boxes, region, (40, 40), mirrored=False).tolist() == [[0, 0, 20, 20, 0, 1]]
+    assert move_boxes(boxes, region, (40, 40), mirrored=True).tolist() == [[20, 0, 40, 20, 0, 1]]
+    assert move_boxes(np.zeros((0, 6), np.float32), region, (40, 40), False).shape == (0, 6)
 
 
 def test_a_mask_keeps_its_values():
     mask = np.array([[0, 255], [7, 3]], np.uint8).repeat(10, 0).repeat(10, 1)
-    assert move_mask(mask, Region(0, 0, 20, 20), 2, False).tolist() == [[0, 255], [7, 3]]
-    assert move_mask(mask, Region(0, 0, 20, 20), 2, True).tolist() == [[255, 0], [3, 7]]
+    assert move_mask(mask, Region(0, 0, 20, 20), (2, 2), False).tolist() == [[0, 255], [7, 3]]
+    assert move_mask(mask, Region(0, 0, 20, 20), (2, 2), True).tolist() == [[255, 0], [3, 7]]
 
 
 def test_a_mask_of_another_size_is_refused():

@@ -65,14 +65,14 @@ def with_mask(picture: Image.Image, mask: np.ndarray, strength: float = 0.5) -> 
 
 
 def draw_boxes(picture: Image.Image, boxes: np.ndarray, scale: float, names: Sequence[str] | None) -> None:
-    """Draws boxes, float32 [n, 5] in pixels of the image before scaling, largest first.
+    """Draws boxes, float32 [n, 6] in pixels of the image before scaling, largest first.
 
     With `names`, a box that stays visible under it gets the name of its class.
     """
     draw, small = ImageDraw.Draw(picture), font(10)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     wide = 2 if names else 1
-    for x0, y0, x1, y1, label in boxes[np.argsort(-area, kind="stable")].tolist():
+    for x0, y0, x1, y1, label, _ in boxes[np.argsort(-area, kind="stable")].tolist():
         left, top = max(0, round(x0 * scale)), max(0, round(y0 * scale))
         right, bottom = max(left, round(x1 * scale) - 1), max(top, round(y1 * scale) - 1)
         ink = colour(int(label))

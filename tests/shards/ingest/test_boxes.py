@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.format.annotations import check_boxes_fit, check_mask_fits, parse_boxes, parse_mask, parse_side
+from shards.format.annotations import (
+    Annotations,
+    check_boxes_fit,
+    check_mask_fits,
+    parse_boxes,
+    parse_mask,
+    parse_side,
+)
 
 SOUND = {"boxes": [[0, 0.5, 10, 20], [3, 4, 5, 6]], "labels": [2, 0]}
 
@@ -21,10 +28,18 @@ def png(mask: Image.Image) -> bytes:
 def test_boxes_come_back_as_rows_of_corners_and_class():
     rows = parse_boxes(json.dumps(SOUND).encode(), 3)
     assert rows.dtype == np.float32
-    assert rows.tolist() == [[0, 0.5, 10, 20, 2], [3, 4, 5, 6, 0]]
-    assert parse_boxes(b'{"boxes": [], "labels": []}', 3).shape == (0, 5)
+    assert rows.tolist() == [[0, 0.5, 10, 20, 2, 0], [3, 4, 5, 6, 0, 0]]
+    assert parse_boxes(b'{"boxes": [], "labels": []}', 3).shape == (0, 6)
     more = SOUND | {"crowd": [0, 1], "polygons": [[[0, 0, 1, 0, 1, 1]], None]}
     assert len(parse_boxes(json.dumps(more).encode(), 3)) == 2
+
+
+def test_crowds_and_difficult_objects_are_marked_as_ignored_and_stay_so_renumbered():
+    content = {"boxes": [[0, 0, 1, 1]] * 4, "labels": [0, 1, 2, 1], "crowd": [0, 1, 0, 1], "difficult": [0, 0, 1, 1]}
+    rows = parse_boxes(json.dumps(content).encode(), 3)
+    assert rows[:, 5].tolist() == [0, 1, 1, 1]
+    assert parse_boxes(json.dumps(content | {"crowd": None}).encode(), 3)[:, 5].tolist() == [0, 0, 1, 1]
+    assert Annotations(rows).renumbered(np.array([-1, 0, 5])).boxes[:, 4:].tolist() == [[0, 1], [5, 1], [0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +58,8 @@ def test_boxes_come_back_as_rows_of_corners_and_class():
         ({"boxes": [[0, 0, 1, 1], [0, 0, 1]]}, "box 1 .*four numbers"),
         ({"crowd": [0]}, "2 boxes, but 1 crowd"),
         ({"crowd": [0, 2]}, "crowd of box 1"),
+        ({"difficult": [0]}, "2 boxes, but 1 difficult"),
+        ({"difficult": [0, "1"]}, "difficult of box 1 is '1', expected 0 or 1"),
         ({"polygons": [None, [[1, 2, 3, 4]]]}, "polygons of box 1"),
     ],
 )
@@ -66,7 +83,7 @@ def test_boxes_must_lie_in_the_image():
         with pytest.raises(ValueError, match=r"box 0 .0, 0.5, 10, 20. reaches beyond"):
             check_boxes_fit(rows, width, height)
     with pytest.raises(ValueError, match="box 0"):
-        check_boxes_fit(rows - np.float32([2, 0, 2, 0, 0]), 10, 20)
+        check_boxes_fit(rows - np.float32([2, 0, 2, 0, 0, 0]), 10, 20)
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])
