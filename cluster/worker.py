@@ -11,6 +11,7 @@ from cluster.config import Job
 from cluster.failure import is_lost_peer, note_place
 from shards.loading.batch import Slot
 from xfer.engine import build_engine
+from xfer.measure import measure_of
 from xfer.run import fit
 from xfer.train import Row
 
@@ -42,5 +43,5 @@ def report(row: Row) -> None:
 
     All rows are in the run folder's metrics.jsonl, which is what this project reads.
     """
-    if "accuracy" in row:
+    if measure_of(row):
         ray.train.report(row)

@@ -5,6 +5,7 @@ demo finished.
 """
 
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -25,6 +26,7 @@ from xfer.predict import image_files, predictions
 from xfer.report.evaluation import evaluation_sections
 from xfer.report.page import Section, tiles, write_page
 from xfer.report.run import run_sections
+from xfer.tasks.known import task_of
 
 STYLES = {
     "paint": ["circle", "square", "triangle", "star", "heart"],
@@ -92,7 +94,10 @@ def demo(out: Path) -> None:
         print()
         verbs.evaluate(model)
     shown = _few_files(images / TARGET)
-    predicted = list(predictions(bundle, shown, 1))
+    predicted: list[tuple[Path, Any]] = []
+    for path, answer in predictions(bundle, shown):
+        wrong = isinstance(answer, str)
+        predicted.append((path, answer if wrong else task_of(bundle.model.task).plain(answer, bundle.classes, 1)))
     print(f"\nthe packed model on {TARGET}, what was drawn -> what it says:")
     for path, answer in predicted:
         print(f"  {path.parent.name:<10} -> {answer if isinstance(answer, str) else next(iter(answer))}")

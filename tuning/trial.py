@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from xfer.evaluate import evaluate
 from xfer.folds import choose_among_folds, folds
 from xfer.fusion import WeightedSum
 from xfer.labels import annotated, masked_cross_entropy
-from xfer.metrics import Score, mean_accuracy
+from xfer.metrics import Score, Scores, mean_accuracy
 from xfer.model import FusionModel, build_model
 from xfer.outcomes import Comparison, outcomes
 from xfer.quant.bits import layer_bits
@@ -40,6 +40,7 @@ from xfer.train import DivergedError
 from xfer.transfer.head import kept_classes
 from xfer.transfer.linear import minimise
 
+CPU = torch.device("cpu")
 REFIT_IMAGES = 2048
 SCORED_BATCH = 32
 PULL = 1e-3  # of the refitted head towards the trained one
@@ -192,8 +193,8 @@ def compared(recipe: Recipe, shared: Sequence[Shared]) -> Comparison:
 
 
 def _score(model: nn.Module, shared: Shared) -> dict[str, Score]:
-    classes = open_model(shared.run).classes
-    return evaluate(model, shared.scored, shared.sources, classes, torch.device("cpu"))
+    scores = Scores(shared.sources, open_model(shared.run).classes, CPU)
+    return {name: cast(Score, score) for name, score in evaluate(model, shared.scored, scores, CPU).items()}
 
 
 def _train(recipe: Recipe) -> None:

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from torch import nn
+
 from shards.format.whole import write_text
 from shards.loading.open import Splits, open_data
 from shards.settings import dump
@@ -16,6 +18,7 @@ from xfer.trained_on import entries, keep_entries
 from xfer.transfer.head import kept_classes
 from xfer.transfer.leaks import inherited, seen_before
 from xfer.transfer.probe import start_as_probe
+from xfer.transfer.settle import settle
 from xfer.transfer.source import Taken, take_over
 from xfer.transfer.stages import stages
 
@@ -35,7 +38,10 @@ def begin(recipe: Recipe, job: str | None = None, cache: Path | None = None) -> 
     begun = latest_checkpoint(recipe.folder / "checkpoints") is not None
     seen = {} if begun else seen_before(recipe, data)  # known already; and the model it began with may be gone
     keep_entries(recipe.folder, [*entries(data.train), *inherited(recipe)], seen)
-    _start_as_probe(recipe, data, cache or features_folder(recipe))
+    if recipe.model.is_dense:
+        _start_settled(recipe, data)
+    else:
+        _start_as_probe(recipe, data, cache or features_folder(recipe))
 
 
 def _called(recipe: Recipe) -> str:
@@ -85,6 +91,25 @@ def _start_as_probe(recipe: Recipe, data: Splits, cache: Path) -> None:
     if recipe.steps:
         print(*stages(recipe), sep="\n", file=sys.stderr)
     write_checkpoint(folder, TrainState(classes=list(data.classes)), model.state_dict(), {}, recipe.train.keep)
+
+
+def _start_settled(recipe: Recipe, data: Splits) -> None:
+    """Step 0 of a detector or segmenter with pretrained branches: every BatchNorm above these has the statistics of
+    training images, so that it can stay still like theirs. Nothing if there is a checkpoint already.
+    """
+    folder = recipe.folder / "checkpoints"
+    if not recipe.pretrained or latest_checkpoint(folder):
+        return
+    model, _ = initial_model(recipe, data)
+    new = [name for name in recipe.model.new_branches if recipe.model.from_ is None or name in model.branches]
+    kept = tuple(f"branches.{name}." for name in model.branches if name not in new)
+    modules = model.named_modules()
+    norms = [part for name, part in modules if isinstance(part, nn.BatchNorm2d) and not name.startswith(kept)]
+    settle(model, calibration_images(data, recipe.data, STATISTICS_IMAGES), norms)
+    print(f"{_called(recipe)} begins with pretrained branches; images of {recipe.data.image_size} px", file=sys.stderr)
+    print(*stages(recipe), sep="\n", file=sys.stderr)
+    state = TrainState(classes=list(data.classes))
+    write_checkpoint(folder, state, model.cpu().state_dict(), {}, recipe.train.keep)
 
 
 def _rounded(model: FusionModel, recipe: Recipe, data: Splits) -> FusionModel:

@@ -21,6 +21,7 @@ import yaml
 from torch import Tensor
 
 from shards.format.whole import read_json, whole_folder
+from shards.loading.frame import Resize
 from shards.settings import ConfigError, Strict, dump, load
 from xfer.checkpoint import Checkpoint, damage, model_checkpoint, write_manifest
 from xfer.config import ModelConfig, Recipe
@@ -41,6 +42,7 @@ class BundleRecipe(Strict):
 
     name: str
     image_size: int
+    resize: Resize = "centre"
     model: ModelConfig
     trained_on: tuple[TrainedOn, ...] = ()
 
@@ -57,6 +59,7 @@ class Trained:
     model: FusionModel
     classes: tuple[str, ...]
     image_size: int
+    resize: Resize = "centre"
     codes: Mapping[str, Codes] | None = None
 
     @property
@@ -95,7 +98,7 @@ def open_model(path: str | Path) -> Trained:
     packed = recipe.transfer.mode == "quant"
     codes = {name: one for name, one in kept(model).items() if one} if packed else None
     weights = checkpoint.path / "model.safetensors"
-    return Trained(path, weights, recipe.name, model, tuple(classes), recipe.data.image_size, codes)
+    return Trained(path, weights, recipe.name, model, tuple(classes), recipe.data.image_size, recipe.data.resize, codes)
 
 
 def classes_of(path: str | Path) -> tuple[str, ...]:
@@ -138,7 +141,7 @@ def restore(recipe: Recipe, num_classes: int, tensors: Mapping[str, Tensor]) -> 
 
 def body(model: FusionModel) -> list[str]:
     """The layers of branches and projections: all that can be packed, but for the head."""
-    return [name for name in layers(model) if name != "head"]
+    return [name for name in layers(model) if name.split(".")[0] != "head"]
 
 
 def trained_on(path: Path) -> list[TrainedOn]:
@@ -211,7 +214,7 @@ def _open_bundle(path: Path) -> Trained:
         codes = unpack(weights, model).codes
     except ValueError as error:
         raise ConfigError(str(error), path) from None
-    return Trained(path, weights, recipe.name, model, classes, recipe.image_size, codes)
+    return Trained(path, weights, recipe.name, model, classes, recipe.image_size, recipe.resize, codes)
 
 
 def write_bundle(
@@ -226,7 +229,9 @@ def write_bundle(
     branches = {name: b.model_copy(update={"weights": None}) for name, b in recipe.model.branches.items()}
     model = recipe.model.model_copy(update={"branches": branches, "from_": None})
     seen = tuple(without_folder(one) for one in trained_on(trained.path))
-    described = BundleRecipe(name=recipe.name, image_size=recipe.data.image_size, model=model, trained_on=seen)
+    described = BundleRecipe(
+        name=recipe.name, image_size=recipe.data.image_size, resize=recipe.data.resize, model=model, trained_on=seen
+    )
     with whole_folder(folder) as draft:
         pack(quantized, draft / "weights.safetensors", dict(extra))
         (draft / "recipe.yaml").write_text(dump(described))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from shards.loading.open import Splits
 from shards.loading.subset import Subset
+from xfer.config import TASKS
 
 _SHOWN = 12
 
@@ -25,14 +26,17 @@ def label_faults(data: Splits) -> list[str]:
         *((one, f"data.sources.{one.name}") for one in held),
         *((one, f"data.test.{one.name}") for one in data.test),
     ]
-    return faults + [fault for subset, where in held_at for fault in scoring_faults(subset, data.classes, where)]
+    return faults + [
+        fault
+        for subset, where in held_at
+        for fault in scoring_faults(subset, data.classes, where, class_faults(subset))
+    ]
 
 
-def scoring_faults(subset: Subset, trained: Sequence[str], where: str) -> list[str]:
+def scoring_faults(subset: Subset, trained: Sequence[str], where: str, faults: Sequence[str]) -> list[str]:
     """Why a model that knows the classes `trained` cannot be scored on a subset, with both lists: names that only look
-    alike are seen at once. `where`: what the user calls the subset.
+    alike are seen at once. `where`: what the user calls the subset; `faults`: why its samples cannot be used at all.
     """
-    faults = class_faults(subset)
     if faults or set(_occurring(subset)) & set(trained):
         return [f"{where}: {fault}" for fault in faults]
     return [
@@ -47,13 +51,18 @@ def class_faults(subset: Subset) -> list[str]:
     if manifest.task != "classification":
         has = ", ".join(role for role in manifest.fields if role not in ("label", "side")) or "texts"
         return [
-            f"{subset.folder} is for {manifest.task} (its samples have {has}, no class of their own), and "
-            "only classifiers are trained so far; leave it out, or build it again from its classes"
+            f"{subset.folder} is for {manifest.task} (its samples have {has}, no class of their own), and this model "
+            f"is a classifier; leave it out, build it again from its classes{_other_heads(manifest.task)}"
         ]
     without = manifest.num_samples - sum(manifest.stats.class_counts)
     if without > 0 and len(subset.classes) == len(manifest.classes):
         return [f"{without:,} of the {manifest.num_samples:,} samples of {subset.folder} have no class"]
     return []
+
+
+def _other_heads(task: str) -> str:
+    heads = [kind for kind, name in TASKS.items() if name == task]
+    return f", or name a head for {task}: model.head.kind: {' or '.join(heads)}" if heads else ""
 
 
 def _occurring(subset: Subset) -> list[str]:

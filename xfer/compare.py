@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from shards.config import DataConfig
 from shards.loading.subset import OfClasses, Subset
 from shards.settings import ConfigError, replace
 from shards.text import table
 from xfer.bundle import Trained
-from xfer.outcomes import Comparison, Outcomes, outcomes_on
+from xfer.outcomes import Comparison, Outcomes, joined, mean_outcome, outcomes_on
+from xfer.tasks.known import task_of
 
 
 def compare_models(
@@ -22,16 +21,24 @@ def compare_models(
 
     Raises ConfigError if no images are left. Each model sees images of its own size: a pass over them for each.
     """
+    tasks = {name: runs[0].model.task for name, runs in models.items()}
+    if len(set(tasks.values())) > 1:
+        raise ConfigError("models: " + "; ".join(f"{name} is for {task}" for name, task in tasks.items()))
+    task = task_of(next(iter(tasks.values())))
     common = set.intersection(*(set(runs[0].classes) for runs in models.values()))
-    kept, left_out = _of_classes(subsets, common)
+    if task.sees_whole:  # an image has boxes or pixels of many classes
+        kept, left_out = (list(subsets) if all(set(runs[0].classes) == common for runs in models.values()) else []), {}
+    else:
+        kept, left_out = _of_classes(subsets, common)
     if not kept:
         every = "; ".join(f"{name} has {', '.join(runs[0].classes)}" for name, runs in models.items())
-        raise ConfigError(f"{what}: no image is of a class that all of the models know: {every}")
+        why = "the models have other classes" if common else "no image is of a class that all of the models know"
+        raise ConfigError(f"{what}: {why}: {every}")
     found = {name: _outcomes(name, runs, kept, config, what) for name, runs in models.items()}
     (first, right), *others = found.items()
-    texts = [Comparison(what, right, other, (first, name)).text() for name, other in others]
+    texts = [Comparison(what, right, other, (first, name), task.measure).text() for name, other in others]
     if len(others) > 1:
-        texts.insert(0, "\n".join([f"accuracy on {what}:", *table(_overview(found))]))
+        texts.insert(0, "\n".join([f"{task.measure} on {what}:", *table(_overview(found))]))
     notes = [f"  {name}: {count:,} images of other classes are not compared" for name, count in left_out.items()]
     return "\n".join([*"\n\n".join(texts).splitlines(), *notes])
 
@@ -50,18 +57,18 @@ def _of_classes(subsets: Sequence[Subset], names: set[str]) -> tuple[list[Subset
 
 
 def _outcomes(name: str, runs: Sequence[Trained], subsets: Sequence[Subset], config: DataConfig, what: str) -> Outcomes:
-    """Of one run bool [n] by source, of R runs bool [R, n]."""
-    seen, classes = replace(config, {"image_size": runs[0].image_size}), runs[0].classes
+    """By source, of one run or of the runs of a recipe's seeds."""
+    seen = replace(config, {"image_size": runs[0].image_size, "resize": runs[0].resize})
+    classes = runs[0].classes
     models = {str(place): run.model for place, run in enumerate(runs)}
-    found = list(outcomes_on(models, subsets, seen, classes, f"{what}: {name}").values())
-    return found[0] if len(found) == 1 else {source: np.stack([one[source] for one in found]) for source in found[0]}
+    return joined(list(outcomes_on(models, subsets, seen, classes, f"{what}: {name}").values()))
 
 
 def _overview(found: Mapping[str, Outcomes]) -> list[list[str]]:
-    sources = [source for source, right in next(iter(found.values())).items() if right.size]
+    sources = list(next(iter(found.values())))
     rows = [["model", *sources, "mean of sources"]]
     for name, outcomes in found.items():
-        values = [float(outcomes[source].mean()) for source in sources]
+        values = [mean_outcome(outcomes[source]) for source in sources]
         rows.append([name, *(f"{100 * value:.1f} %" for value in (*values, sum(values) / len(values)))])
     return rows
 

@@ -31,6 +31,14 @@ PRETRAINED_RATES = {"sgd": 0.004, "adamw": 1e-4}  # of a model that begins as it
 LEFT_OUT = "left_out"  # fusion weights that are chosen by sources left out (xfer/transfer/weights.py)
 PROBES = ("feature", "quant")  # modes that train nothing after the probe
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
+HeadKind = Literal["linear", "fcos", "fpn", "lraspp"]
+TASKS: dict[HeadKind, str] = {
+    "linear": "classification",
+    "fcos": "detection",
+    "fpn": "segmentation",
+    "lraspp": "segmentation",
+}
+"""What a head is for, by its kind; named as manifests name it."""
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 
 
@@ -97,15 +105,32 @@ class FusionConfig(Strict):
         return self.weights if isinstance(self.weights, dict) else None
 
 
+class HeadConfig(Strict):
+    """What stands on the fused features; it says what the model is for."""
+
+    kind: HeadKind = "linear"  # classifier; fcos: detector; fpn, lraspp: segmenters
+
+
 class ModelConfig(Strict):
-    """Branches, their fusion, and the classifier on top. `from`: a run or a bundle to begin with; its branches and its
+    """Branches, their fusion, and the head on top. `from`: a run or a bundle to begin with; its branches and its
     fusion are those of this model unless they are given here.
     """
 
     from_: Location | None = Field(default=None, alias="from")
     branches: dict[Name, BranchConfig] = Field(min_length=1)
     fusion: FusionConfig = FusionConfig()
+    head: HeadConfig = HeadConfig()
     dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def task(self) -> str:
+        """classification, detection or segmentation, as manifests say it."""
+        return TASKS[self.head.kind]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it answers for places in an image, and not for the image."""
+        return self.head.kind != "linear"
 
     @property
     def taken_from(self) -> list[Path]:
@@ -120,7 +145,7 @@ class ModelConfig(Strict):
         """
         if self.fusion.weights == LEFT_OUT:
             return True
-        several = self.fusion.kind != "concat" and len(self.branches) > 1
+        several = self.fusion.kind != "concat" and len(self.branches) > 1 and not self.is_dense
         return several and self.fusion.weights is None and self.from_ is None and not self.new_branches
 
     @property
@@ -151,6 +176,20 @@ class ModelConfig(Strict):
             fusion.pop("weights", None)
         filled = {"branches": branches, "fusion": fusion}
         return {**given, **{name: filled[name] for name in missing}}
+
+    @model_validator(mode="after")
+    def _head_suits_the_features(self) -> "ModelConfig":
+        if self.is_dense and self.fusion.kind == "concat":
+            raise ValueError(f"fusion.kind: must be wsum or gate for the head {self.head.kind}, got concat")
+        if self.is_dense and self.fusion.weights == LEFT_OUT:
+            raise ValueError(
+                f"fusion.weights: {LEFT_OUT} chooses by the linear probe, which {self.head.kind} has none of"
+            )
+        if self.head.kind == "fcos" and self.fusion.width % 32:
+            raise ValueError(f"fusion.width: must be a multiple of 32 for the head fcos, got {self.fusion.width}")
+        if self.head.kind == "fcos" and self.dropout:
+            raise ValueError(f"dropout: must be left out for the head fcos, which has none, got {self.dropout:g}")
+        return self
 
     @model_validator(mode="after")
     def _weights_suit_the_branches(self) -> "ModelConfig":
@@ -295,6 +334,13 @@ class Recipe(Strict):
         return self.model_copy(update={"data": self.data.model_copy(update={"image_size": size})})
 
     @model_validator(mode="after")
+    def _sees_whole_images_where_places_count(self) -> "Recipe":
+        """Unless data.resize is given. A detector or segmenter never sees a part of an image for the whole."""
+        if not self.model.is_dense or "resize" in self.data.model_fields_set:
+            return self
+        return self.model_copy(update={"data": self.data.model_copy(update={"resize": "letterbox"})})
+
+    @model_validator(mode="after")
     def _is_trained_as_it_begins(self) -> "Recipe":
         """A learning rate that is not given suits the optimizer and what the model begins with. A model that begins as
         the probe of pretrained branches is, unless told otherwise, the best checkpoint, so no worse than its probe by
@@ -342,7 +388,7 @@ class Recipe(Strict):
         """How many training images the linear probe is fitted on; None: all, as transfer.mode: feature and quant do
         unless told otherwise. 0: there is no probe.
         """
-        if not self.pretrained:
+        if not self.pretrained or self.model.is_dense:
             return 0
         whole = self.transfer.mode in PROBES
         return self.train.probe_images if self.train.probe_images is not None else None if whole else PROBE_IMAGES

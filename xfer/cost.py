@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from shards.text import duration, size
+from xfer.measure import measure_of
 
 MEASURED = ("images_per_s", "seconds", "evaluation_seconds", "memory_mb", "gpu_memory_mb")
 """Keys of rows that say what they cost: the same run again has other values of them, and of nothing else."""
@@ -39,7 +40,7 @@ def cost_rows(rows: Sequence[Mapping[str, Any]], checkpoints: Path) -> list[list
         images = sum(row["seconds"] * row["images_per_s"] for row in timed)
         found.append(["training", duration(seconds), "wall time of all steps"])
         found.append(["images", f"{images:,.0f}", f"seen in training, {images / max(seconds, 1e-9):,.0f} a second"])
-    scoring = [row["evaluation_seconds"] for row in rows if "evaluation_seconds" in row and "accuracy" in row]
+    scoring = [row["evaluation_seconds"] for row in rows if "evaluation_seconds" in row and measure_of(row)]
     if scoring:
         found.append(["evaluation", duration(sum(scoring)), f"wall time of {len(scoring)} while training"])
     for key, what in (("memory_mb", "memory"), ("gpu_memory_mb", "GPU memory")):

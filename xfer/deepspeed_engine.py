@@ -62,7 +62,7 @@ class DeepSpeedEngine:
         self._average = Average(self.module, ema) if ema is not None else None
         self._pending = 0
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         return self._engine(images)
 
     def backward(self, loss: Tensor) -> None:
@@ -81,6 +81,17 @@ class DeepSpeedEngine:
         values = values.to(self.device)
         dist.all_reduce(values)
         return values
+
+    def gather(self, rows: Tensor) -> Tensor:
+        rows = rows.to(self.device)
+        counts = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        counts[self.rank] = len(rows)
+        dist.all_reduce(counts)
+        padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])  # collectives take equal shapes only
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
 
     def average_buffers(self) -> None:
         buffers = [buffer for buffer in self.module.buffers() if buffer.is_floating_point()]

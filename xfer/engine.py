@@ -6,7 +6,7 @@ state, so any continues what any other began.
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,8 @@ class Engine(Protocol):
     world_size: int
     accumulation: int
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] uint8 -> logits [B, K]."""
+    def forward(self, images: Tensor) -> Any:
+        """Images [B, 3, H, W] uint8 -> what the model says of them: logits [B, K] of a classifier."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -48,6 +48,10 @@ class Engine(Protocol):
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over all ranks, on every rank. A collective."""
+        ...
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, [n, c] of each -> [sum of n, c], on every rank. A collective."""
         ...
 
     def average_buffers(self) -> None:
@@ -143,7 +147,7 @@ class PlainEngine:
         self._average = Average(self.module, ema) if ema is not None else None
         self._pending = 0
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.module(images)
 
@@ -167,6 +171,9 @@ class PlainEngine:
 
     def sum(self, values: Tensor) -> Tensor:
         return values
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return rows
 
     def average_buffers(self) -> None:
         pass

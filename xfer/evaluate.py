@@ -1,10 +1,11 @@
 """One exact pass over finite splits: every sample counted once on any number of ranks, scores by source."""
 
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,59 +19,67 @@ from shards.loading.subset import Subset
 from shards.progress import progress
 from shards.settings import ConfigError, is_url
 from xfer.engine import default_device
-from xfer.metrics import Score, Scores, mean_accuracy
+from xfer.metrics import Score as ClassScore
 from xfer.mistakes import Mistakes
+from xfer.model import FusionModel
+from xfer.tasks.known import task_of
+from xfer.tasks.task import Output, Score, Scores
 
 
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
-    sources: Sequence[str],
-    classes: Sequence[str],
+    scores: Scores,
     device: torch.device,
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
-    after_batch: Callable[[Batch, Tensor], None] = lambda batch, logits: None,
-) -> dict[str, Score]:
-    """Scores of `model` by source. `sources`: their names, in the order of the batches' source indices; `classes`: the
-    model's, by which the batches' targets are numbered.
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+    after_batch: Callable[[Batch, Output], None] = lambda batch, output: None,
+) -> Mapping[str, Score]:
+    """Scores of `model` by source, collected by `scores` (see `Task.scores`).
 
-    `total` adds up over ranks; `after_batch` sees each batch and its logits [B, K] on the device. The model is left
-    in evaluation mode. Samples whose class the model does not know are left out of the counts; `unknown_classes`
-    names them.
+    `total` and `gather`: over ranks; `after_batch` sees each batch and what the model makes of it, on the device. The
+    model is left in evaluation mode. What is of a class that the model does not know is left out of the counts;
+    `unknown_classes` names these.
     """
     model.eval()
-    scores = Scores(sources, classes, device)
     with torch.no_grad():
         for batch in batches:
             batch = batch.to(device)
-            logits = model(batch.images)
-            scores.add(logits, batch.targets, batch.sources, batch.valid)
-            after_batch(batch, logits)
-    return scores.result(total)
+            output = model(batch.images)
+            scores.add(output, batch)
+            after_batch(batch, output)
+    return scores.result(total, gather)
 
 
 def evaluate_subsets(
-    model: nn.Module, subsets: Sequence[Subset], config: DataConfig, classes: Sequence[str], what: str
-) -> dict[str, Score]:
-    """Scores of `model` on `subsets` in this process, its surest mistakes among them, with progress. Damaged images
-    that were left out are named on stderr.
+    model: FusionModel, subsets: Sequence[Subset], config: DataConfig, classes: Sequence[str], what: str
+) -> dict[str, Any]:
+    """Scores of `model` on `subsets` in this process, with progress; those of a classifier with its surest mistakes.
+    Damaged images that were left out are named on stderr.
     """
-    device, names = default_device(), [subset.name for subset in subsets]
-    batches = eval_stream([subset.numbered(classes) for subset in subsets], config, Slot())
-    mistakes = Mistakes(subsets, classes)
+    device, task = default_device(), task_of(model.task)
+    subsets = [subset.numbered(classes) for subset in subsets]
+    batches = eval_stream(subsets, config, Slot(), originals=task.sees_whole)
+    mistakes = Mistakes(subsets, classes) if not task.sees_whole else None
     with progress(what, batches.num_samples, "images") as advance:
 
-        def after_batch(batch: Batch, logits: Tensor) -> None:
-            mistakes.add(batch, logits)
+        def after_batch(batch: Batch, output: Output) -> None:
+            if mistakes:
+                mistakes.add(batch, output)
             advance(int(batch.valid.sum()))
 
-        scores = evaluate(model.to(device), batches, names, classes, device, after_batch=after_batch)
+        collected = task.scores(subsets, classes, config.resize, device)
+        scores = dict(evaluate(model.to(device), batches, collected, device, after_batch=after_batch))
     if batches.damaged:
         print(f"left out of {what}: {batches.damage.table()}", file=sys.stderr)
-    return {name: replace(scores[name], mistakes=found) for name, found in mistakes.result().items()}
+    for name, found in mistakes.result().items() if mistakes else ():
+        score = scores[name]
+        assert isinstance(score, ClassScore)
+        scores[name] = replace(score, mistakes=found)
+    return scores
 
 
-def named_data(folders: Sequence[str], image_size: int, option: str = "--data") -> DataConfig:
+def named_data(folders: Sequence[str], image_size: int, option: str = "--data", resize: str = "centre") -> DataConfig:
     """Built data sets, each a folder or FOLDER/SPLIT, as sources to evaluate on whole. A folder of one split needs no
     SPLIT. `option`: by which the user names them. Raises ConfigError.
     """
@@ -91,7 +100,8 @@ def named_data(folders: Sequence[str], image_size: int, option: str = "--data") 
         sources[_new_name(folder, sources)] = {"path": folder, "split": split}
     if faults:
         raise ConfigError(faults)
-    return DataConfig.model_validate({"sources": sources, "validation": 0, "image_size": image_size})
+    seen = {"image_size": image_size, "resize": resize}
+    return DataConfig.model_validate({"sources": sources, "validation": 0, **seen})
 
 
 def _new_name(folder: str, taken: Iterable[str]) -> str:
@@ -108,52 +118,53 @@ def unknown_classes(sources: Mapping[str, Sequence[str]], classes: Sequence[str]
 
 def score_to_keep(score: Score, version: str) -> dict[str, Any]:
     """A score as plain values, with the version of the data it was counted on."""
-    return {
-        "correct": score.correct,
-        "count": score.count,
-        "accuracy": score.accuracy,
-        "interval": score.interval,
-        "per_class": dict(score.per_class),
-        "top5": score.top5 / score.count if score.count else None,
-        "calibration": score.calibration if score.count else None,
-        "confusion": score.confusion,
-        "mistakes": [asdict(one) for one in score.mistakes],
-        "version": version,
-    }
+    return score.kept() | {"version": version}
 
 
-def score_row(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    """Scores as plain numbers: {"accuracy": {source: value}, "evaluation_loss": {source: value}}. A source of which
-    nothing could be counted has none.
+def score_row(scores: Mapping[str, Score], measure: str = "accuracy") -> dict[str, dict[str, float]]:
+    """Scores as plain numbers: {measure: {source: value}, "evaluation_loss": {source: value}}, the second of a
+    classifier only. A source of which nothing could be counted has none.
     """
     counted = {name: score for name, score in scores.items() if score.count}
-    return {
-        "accuracy": {name: score.accuracy for name, score in counted.items()},
-        "evaluation_loss": {name: score.loss for name, score in counted.items()},
-    }
+    losses = {name: score.loss for name, score in counted.items() if isinstance(score, ClassScore)}
+    row = {measure: {name: score.value for name, score in counted.items()}}
+    return row | ({"evaluation_loss": losses} if losses or not counted else {})
 
 
-def score_rows(scores: Mapping[str, Score], what: str, num_classes: int) -> list[list[str]]:
+def mean_value(scores: Mapping[str, Score]) -> float:
+    """Unweighted mean over sources: a big source does not hide a small one."""
+    values = [score.value for score in scores.values() if score.count]
+    return sum(values) / len(values) if values else math.nan
+
+
+def score_rows(scores: Mapping[str, Score], what: str, num_classes: int, measure: str = "accuracy") -> list[list[str]]:
     """Scores as a table for people, its header first; top 5 where there are more classes than that."""
-    rows = [[what, "images", "accuracy", "95 % interval", "top 5", "calibration error"]]
+    extras = list(dict.fromkeys(name for score in scores.values() for name in score.extras))
+    extras = [name for name in extras if name != "top 5" or num_classes > 5]
+    rows = [[what, "images", measure, "95 % interval", *extras]]
     for name, score in scores.items():
         if not score.count:
-            rows.append([name, "0", "-", "", "", ""])
+            rows.append([name, "0", "-", "", *("" for _ in extras)])
             continue
         low, high = score.interval
-        shown = score.accuracy, score.top5 / score.count, score.calibration
-        accuracy, top5, calibration = (f"{100 * value:.1f} %" for value in shown)
-        rows.append([name, f"{score.count:,}", accuracy, f"{100 * low:.1f} - {100 * high:.1f}", top5, calibration])
+        more = [percent(score.extras[extra]) for extra in extras]
+        rows.append([name, f"{score.count:,}", percent(score.value), f"{100 * low:.1f} - {100 * high:.1f}", *more])
     if len(scores) > 1:
-        rows.append(["mean of sources", "", f"{100 * mean_accuracy(scores):.1f} %", "", "", ""])
-    return rows if num_classes > 5 else [[*row[:4], row[5]] for row in rows]
+        rows.append(["mean of sources", "", percent(mean_value(scores)), "", *("" for _ in extras)])
+    return rows
 
 
-def confusions(scores: Mapping[str, Score], most: int = 3) -> list[str]:
+def percent(value: float) -> str:
+    """`93.1 %`; `-` where there is nothing to count."""
+    return f"{100 * value:.1f} %" if math.isfinite(value) else "-"
+
+
+def confusions(scores: Mapping[str, Any], most: int = 3) -> list[str]:
     """What is most often taken for what, a line for each source in which anything is."""
     lines = []
     for name, score in scores.items():
-        pairs = [(count, truth, said) for truth, row in score.confusion.items() for said, count in row.items()]
+        confusion = getattr(score, "confusion", {})
+        pairs = [(count, truth, said) for truth, row in confusion.items() for said, count in row.items()]
         pairs = [pair for pair in pairs if pair[1] != pair[2]]
         pairs.sort(key=lambda pair: (-pair[0], *pair[1:]))
         shown = ", ".join(f"{truth} for {said} ({count})" for count, truth, said in pairs[:most])

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from xfer.measure import measure_of, measured
+
 COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#475569")
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -59,13 +61,13 @@ def loss_curve(rows: Sequence[Mapping[str, Any]]) -> str:
 
 @_styled
 def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Validation accuracy of each source by step."""
-    rows = [row for row in rows if "accuracy" in row]
-    figure, axes = _axes("step", "validation accuracy (%)")
-    for i, source in enumerate(rows[-1]["accuracy"]):
+    """Accuracy, or the task's measure, of each validation source by step."""
+    rows = [row for row in rows if measured(row)]
+    figure, axes = _axes("step", f"validation {measure_of(rows[-1])} (%)")
+    for i, source in enumerate(measured(rows[-1])):
         axes.plot(
             [row["step"] for row in rows],
-            [100 * row["accuracy"][source] for row in rows],
+            [100 * measured(row)[source] for row in rows],
             marker="o",
             label=source,
             color=COLOURS[i % len(COLOURS)],
@@ -77,9 +79,11 @@ def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 @_styled
-def accuracy_bars(groups: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> str:
-    """Accuracy by source as bars with intervals. groups: label -> source -> (accuracy, low, high), fractions."""
-    figure, axes = _axes("", "accuracy (%)")
+def accuracy_bars(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], measure: str = "accuracy") -> str:
+    """Accuracy, or another measure, by source as bars with intervals. groups: label -> source -> (value, low, high),
+    fractions.
+    """
+    figure, axes = _axes("", f"{measure} (%)")
     sources = list(dict.fromkeys(source for bars in groups.values() for source in bars))
     width = 0.8 / max(1, len(groups))
     for i, (label, bars) in enumerate(groups.items()):

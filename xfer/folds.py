@@ -30,11 +30,13 @@ from xfer.choice import Choice, choose_step, hand_over, read_choice
 from xfer.config import Recipe
 from xfer.evaluate import evaluate_subsets, score_to_keep
 from xfer.history import LEFT_OUT, is_trained, left_out_scores, probe_score, read_metrics
+from xfer.measure import measure_of, measured
 from xfer.metrics import Estimate, mean_of
 from xfer.outcomes import Comparison
 from xfer.prepare import open_labelled, prepare
 from xfer.quantize import calibration_images, compare, make_bundle, quantize_model
 from xfer.run import run_lock
+from xfer.tasks.known import task_of
 
 WHAT = "each source, by a model that never saw it"
 Failure = TypeVar("Failure")
@@ -184,13 +186,17 @@ def _known(recipe: Recipe, sources: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def _keep(recipe: Recipe, rows: Mapping[str, Mapping[str, Any]], choice: Choice | None = None) -> None:
     mean = _mean(rows)
-    content = {"sources": rows, "mean": {"accuracy": mean.value, "interval": [mean.low, mean.high]}}
+    content = {"sources": rows, "mean": {_measure(rows): mean.value, "interval": [mean.low, mean.high]}}
     write_json(recipe.folder / LEFT_OUT, content | ({"chosen": choice.to_json()} if choice else {}))
 
 
 def _mean(rows: Mapping[str, Mapping[str, Any]]) -> Estimate:
-    mean = mean_of([Estimate(row["accuracy"], *row["interval"]) for row in rows.values()])
+    mean = mean_of([Estimate(measured(row), *row["interval"]) for row in rows.values()])
     return Estimate(mean.value, max(0.0, mean.low), min(1.0, mean.high))
+
+
+def _measure(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    return next((name for row in rows.values() if (name := measure_of(row))), "accuracy")
 
 
 def score_rows(run: Path) -> list[list[str]]:
@@ -198,9 +204,9 @@ def score_rows(run: Path) -> list[list[str]]:
     rows = left_out_scores(run)
     if not rows:
         return []
-    shown = [["left out", "images", "accuracy", "95 % interval"]]
+    shown = [["left out", "images", _measure(rows), "95 % interval"]]
     for source, row in rows.items():
-        shown.append([source, f"{row['count']:,}", *_percents(Estimate(row["accuracy"], *row["interval"]))])
+        shown.append([source, f"{row['count']:,}", *_percents(Estimate(measured(row), *row["interval"]))])
     shown += [["mean of sources", "", *_percents(_mean(rows))]] if len(rows) > 1 else []
     probes = [row["probe"] for row in rows.values() if row.get("probe") is not None]
     if len(probes) < len(rows):
@@ -230,7 +236,7 @@ def quantize_run(trained: Trained, recipe: Recipe, folder: Path) -> tuple[Traine
     on what it holds out.
     """
     check_replaceable(folder)
-    data = open_labelled(recipe.data, trained.classes)
+    data = open_labelled(recipe.data, trained.classes, task_of(recipe.model.task))
     return make_bundle(trained, recipe, data, folder, compare_folds(trained.path, recipe))
 
 
@@ -247,9 +253,9 @@ def compare_folds(run: Path, recipe: Recipe) -> Comparison | None:
     before, after, names = {}, {}, ("float32", "packed")
     for source, fold in found.items():
         trained = open_model(fold_folder(run, source))
-        data = open_labelled(fold.data, trained.classes)
+        data = open_labelled(fold.data, trained.classes, task_of(fold.model.task))
         calibration = calibration_images(data, fold.data, fold.quantize.calibration)
         quantized = quantize_model(trained.model, fold.quantize, calibration)
         one = compare(trained, quantized, fold.data, WHAT, data.validation)
         before, after, names = before | one.first, after | one.second, one.names
-    return Comparison(WHAT, before, after, names) if found else None
+    return Comparison(WHAT, before, after, names, task_of(recipe.model.task).measure) if found else None

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from shards.progress import progress
+from xfer.measure import measure_of
 from xfer.train import Row
 
 
@@ -27,8 +28,8 @@ def follow(name: str, steps: int, done: int) -> Iterator[Callable[[Row], None]]:
                     known[what] = row[what]
                     said = what.replace("_", " ")
                     console.print(f"damaged and {said} so far: {row[what]}, named in {file}-*.jsonl of the run")
-            if "accuracy" in row:
-                console.print(f"step {row['step']}: validation accuracy {percents(row['accuracy'])}", highlight=False)
+            if measure := measure_of(row):
+                console.print(f"step {row['step']}: validation {measure} {percents(row[measure])}", highlight=False)
 
         yield show
 

@@ -16,6 +16,7 @@ from shards.settings import ConfigError
 from shards.text import markdown, table
 from xfer.checkpoint import Checkpoint, checkpoint_name, chosen
 from xfer.config import Recipe
+from xfer.measure import measured
 from xfer.train import Row
 from xfer.trained_on import seen_text
 
@@ -39,8 +40,8 @@ def write_metrics(folder: Path, rows: Iterable[Row]) -> None:
 
 
 def scores(rows: Iterable[Row]) -> dict[int, float]:
-    """Accuracy, mean over validation sources, by the step of each evaluation."""
-    return {row["step"]: statistics.fmean(row["accuracy"].values()) for row in rows if row.get("accuracy")}
+    """Accuracy or the task's measure, mean over validation sources, by the step of each evaluation."""
+    return {row["step"]: statistics.fmean(measured(row).values()) for row in rows if measured(row)}
 
 
 def probe_score(rows: Sequence[Row]) -> dict[str, float]:
@@ -51,7 +52,7 @@ def probe_score(rows: Sequence[Row]) -> dict[str, float]:
 def model_row(folder: Path) -> Row:
     """The evaluation, as in metrics.jsonl, of the checkpoint that is the model of a run; empty if there is none."""
     name = chosen(folder / "checkpoints")
-    scored = [row for row in read_metrics(folder) if row.get("accuracy")]
+    scored = [row for row in read_metrics(folder) if measured(row)]
     return next((row for row in reversed(scored) if name in (None, checkpoint_name(row["step"]))), {})
 
 
@@ -69,8 +70,8 @@ def probe_and_model(folder: Path) -> tuple[dict[str, float], dict[str, float]]:
     """
     if rows := left_out_scores(folder):
         probe = {name: row["probe"] for name, row in rows.items() if row.get("probe") is not None}
-        return probe, {name: row["accuracy"] for name, row in rows.items()}
-    return probe_score(read_metrics(folder)), model_row(folder).get("accuracy", {})
+        return probe, {name: measured(row) for name, row in rows.items()}
+    return probe_score(read_metrics(folder)), measured(model_row(folder))
 
 
 def against_probe(folder: Path) -> str:

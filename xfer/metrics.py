@@ -5,13 +5,14 @@ Each rank adds up its own batches; a few all-reduces at the end give every rank 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from shards.loading.batch import Batch
 from xfer.mistakes import Mistake
 
 BINS = 15
@@ -42,9 +43,33 @@ class Score:
         return self.correct / self.count if self.count else math.nan
 
     @property
+    def value(self) -> float:
+        """By what classification is measured."""
+        return self.accuracy
+
+    @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson score interval of the accuracy (Wilson, JASA 1927)."""
         return wilson(self.correct, self.count)
+
+    @property
+    def extras(self) -> dict[str, float]:
+        """What else is shown of it."""
+        return {"top 5": self.top5 / self.count, "calibration error": self.calibration} if self.count else {}
+
+    def kept(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "correct": self.correct,
+            "count": self.count,
+            "accuracy": self.accuracy,
+            "interval": self.interval,
+            "per_class": dict(self.per_class),
+            "top5": self.top5 / self.count if self.count else None,
+            "calibration": self.calibration if self.count else None,
+            "confusion": self.confusion,
+            "mistakes": [asdict(one) for one in self.mistakes],
+        }
 
 
 def wilson(correct: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -115,10 +140,10 @@ class Scores:
         shapes = shapes if s * k * k <= MOST_CONFUSED else shapes[:2]
         self.sums = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
 
-    def add(self, logits: Tensor, targets: Tensor, sources: Tensor, valid: Tensor) -> None:
-        """logits [B, K]; targets [B] unified class, -1 where there is none; sources [B]; valid [B] bool."""
-        valid = valid & (targets >= 0)
-        logits, targets, sources = logits[valid].float(), targets[valid], sources[valid]
+    def add(self, output: Tensor, batch: Batch) -> None:
+        """output: logits [B, K]; samples without a class are left out."""
+        valid = batch.valid & (batch.targets >= 0)
+        logits, targets, sources = output[valid].float(), batch.targets[valid], batch.sources[valid]
         loss = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
         confidence, answers = logits.softmax(1).max(1)
         one, right = torch.ones_like(loss), (answers == targets).double()
@@ -132,7 +157,9 @@ class Scores:
         if len(self.sums) == 3:
             self.sums[2].index_put_((sources, targets, answers), one, accumulate=True)
 
-    def result(self, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, Score]:
+    def result(
+        self, total: Callable[[Tensor], Tensor] = lambda sums: sums, gather: Callable[[Tensor], Tensor] = lambda r: r
+    ) -> dict[str, Score]:
         """By source; `total` adds up over ranks, a collective."""
         by_class, bins, *confusion = (total(sums).cpu() for sums in self.sums)
         return {

@@ -1,12 +1,15 @@
-"""FusionModel: images -> branches -> projections -> fusion -> classifier.
+"""FusionModel: images -> branches -> projections -> fusion -> head.
 
 Images come as uint8 and are normalised on the device. Each branch may see its own resolution, so one set of weights
-at two scales is already a two-branch model. Projected features are pooled before they are fused: for `wsum` that is
-the same number (both are linear), and it lets a trial refit fusion and head from a cache of N x d numbers per image.
+at two scales is already a two-branch model. A classifier's projected features are pooled before they are fused: for
+`wsum` that is the same number (both are linear), and it lets a trial refit fusion and head from a cache of N x d
+numbers per image. A DenseModel fuses the maps of each level that its head reads, over the same weight vector.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +17,9 @@ from torch.nn import functional as F
 
 from shards.settings import ConfigError
 from xfer.backbone import MEAN, STD, Branch, published
-from xfer.config import PUBLISHED, RESNETS, BranchConfig, ModelConfig, model_branch
+from xfer.config import PUBLISHED, RESNETS, TASKS, BranchConfig, HeadKind, ModelConfig, model_branch
 from xfer.fusion import FUSIONS, WeightedSum
+from xfer.heads.known import HEADS, levels_of
 from xfer.timm_branch import TimmBranch
 
 AnyBranch = Branch | TimmBranch
@@ -26,6 +30,8 @@ class FusionModel(nn.Module):
 
     `sizes`: pixels each branch sees (None: as given). `trunk` of a branch never sees another branch's features.
     """
+
+    kind: HeadKind = "linear"
 
     def __init__(
         self,
@@ -40,23 +46,28 @@ class FusionModel(nn.Module):
         super().__init__()
         self.branches = nn.ModuleDict(branches)
         self.sizes, self.width = dict(sizes), width
-        self.projections = nn.ModuleDict(
-            {
-                name: nn.Sequential(nn.Conv2d(branch.channels[5], width, 1, bias=False), nn.BatchNorm2d(width))
-                for name, branch in branches.items()
-            }
-        )
+        self.projections = nn.ModuleDict({name: self._projection(branch) for name, branch in branches.items()})
         start = [weights[name] for name in branches] if weights else [1.0] * len(branches)
         self.fusion = FUSIONS[fusion](start, width)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(width * (len(branches) if fusion == "concat" else 1), num_classes)
+        self.head = self._head(width * (len(branches) if fusion == "concat" else 1), num_classes)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
+    def _projection(self, branch: AnyBranch) -> nn.Module:
+        return project(branch.channels[5], self.width)
+
+    def _head(self, channels: int, num_classes: int) -> Any:
+        return nn.Linear(channels, num_classes)
+
     def maps(self, images: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The last maps of the branches `names` (None: of all), [B, c, h, w], each of its own c, h, w."""
+        return {name: levels["C5"] for name, levels in self.levels(images, names).items()}
+
+    def levels(self, images: Tensor, names: Iterable[str] | None = None) -> dict[str, dict[str, Tensor]]:
+        """All maps of the branches `names` (None: of all), C2 to C5 each."""
         x = (images.float() / 255 - self.mean) / self.std
         maps = {}
         for name in self.branches if names is None else names:
@@ -66,10 +77,10 @@ class FusionModel(nn.Module):
                 if size in (None, x.shape[-1])
                 else F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
             )
-            maps[name] = self.branches[name](seen)["C5"]
+            maps[name] = self.branches[name](seen)
         return maps
 
-    def features(self, images: Tensor) -> list[Tensor]:
+    def features(self, images: Tensor) -> Any:
         """Pooled, projected features of every branch: N tensors [B, d]."""
         return [self.projections[name](maps).mean((2, 3)) for name, maps in self.maps(images).items()]
 
@@ -81,11 +92,68 @@ class FusionModel(nn.Module):
         return self.classify(self.features(images))
 
     @property
+    def task(self) -> str:
+        """classification, detection or segmentation."""
+        return TASKS[self.kind]
+
+    @property
     def fusion_weights(self) -> dict[str, float] | None:
         """w by branch name; None for a fusion without a weight vector."""
         if not isinstance(self.fusion, WeightedSum):
             return None
         return dict(zip(self.branches, self.fusion.weights.tolist(), strict=True))
+
+
+class DenseModel(FusionModel):
+    """Images uint8 [B, 3, S, S] -> what its head says of places in them: see `xfer/heads/`.
+
+    `kind`: of `HEADS`. Each level that the head reads is projected and fused on its own; the weights are the same on
+    all levels. Maps of a branch that sees another size are brought to the grid of the first branch.
+    """
+
+    def __init__(
+        self,
+        branches: Mapping[str, AnyBranch],
+        sizes: Mapping[str, int | None],
+        fusion: str,
+        weights: Mapping[str, float] | None,
+        width: int,
+        num_classes: int,
+        dropout: float = 0.0,
+        kind: HeadKind = "fpn",
+    ):
+        self.kind, self._dropout = kind, dropout
+        super().__init__(branches, sizes, fusion, weights, width, num_classes)
+
+    def _projection(self, branch: AnyBranch) -> nn.Module:
+        return nn.ModuleDict(
+            {level: project(branch.channels[int(level[1])], self.width) for level in levels_of(self.kind)}
+        )
+
+    def _head(self, channels: int, num_classes: int) -> Any:
+        return HEADS[self.kind].build(channels, num_classes, self._dropout)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """The fused maps [B, d, h, w] of each level that the head reads."""
+        found = self.levels(images)
+        return {level: self._fused(level, found) for level in levels_of(self.kind)}
+
+    def _fused(self, level: str, found: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+        maps = []
+        for name, levels in found.items():
+            z = self.projections[name].get_submodule(level)(levels[level])
+            if maps and z.shape[-2:] != maps[0].shape[-2:]:
+                z = F.interpolate(z, maps[0].shape[-2:], mode="bilinear")
+            maps.append(z)
+        return self.fusion(maps)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.head(self.features(images), tuple(images.shape[-2:]))
+
+
+def project(channels: int, width: int) -> nn.Sequential:
+    """[B, channels, h, w] -> [B, width, h, w]."""
+    return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
 
 
 def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: bool = True) -> FusionModel:
@@ -106,7 +174,8 @@ def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: 
                 faults.append(f"model.branches.{name}: {error}")
         if faults:
             raise ConfigError(faults)
-        model = FusionModel(
+        build = partial(DenseModel, kind=config.head.kind) if config.is_dense else FusionModel
+        model = build(
             branches,
             {name: b.size for name, b in config.branches.items()},
             config.fusion.kind,

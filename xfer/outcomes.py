@@ -1,13 +1,15 @@
-"""Which images each of several models gets right, and how sure the difference of two of them is.
+"""What each of several models makes of the same images, and how sure the difference of two of them is.
 
 Each image is read once and shown to every model, so outcomes are paired image by image. What two models both get right
 or both get wrong says nothing about their difference: the interval of the difference comes from the images on which
-they differ, and is much narrower than the two intervals of their accuracies.
+they differ, and is much narrower than the two intervals of their accuracies. Detectors and segmenters have no image
+right or wrong: their scores were drawn from the same resamples of images, so these are paired too.
 """
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +23,14 @@ from shards.progress import progress
 from shards.text import markdown, table
 from xfer.engine import default_device
 from xfer.metrics import Estimate, mean_of, paired_difference
-from xfer.repeated import difference_over_seeds
+from xfer.repeated import difference_over_seeds, mean_over_seeds
+from xfer.tasks.known import task_of
+from xfer.tasks.task import DenseScore, Scores
 
-Outcomes = dict[str, np.ndarray]
-"""By source: bool [n], whether each of its images was named rightly, in the order the batches have them; bool [R, n] of
-R runs that differ in their seeds only.
+Outcome = np.ndarray | tuple[DenseScore, ...]
+Outcomes = dict[str, Any]
+"""By source its `Outcome`: bool [n], whether each of its images was named rightly, in the order the batches have them;
+bool [R, n] of R runs that differ in their seeds only. Of detectors and segmenters the score of each run.
 """
 
 
@@ -64,12 +69,70 @@ def outcomes_on(
 ) -> dict[str, Outcomes]:
     """As `outcomes`, on all images of `subsets` in the order they are stored in, with progress."""
     names = [subset.name for subset in subsets]
-    batches = eval_stream([subset.numbered(classes) for subset in subsets], config, Slot())
+    task = task_of(next(getattr(model, "task", "classification") for model in models.values()))
+    numbered = [subset.numbered(classes) for subset in subsets]
+    batches = eval_stream(numbered, config, Slot(), originals=task.sees_whole)
     with progress(what, batches.num_samples, "images") as advance:
-        found = outcomes(models, batches, names, default_device(), advance)
+        if task.sees_whole:
+            collected = {name: task.scores(numbered, classes, config.resize, default_device()) for name in models}
+            found = _scored(models, batches, collected, default_device(), advance)
+        else:
+            found = outcomes(models, batches, names, default_device(), advance)
     if batches.damaged:
         print(f"left out of {what}: {batches.damage.table()}", file=sys.stderr)
     return found
+
+
+def _scored(
+    models: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    collected: Mapping[str, Scores],
+    device: torch.device,
+    after_batch: Callable[[int], None],
+) -> dict[str, Outcomes]:
+    """Of detectors and segmenters, as `outcomes`."""
+    homes = {name: next(model.parameters()).device for name, model in models.items()}
+    ready = {name: model.to(device).eval() for name, model in models.items()}
+    with torch.inference_mode():
+        for batch in batches:
+            batch = batch.to(device)
+            for name, model in ready.items():
+                collected[name].add(model(batch.images), batch)
+            after_batch(int(batch.valid.sum()))
+    for name, model in models.items():
+        model.to(homes[name])
+    return {name: {source: (one,) for source, one in scores.result().items()} for name, scores in collected.items()}
+
+
+def joined(runs: Sequence[Outcomes]) -> Outcomes:
+    """The outcomes of several runs, one a seed, as those of one model."""
+    if len(runs) == 1:
+        return runs[0]
+    first = runs[0]
+    return {
+        source: sum((run[source] for run in runs), ())
+        if isinstance(one, tuple)
+        else np.stack([r[source] for r in runs])
+        for source, one in first.items()
+    }
+
+
+def mean_outcome(one: Outcome) -> float:
+    """Accuracy, or the score; over runs their mean."""
+    return float(np.mean([score.value for score in one])) if isinstance(one, tuple) else float(one.mean())
+
+
+def _count(one: Outcome) -> int:
+    return one[0].count if isinstance(one, tuple) else one.shape[-1]
+
+
+def _difference_of_scores(first: Sequence[DenseScore], second: Sequence[DenseScore]) -> Estimate:
+    """Over the same resamples of images, or over seeds where there are several runs."""
+    gains = [b.value - a.value for a, b in zip(first, second, strict=True)]
+    if len(gains) > 1:
+        return mean_over_seeds(gains)
+    low, high = np.percentile(second[0].resampled - first[0].resampled, (2.5, 97.5))
+    return Estimate(gains[0], min(float(low), gains[0]), max(float(high), gains[0]))
 
 
 def _by_source(parts: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> Outcomes:
@@ -88,10 +151,13 @@ class Comparison:
     first: Outcomes
     second: Outcomes
     names: tuple[str, str] = ("float32", "packed")
+    measure: str = "accuracy"
 
     @property
     def differences(self) -> dict[str, Estimate]:
-        """By source: the accuracy of the second model less that of the first; sources without images have none."""
+        """By source: the accuracy, or other measure, of the second model less that of the first; sources without images
+        have none.
+        """
         return {name: self._difference([name]) for name in self._sources}
 
     @property
@@ -101,14 +167,20 @@ class Comparison:
 
     @property
     def _sources(self) -> list[str]:
-        return [name for name, right in self.first.items() if right.size]
+        return [name for name, right in self.first.items() if _count(right)]
+
+    @property
+    def _scored(self) -> bool:
+        return any(isinstance(one, tuple) for one in self.first.values())
 
     @property
     def _over_seeds(self) -> bool:
-        return any(right.ndim == 2 for right in self.first.values())
+        return any(len(one) > 1 if isinstance(one, tuple) else one.ndim == 2 for one in self.first.values())
 
     def _difference(self, sources: Sequence[str]) -> Estimate:
         pairs = [(self.first[name], self.second[name]) for name in sources]
+        if self._scored:
+            return mean_of([_difference_of_scores(*pair) for pair in pairs])
         if self._over_seeds and pairs:
             return difference_over_seeds(pairs)
         return mean_of([paired_difference(*pair) for pair in pairs])
@@ -122,7 +194,7 @@ class Comparison:
     @property
     def image_worth(self) -> float:
         """What one more right image is worth in the mean accuracy, in the source where it is worth most."""
-        counts = [self.first[name].shape[-1] for name in self._sources]
+        counts = [_count(self.first[name]) for name in self._sources]
         return 1 / (min(counts) * len(counts)) if counts else 0.0
 
     def rows(self) -> list[list[str]]:
@@ -131,31 +203,31 @@ class Comparison:
         rows = [["source", "images", *self.names, "difference", "95 % interval"]]
         for name, difference in found.items():
             a, b = self.first[name], self.second[name]
-            rows.append([name, f"{a.shape[-1]:,}", *_percents(a.mean(), b.mean()), *_points(difference)])
+            rows.append([name, f"{_count(a):,}", *_percents(mean_outcome(a), mean_outcome(b)), *_points(difference)])
         if len(found) > 1:
-            both = [float(np.mean([one[name].mean() for name in found])) for one in (self.first, self.second)]
+            both = [float(np.mean([mean_outcome(one[name]) for name in found])) for one in (self.first, self.second)]
             rows.append(["mean of sources", "", *_percents(*both), *_points(self.mean_difference)])
         return rows
 
     def verdict(self) -> str:
         """What the numbers come to, in one sentence."""
-        worth = f"one image is worth up to {100 * self.image_worth:.2f} points"
+        worth = "" if self._scored else f"; one image is worth up to {100 * self.image_worth:.2f} points"
         of = "seeds and images" if self._over_seeds else "images"
         if self.within_noise:
-            return f"the difference is within the noise of these {of}: they do not tell which is better; {worth}"
+            return f"the difference is within the noise of these {of}: they do not tell which is better{worth}"
         mean = self.mean_difference
         ends = sorted((abs(mean.low), abs(mean.high)))
         verb = "loses" if mean.value < 0 else "gains"
         who = "the packed model" if self.names[1] == "packed" else self.names[1]
-        return f"{who} {verb} {100 * ends[0]:.1f} to {100 * ends[1]:.1f} points; {worth}"
+        return f"{who} {verb} {100 * ends[0]:.1f} to {100 * ends[1]:.1f} points{worth}"
 
     def text(self) -> str:
         """For a terminal."""
-        return "\n".join([f"accuracy on {self.what}:", *table(self.rows()), f"  {self.verdict()}"])
+        return "\n".join([f"{self.measure} on {self.what}:", *table(self.rows()), f"  {self.verdict()}"])
 
     def markdown(self) -> str:
         """For a model card."""
-        lines = [f"Accuracy on {self.what}:", "", *markdown(self.rows())]
+        lines = [f"{self.measure[0].upper()}{self.measure[1:]} on {self.what}:", "", *markdown(self.rows())]
         return "\n".join([*lines, "", self.verdict().capitalize() + "."])
 
 

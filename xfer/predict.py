@@ -1,18 +1,22 @@
-"""Class probabilities for image files, with the same decoding and cropping as in evaluation."""
+"""What a model says of image files, seen as in evaluation."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
-from shards.decode import DecodeError
+from shards.decode import DecodeError, open_image, pixels
 from shards.format.fields import IMAGES
-from shards.loading.transforms import centre
+from shards.loading.frame import frame_of
+from shards.loading.transforms import whole
 from shards.settings import ConfigError
 from shards.sources import files
 from xfer.bundle import Trained
 from xfer.engine import default_device
+from xfer.tasks.known import task_of
+from xfer.tasks.task import Answer
 
 
 def image_files(paths: Sequence[Path], left_out: Counter[str] | None = None) -> list[Path]:
@@ -51,17 +55,43 @@ def _has(others: Mapping[str, int]) -> str:
     return f"; it has {by_ending(others)}" if others else ""
 
 
-def predictions(trained: Trained, paths: Iterable[Path], top: int) -> Iterator[tuple[Path, dict[str, float] | str]]:
-    """For each image its `top` classes with their probabilities, best first; or why it could not be read."""
-    device = default_device()
-    model = trained.model.to(device)
+def predictions(trained: Trained, paths: Iterable[Path]) -> Iterator[tuple[Path, Answer | str]]:
+    """For each image the answer of the model (see its `Task`); or why it could not be read. In the order of `paths`."""
+    device, size, resize = default_device(), trained.image_size, trained.resize
+    model, task = trained.model.to(device), task_of(trained.model.task)
     for path in paths:
         try:
-            image = centre(path.read_bytes(), trained.image_size).image
+            seen = whole(path.read_bytes(), size, resize)
         except (DecodeError, OSError) as error:
             yield path, f"not readable as an image ({error})"
             continue
         with torch.inference_mode():
-            probabilities = model(image[None].to(device))[0].float().softmax(0).cpu()
-        best = probabilities.topk(min(top, len(trained.classes)))
-        yield path, {trained.classes[i]: p for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)}
+            output = model(seen.image[None].to(device))
+            (answer,) = task.answers(output, [frame_of(*seen.original, size, resize)])
+        yield path, answer
+
+
+def drawn_to(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
+    """Where the picture of each image goes: its own name, as PNG, numbered where several have the same. Raises
+    ConfigError if the folder cannot be made, or has such a file that is an image to be read.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
+    taken, found = set(), {}
+    for path in paths:
+        names = (f"{path.stem}.png" if n == 1 else f"{path.stem}-{n}.png" for n in range(1, len(paths) + 2))
+        name = next(one for one in names if one not in taken)
+        taken.add(name)
+        found[path] = folder / name
+    own = {path.resolve() for path in paths}
+    if clash := [target for target in found.values() if target.resolve() in own]:
+        raise ConfigError(f"{folder}: {clash[0].name} there is one of the images; give another folder")
+    return found
+
+
+def upright(path: Path) -> Image.Image:
+    """The picture that answers are drawn on."""
+    encoded = open_image(path.read_bytes())
+    return Image.fromarray(pixels(encoded).array)

@@ -18,10 +18,12 @@ from shards.loading.train import augment_faults
 from shards.settings import ConfigError, SchemaError, Strict, load, read_yaml
 from xfer.backbone import STAGES
 from xfer.checkpoint import Checkpoint, find_checkpoint
-from xfer.classes import class_faults, label_faults, label_notes
+from xfer.classes import label_notes
 from xfer.config import LEFT_OUT, RESNETS, BranchConfig, ModelConfig, Recipe, TrainConfig, TransferConfig
 from xfer.engine import shares
 from xfer.model import build_branch, build_model, check_weights_exist
+from xfer.tasks.known import task_of
+from xfer.tasks.task import Task
 from xfer.timm_branch import TimmBranch, check_maps
 from xfer.track import track_faults
 from xfer.transfer.head import kept_classes
@@ -31,6 +33,7 @@ from xfer.transfer.stages import transfer_faults
 from xfer.transfer.teacher import teacher_faults
 
 FIXED = ("optimizer", "seed")  # of `train`: cannot change within a run; all its other values may
+SEEN = ("image_size", "resize")  # of `data`: cannot change either
 DOCUMENTS = {"study": ("tune", "space"), "job": ("train", "recipe"), "recipe": ("fit", "data")}
 """By document: the verb that takes it, and the section that only it has."""
 Document = TypeVar("Document", bound=Strict)
@@ -56,7 +59,8 @@ def load_document(
         data, model, train, transfer = (error.sections.get(name) for name in ("data", "model", "train", "transfer"))
         # which classes the model has beside those of its sources is not known here
         keeps = isinstance(transfer, TransferConfig) and transfer.head == "keep"
-        opens = partial(open_data, unfit=class_faults) if keeps else open_labelled
+        task = task_of(model.task if isinstance(model, ModelConfig) else "classification")
+        opens = partial(open_data, unfit=task.faults) if keeps else partial(open_labelled, task=task)
         faults = _faults_of(lambda: opens(data)) if isinstance(data, DataConfig) else []
         faults += check_weights_exist(model) if isinstance(model, ModelConfig) else []
         faults += teacher_faults(train.teacher, None) if isinstance(train, TrainConfig) else []
@@ -64,12 +68,13 @@ def load_document(
         raise ConfigError([*error.faults, *faults], error.origin) from None
 
 
-def open_labelled(config: DataConfig, known: Sequence[str] = ()) -> Splits:
-    """Opens the data for a classifier. `known`: classes that it has beside those of its sources. Raises ConfigError
-    with every fault, sources without classes among them.
+def open_labelled(config: DataConfig, known: Sequence[str] = (), task: Task | None = None) -> Splits:
+    """Opens the data for a model of a task (None: classification). `known`: classes that it has beside those of its
+    sources. Raises ConfigError with every fault, sources without what the task needs among them.
     """
-    data = open_data(config, class_faults).widened(known)
-    faults = label_faults(data)
+    task = task or task_of("classification")
+    data = open_data(config, task.faults).widened(known)
+    faults = task.label_faults(data)
     if faults:
         raise ConfigError(faults)
     return data
@@ -85,11 +90,13 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
         + batchnorm_faults(recipe, world_size)
         + transfer_faults(recipe)
     )
+    task = task_of(recipe.model.task)
+    faults += task.recipe_faults(recipe)
     faults += track_faults(recipe.track)
     faults += timm_faults(recipe)
     try:
         known = kept_classes(recipe)
-        data = open_labelled(recipe.data, known)
+        data = open_labelled(recipe.data, known, task)
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
     faults += augment_faults(data.train, recipe.data) + teacher_faults(recipe.train.teacher, data.classes)
@@ -220,7 +227,7 @@ def _differences(recipe: Recipe, checkpoint: Checkpoint, data: Splits) -> list[s
         if recipe.transfer.mode == "quant":  # decides the branches
             pairs |= {f"quantize.{key}": (getattr(before.quantize, key), value) for key, value in recipe.quantize}
         pairs["train.probe_images"] = (before.probe_images, recipe.probe_images)
-        pairs["data.image_size"] = (before.data.image_size, recipe.data.image_size)
+        pairs |= {f"data.{key}": (getattr(before.data, key), getattr(recipe.data, key)) for key in SEEN}
         faults += [f"{path}: was {old}, is now {new}" for path, (old, new) in pairs.items() if old != new]
     faults += _new_classes(checkpoint.state.classes, {subset.name: subset.classes for subset in data.train})
     faults += _faults_of(lambda: resume(data.train, recipe.data, StreamState(**checkpoint.state.stream)))

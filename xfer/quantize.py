@@ -24,9 +24,10 @@ from xfer.model import FusionModel
 from xfer.outcomes import Comparison, outcomes_on
 from xfer.quant.bits import FLOAT, group_of, layer_bits
 from xfer.quant.correct import correct
-from xfer.quant.fold import check_fold, fold
+from xfer.quant.fold import check_fold, fold, tensors
 from xfer.quant.keep import keep, kept, release
 from xfer.quant.weights import Codes, Quantized, quantize
+from xfer.tasks.known import task_of
 
 CALIBRATION_BATCH = 64
 
@@ -98,7 +99,7 @@ def check_sound(model: FusionModel, images: Tensor) -> None:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise ConfigError(f"the trained model is not finite, so there is nothing to round: {broken[0]}{more}; {advice}")
     with torch.inference_mode():
-        if not bool(model.eval()(images).isfinite().all()):
+        if not all(bool(one.isfinite().all()) for one in tensors(model.eval()(images))):
             raise ConfigError(
                 f"what the trained model makes of images is not finite, although its weights are; {advice}"
             )
@@ -133,7 +134,8 @@ def compare(
     """The run and its quantized model on the same images."""
     models = {"trained": trained.model, "packed": quantized.model}
     found = outcomes_on(models, subsets, config, trained.classes, f"compare {trained.name}")
-    return Comparison(what, found["trained"], found["packed"], (trained.form, "packed"))
+    measure = task_of(trained.model.task).measure
+    return Comparison(what, found["trained"], found["packed"], (trained.form, "packed"), measure)
 
 
 def ship(
@@ -171,7 +173,7 @@ def _card(
         f"- trained on: {', '.join(sorted(recipe.data.sources))}; steps {recipe.steps}, seed {recipe.train.seed}",
         f"- fusion: {recipe.model.fusion.kind}, weights "
         + (", ".join(f"{name} {w:.3f}" for name, w in weights.items()) if weights else "none"),
-        f"- images: {recipe.data.image_size} x {recipe.data.image_size} pixels",
+        f"- images: {recipe.data.image_size} x {recipe.data.image_size} pixels, {recipe.data.resize}",
         f"- storage bits: {_storage(recipe, bits)}",
         f"- float weights: {trained.weights_bytes:,} bytes",
         "",

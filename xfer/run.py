@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -58,10 +59,12 @@ from xfer.history import (
     scores,
     write_metrics,
 )
-from xfer.labels import Objective, annotated
+from xfer.labels import annotated
+from xfer.measure import measured
 from xfer.model import FusionModel, build_model
 from xfer.optimizer import hold_near
 from xfer.portable import trained_weights
+from xfer.tasks.known import task_of
 from xfer.track import Tracking
 from xfer.train import DivergedError, Row, Training, check_finite, train
 from xfer.transfer.stages import stages
@@ -117,7 +120,7 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     )
     masks, names = annotated(data.train, len(data.classes)), [subset.name for subset in data.train]
     record = RunRecord(recipe, slot, stream, data.validation, data.classes, report, rows)
-    teacher = build_teacher(recipe.train.teacher, data.classes)
+    task, teacher = task_of(recipe.model.task), build_teacher(recipe.train.teacher, data.classes)
     left = [stage for stage in stages(recipe) if stage.end > state.step]
     with record:
         for stage in left or stages(recipe)[-1:]:
@@ -130,8 +133,8 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
             if tensors and begun:
                 engine.load(tensors, optimizer, state.step - stage.start)
             record.engine = engine
-            smoothing = recipe.train.label_smoothing
-            objective = Objective(masks.to(engine.device), names, smoothing, teacher and teacher.to(engine.device))
+            taught = teacher and teacher.to(engine.device)
+            objective = task.loss(masks.to(engine.device), names, recipe.train.label_smoothing, taught)
             config, steps = stage.recipe.train, range(stage.start, stage.end)
             run = Training(engine, stream, objective, config, recipe.data.batch_size, steps, record, scored)
             try:
@@ -179,8 +182,10 @@ class RunRecord:
         self._recipe, self._writes, self._stream = recipe, slot.rank == 0, stream
         self.engine: Engine  # of the stage that is trained; set before each
         self._classes, self._report = classes, report
-        self._sources = [subset.name for subset in validation]
-        self._batches = eval_stream(validation, recipe.data, slot, damage_log=recipe.folder) if validation else None
+        self._task, self._validation = task_of(recipe.model.task), validation
+        whole = self._task.sees_whole
+        stream_of = partial(eval_stream, config=recipe.data, slot=slot, damage_log=recipe.folder, originals=whole)
+        self._batches = stream_of(validation) if validation else None
         self._tracking: Tracking | None = None
         self._rows, self._scores = rows, scores(rows)
         self._evaluated, self._end = evaluated(rows), last_step(recipe)
@@ -196,16 +201,23 @@ class RunRecord:
             self._tracking.close(finished=kind is None)
 
     def evaluate(self) -> Row:
-        """Accuracy and loss by validation source; empty without validation data. A collective."""
+        """Accuracy (or the task's measure) and loss by validation source; empty without validation data. A
+        collective.
+        """
         if self._batches is None:
             return {}
-        engine = self.engine
+        engine, task, resize = self.engine, self._task, self._recipe.data.resize
+        collected = task.scores(self._validation, self._classes, resize, engine.device)
         with engine.averaged():
-            scores = evaluate(engine.module, self._batches, self._sources, self._classes, engine.device, engine.sum)
-        for name, score in scores.items():
-            if score.count and not math.isfinite(score.loss):
-                raise DivergedError(f"the validation loss of {name} is {score.loss}")
-        return score_row(scores)
+            scores = evaluate(engine.module, self._batches, collected, engine.device, engine.sum, engine.gather)
+        row = score_row(scores, task.measure)
+        for what in ("evaluation_loss", task.measure):
+            for name, value in row.get(what, {}).items():
+                if not math.isfinite(value):
+                    raise DivergedError(
+                        f"the validation {'loss' if what != task.measure else what} of {name} is {value}"
+                    )
+        return row
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint. A collective."""
@@ -230,7 +242,7 @@ class RunRecord:
             self._tracking.add(row)
         self._scores |= scores([row])
         self._evaluated |= evaluated([row])
-        if self._writes and row.get("accuracy"):
+        if self._writes and measured(row):
             self._choose()
         self._report(row)
 

@@ -23,16 +23,19 @@ from xfer.bundle import Trained, open_model
 from xfer.config import Recipe
 from xfer.folds import prepare_folds
 from xfer.history import probe_and_model
+from xfer.measure import measure_of, measured
 from xfer.metrics import Estimate
 from xfer.prepare import open_labelled, prepare
 from xfer.repeated import mean_over_seeds
 from xfer.run import run_lock
+from xfer.tasks.known import task_of
 from xfer.transfer.head import kept_classes
 
 RESULT = "seeds.json"
 Failure = TypeVar("Failure")
 Rows = Mapping[str, Mapping[str, Any]]
-"""By seed: train.seed, data.seed, steps; accuracy and probe by source; data: what was trained on and what held out."""
+"""By seed: train.seed, data.seed, steps; the task's measure and probe by source; data: what was trained on and
+what held out."""
 
 
 def seed_folder(folder: Path, seed: int | str) -> Path:
@@ -101,40 +104,40 @@ def train_seeds(
                     one.folder.parent.rmdir()  # if nothing came of it
             if failure:
                 return failure
-            rows[str(k)] = _row(one, open_labelled(one.data, kept_classes(one)))
+            rows[str(k)] = _row(one, open_labelled(one.data, kept_classes(one), task_of(one.model.task)))
             write_json(recipe.folder / RESULT, {"seeds": rows, "sources": _sources(rows)})
     return None
 
 
 def _row(recipe: Recipe, data: Splits) -> dict[str, Any]:
     """What a trained run came to: on what its recipe holds out, or on each source, by the run that never saw it."""
-    probe, accuracy = probe_and_model(recipe.folder)
+    probe, values = probe_and_model(recipe.folder)
     return {
         "train.seed": recipe.train.seed,
         "data.seed": recipe.data.seed,
         "steps": recipe.steps,
-        "accuracy": accuracy,
+        task_of(recipe.model.task).measure: values,
         "probe": probe,
         "data": [{subset.name: subset.identity() for subset in part} for part in (data.train, data.validation)],
     }
 
 
 def _sources(rows: Rows) -> dict[str, dict[str, list[float]]]:
-    """By source, and for the mean of sources: accuracy, probe and gain over seeds, each [mean, low, high]."""
+    """By source, and for the mean of sources: measure, probe and gain over seeds, each [mean, low, high]."""
     runs = list(rows.values())
     if len(runs) < 2:
         return {}
-    names = [name for name in runs[0]["accuracy"] if all(name in run["accuracy"] for run in runs)]
+    names = [name for name in measured(runs[0]) if all(name in measured(run) for run in runs)]
     groups = {name: [name] for name in names} | ({"mean of sources": names} if len(names) > 1 else {})
     return {name: _means(runs, members) for name, members in groups.items()}
 
 
 def _means(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[float]]:
-    accuracy = [fmean(run["accuracy"][name] for name in names) for run in runs]
-    found = {"accuracy": _clipped(mean_over_seeds(accuracy))}
+    values = [fmean(measured(run)[name] for name in names) for run in runs]
+    found = {measure_of(runs[0]) or "accuracy": _clipped(mean_over_seeds(values))}
     if all(name in run["probe"] for run in runs for name in names):
         probe = [fmean(run["probe"][name] for name in names) for run in runs]
-        gains = [after - before for before, after in zip(probe, accuracy, strict=True)]
+        gains = [after - before for before, after in zip(probe, values, strict=True)]
         found |= {"probe": _clipped(mean_over_seeds(probe)), "gain": mean_over_seeds(gains)}
     return {what: list(estimate) for what, estimate in found.items()}
 
@@ -150,7 +153,7 @@ def is_seeded(folder: Path) -> bool:
 
 def read_seeds(folder: Path) -> dict[str, Any]:
     """seeds: what each run came to, `Rows`; sources: by source, and for their mean, [mean, low, high] over seeds of
-    accuracy, probe and gain. Empty if there is nothing yet.
+    measure, probe and gain. Empty if there is nothing yet.
     """
     return read_json(folder / RESULT)
 
@@ -163,9 +166,9 @@ def seed_rows(folder: Path) -> list[list[str]]:
 def _shown(sources: Mapping[str, Mapping[str, Sequence[float]]], what: str) -> list[list[str]]:
     with_probe = all("gain" in means for means in sources.values())
     probe = ["its linear probe", "95 % interval", "gain", "95 % interval"] if with_probe else []
-    rows = [[what, "accuracy", "95 % interval", *probe]]
+    rows = [[what, next(map(measure_of, sources.values()), None) or "", "95 % interval", *probe]]
     for name, means in sources.items():
-        cells = [*_percents(means["accuracy"])]
+        cells = [*_percents(measured(means))]
         if with_probe:
             value, low, high = (round(100 * number, 1) + 0.0 for number in means["gain"])  # + 0.0: no -0.0
             cells += [*_percents(means["probe"]), f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}"]
@@ -183,14 +186,14 @@ def seeds_text(folder: Path) -> str:
     return _text(seed_rows(folder), len(read_seeds(folder).get("seeds", ())))
 
 
-def mean_text(accuracies: Sequence[Mapping[str, float]], what: str) -> str:
-    """The same of accuracies by source, one of each seed; what: which images they are of."""
-    runs = {str(k): {"accuracy": one, "probe": {}} for k, one in enumerate(accuracies)}
+def mean_text(values: Sequence[Mapping[str, float]], what: str, measure: str = "accuracy") -> str:
+    """The same of values by source, one of each seed; what: which images they are of."""
+    runs = {str(k): {measure: one, "probe": {}} for k, one in enumerate(values)}
     return _text(_shown(_sources(runs), what), len(runs))
 
 
 def _text(rows: Sequence[Sequence[str]], seeds: int) -> str:
-    return "\n".join([f"accuracy, mean of {seeds} seeds:", *table(rows)]) if rows else ""
+    return "\n".join([f"{rows[0][1]}, mean of {seeds} seeds:", *table(rows)]) if rows else ""
 
 
 def open_seeds(folders: Sequence[Path]) -> list[list[Trained]]:

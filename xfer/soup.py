@@ -9,7 +9,7 @@ sec. 3.2), and the accuracy is told before and after.
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -25,11 +25,13 @@ from shards.settings import ConfigError, dump, load, replace
 from shards.text import table
 from xfer.checkpoint import START, Checkpoint, TrainState, model_checkpoint, write_checkpoint
 from xfer.config import Recipe
-from xfer.engine import default_device
 from xfer.evaluate import evaluate_subsets, score_row
+from xfer.measure import measured
 from xfer.model import FusionModel, build_model
+from xfer.tasks.known import task_of
 from xfer.train import Row, set_training
 from xfer.trained_on import keep_entries, read_entries
+from xfer.transfer.settle import settle
 
 STATISTICS_IMAGES = 1024
 RESULT = "soup.json"
@@ -104,13 +106,14 @@ def make_soup(runs: Sequence[Path], out: Path) -> Soup:
 
 
 def _accuracy(row: Row) -> float:
-    return fmean(row["accuracy"].values())
+    return fmean(measured(row).values())
 
 
 def _score(model: FusionModel, weights: Mapping[str, Tensor], first: Ingredient, data: Splits, what: str) -> Row:
     """On the held-out parts."""
     model.load_state_dict(weights)
-    return score_row(evaluate_subsets(model, data.validation, first.recipe.data, data.classes, what))
+    scores = evaluate_subsets(model, data.validation, first.recipe.data, data.classes, what)
+    return score_row(scores, task_of(model.task).measure)
 
 
 def _settled(model: FusionModel, first: Ingredient, data: Splits) -> dict[str, Tensor]:
@@ -118,33 +121,10 @@ def _settled(model: FusionModel, first: Ingredient, data: Splits) -> dict[str, T
     count = min(STATISTICS_IMAGES, sum(subset.num_samples for subset in data.train))
     batches = few(data.train, first.recipe.data, count, sources="proportional", batch_size=_BATCH)
     with progress("statistics", count, "images") as advance:
-        settle(model, (batch.images for batch in batches), first.recipe.train.freeze_batchnorm, advance)
+        set_training(model, first.recipe.train.freeze_batchnorm)
+        norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d) and part.training]
+        settle(model, (batch.images for batch in batches), norms, advance)
     return {name: value.cpu().clone() for name, value in model.state_dict().items()}
-
-
-@torch.no_grad()
-def settle(
-    model: FusionModel,
-    images: Iterable[Tensor],
-    freeze_batchnorm: bool = False,
-    advance: Callable[[int], None] = lambda count: None,
-) -> None:
-    """Makes the statistics of every BatchNorm that training moves those of `images`, each batch counting alike
-    (`torch.optim.swa_utils.update_bn` would reset frozen ones too).
-    """
-    device = default_device()
-    set_training(model.to(device), freeze_batchnorm)
-    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d) and part.training]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over batches
-    for batch in images:
-        model.features(batch.to(device))
-        advance(len(batch))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
 
 
 def _mean(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from shards.loading.batch import Slot
+from shards.loading.frame import frame_of
 from shards.loading.open import open_data
-from shards.loading.transforms import centre, resize
+from shards.loading.transforms import squared, whole
 from shards.settings import ConfigError, parse, replace
 from shards.settings import load as load_yaml
 from xfer import run as runs
@@ -26,11 +27,12 @@ from xfer.evaluate import evaluate_subsets
 from xfer.folds import prepare_folds, quantize_run, train_folds
 from xfer.follow import follow
 from xfer.history import last_step, left_out_scores, read_metrics
-from xfer.metrics import Estimate, Score
+from xfer.metrics import Estimate
 from xfer.model import FusionModel
 from xfer.prepare import load_document, prepare
 from xfer.report.run import write_run_report
 from xfer.seeds import RESULT, check_not_seeded, read_seeds, seed_folder, train_seeds
+from xfer.tasks.known import task_of
 
 Picture = str | Path | np.ndarray | Tensor | Image.Image
 """An image: a file, uint8 [H, W, 3] (NumPy), uint8 [3, H, W] (torch), or PIL's."""
@@ -39,8 +41,9 @@ Picture = str | Path | np.ndarray | Tensor | Image.Image
 class Model:
     """A model ready for use: of a run or of a bundle, in evaluation mode.
 
-    model: the nn.Module, uint8 or float images [B, 3, S, S] of 0 to 255 -> logits [B, K]; classes: the K names in the
-    order of the logits; image_size: S; bits: storage bits by layer, None for a run.
+    model: the nn.Module, uint8 or float images [B, 3, S, S] of 0 to 255 -> logits [B, K] of a classifier, or what its
+    head gives (`xfer/heads/`); classes: the K names in the order of the logits; image_size: S; bits: storage bits by
+    layer, None for a run.
     """
 
     def __init__(self, trained: Trained):
@@ -50,8 +53,10 @@ class Model:
         self.bits = trained.bits
         self.weights_bytes = trained.weights_bytes
 
-    def predict(self, images: Picture | Iterable[Picture], top: int = 3) -> list[dict[str, float]]:
-        """The `top` classes of each image with their probabilities, best first.
+    def predict(self, images: Picture | Iterable[Picture], top: int = 3) -> list[Any]:
+        """Of each image what the model says. A classifier: its `top` classes with their probabilities, best first. A
+        detector: `Detections` of at most 100 boxes float32 [n, 4] in pixels of the image, scores [n], labels [n], best
+        first. A segmenter: the class index of each pixel, uint8 [H, W].
 
         Raises ConfigError for what is no image, naming its place; OSError and DecodeError for files.
         """
@@ -59,15 +64,20 @@ class Model:
             raise ConfigError(f"top: must be at least 1, got {top}")
         one = isinstance(images, (str, Path, np.ndarray, Tensor, Image.Image)) or not isinstance(images, Iterable)
         several: list[Any] = [images] if one else list(cast(Iterable[Picture], images))
-        device = default_device()
-        model = self.model.to(device)
-        return [self._best(model, _square(one, self.image_size, at), device, top) for at, one in enumerate(several)]
+        return [self._answer(one, at, top) for at, one in enumerate(several)]
 
-    def _best(self, model: FusionModel, image: Tensor, device: torch.device, top: int) -> dict[str, float]:
+    def _answer(self, image: Picture, at: int, top: int) -> Any:
+        device, size, resize = default_device(), self.image_size, self._trained.resize
+        model, task = self.model.to(device), task_of(self.model.task)
+        if isinstance(image, (str, Path)):
+            seen = whole(Path(image).read_bytes(), size, resize)
+            square, original = seen.image, seen.original
+        else:
+            given = _pixels(image, at)
+            square, original = squared(given, size, resize), (given.shape[1], given.shape[0])
         with torch.inference_mode():
-            probabilities = model(image[None].to(device))[0].float().softmax(0).cpu()
-        best = probabilities.topk(min(top, len(self.classes)))
-        return {self.classes[i]: p for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)}
+            (answer,) = task.answers(model(square[None].to(device)), [frame_of(*original, size, resize)])
+        return answer if task.sees_whole else task.plain(answer, self.classes, top)
 
     def __repr__(self) -> str:
         kind = "float32" if self.bits is None else f"{min(self.bits.values())} to {max(self.bits.values())} bits"
@@ -100,7 +110,7 @@ class Run:
         """The model of the newest checkpoint."""
         return load(self.folder)
 
-    def evaluate(self, split: str = "validation") -> dict[str, Score]:
+    def evaluate(self, split: str = "validation") -> dict[str, Any]:
         """Scores by source on the `validation` or the `test` part of the run's data. Nothing is recorded."""
         if split not in ("validation", "test"):
             raise ConfigError(f"split: must be validation or test, got {split!r}")
@@ -123,7 +133,7 @@ class Run:
         bundle, _ = quantize_run(open_model(self.folder), recipe, Path(out or self.folder / "bundle"))
         return Model(bundle)
 
-    def predict(self, images: Picture | Iterable[Picture], top: int = 3) -> list[dict[str, float]]:
+    def predict(self, images: Picture | Iterable[Picture], top: int = 3) -> list[Any]:
         """As `Model.predict`."""
         return self.model.predict(images, top)
 
@@ -236,19 +246,6 @@ def _recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[
             raise ConfigError("overrides: with a recipe that is no file, give values by dotted path")
         overrides = {}
     return replace(recipe, overrides) if isinstance(recipe, Recipe) else parse(recipe, Recipe, overrides)
-
-
-def _square(image: Picture, size: int, at: int) -> Tensor:
-    """uint8 [3, size, size]: the largest centred square, resized as in evaluation."""
-    if isinstance(image, (str, Path)):
-        return centre(Path(image).read_bytes(), size).image
-    pixels = _pixels(image, at)
-    side = min(pixels.shape[:2])
-    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-    part = pixels[top : top + side, left : left + side].copy()  # PIL's is not writable
-    out = torch.empty((size, size, 3), dtype=torch.uint8).permute(2, 0, 1)
-    resize(torch.from_numpy(part)[None].permute(0, 3, 1, 2), out[None])
-    return out
 
 
 def _pixels(image: Any, at: int) -> np.ndarray:

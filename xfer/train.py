@@ -18,7 +18,7 @@ from shards.loading.batch import Batch
 from xfer.checkpoint import TrainState
 from xfer.config import TrainConfig
 from xfer.engine import Engine
-from xfer.labels import Objective
+from xfer.tasks.task import Loss, Output
 
 Row = dict[str, Any]
 
@@ -51,7 +51,7 @@ class Training:
 
     engine: Engine
     batches: Iterator[Batch]
-    objective: Objective
+    objective: Loss
     config: TrainConfig
     global_batch: int
     steps: range
@@ -92,7 +92,7 @@ def _batchnorm_still(module: nn.Module) -> Iterator[None]:
             part.train()
 
 
-def train_step(engine: Engine, batch: Batch, objective: Objective, global_batch: int) -> Tensor:
+def train_step(engine: Engine, batch: Batch, objective: Loss, global_batch: int) -> Tensor:
     """One update from this rank's share of a global batch. Returns this rank's part of the mean loss, a scalar on the
     device.
 
@@ -102,21 +102,26 @@ def train_step(engine: Engine, batch: Batch, objective: Objective, global_batch:
     batch = batch.to(engine.device)
     for micro in batch.split(engine.accumulation):
         if len(micro):
-            logits = engine.forward(micro.images)
-            loss = objective(logits, micro) / global_batch
+            loss = objective(engine.forward(micro.images), micro) / global_batch
         else:  # another rank's share is larger: take part in its backward with gradients of zero
             with _batchnorm_still(engine.module):
-                loss = engine.forward(batch.images[:1]).float().sum() * 0
+                loss = _nothing(engine.forward(batch.images[:1]))
         engine.backward(loss * engine.world_size)  # the engine averages over ranks
         engine.step()
         total += loss.detach()
     return total
 
 
+def _nothing(output: Output) -> Tensor:
+    """A loss of 0 that every output has a part in."""
+    parts = output.values() if isinstance(output, Mapping) else [output]
+    return sum((part.float().sum() * 0 for part in parts if part.requires_grad), torch.zeros(()))
+
+
 class _Losses:
     """Losses of the steps since the last row. Reading them is the one place that waits for the device."""
 
-    def __init__(self, engine: Engine, objective: Objective):
+    def __init__(self, engine: Engine, objective: Loss):
         self._engine, self._objective = engine, objective
         self._known: list[float] = []
         self._pending: list[tuple[Tensor, Tensor]] = []

@@ -3,17 +3,23 @@
 import pytest
 import torch
 
+from shards.loading.batch import Batch
 from xfer.evaluate import confusions, score_rows
 from xfer.metrics import MOST_CONFUSED, Score, Scores, mean_accuracy, wilson
 
 CPU = torch.device("cpu")
 
 
+def batch_of(targets: torch.Tensor, sources: torch.Tensor, valid: torch.Tensor) -> Batch:
+    images = torch.zeros(len(targets), 3, 1, 1, dtype=torch.uint8)
+    return Batch(images, targets, sources, torch.arange(len(targets)), valid)
+
+
 def test_padding_and_samples_without_a_known_class_are_not_counted():
     sums = Scores(["a", "b"], ["x", "y"], CPU)
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 0.0]])
     targets, sources = torch.tensor([0, 0, 0, -1]), torch.tensor([0, 0, 1, 1])
-    sums.add(logits, targets, sources, torch.tensor([True, True, False, True]))
+    sums.add(logits, batch_of(targets, sources, torch.tensor([True, True, False, True])))
     scores = sums.result()
     assert (scores["a"].correct, scores["a"].count) == (1, 2)
     assert scores["a"].per_class == {"x": 0.5}
@@ -53,7 +59,7 @@ def test_top_5_calibration_and_confusion_are_what_plain_loops_count(many):
     names = [f"c{i}" for i in range(7)]
     sums = Scores(["a", "b"], names, CPU)
     for part in torch.arange(400).split(37):  # unequal batches
-        sums.add(logits[part], targets[part], sources[part], torch.ones(len(part), dtype=torch.bool))
+        sums.add(logits[part], batch_of(targets[part], sources[part], torch.ones(len(part), dtype=torch.bool)))
     for source, score in enumerate(sums.result().values()):
         x, y = logits[sources == source].double().softmax(1), targets[sources == source]
         assert score.top5 == sum(t in row.argsort(descending=True)[:5] for row, t in zip(x, y, strict=True))
@@ -77,7 +83,7 @@ def test_sums_of_two_ranks_are_the_scores_of_all_images(many):
     whole, one, two = (Scores(["a", "b"], names, CPU) for _ in range(3))
     valid = torch.ones(400, dtype=torch.bool)
     for sums, part in ((whole, slice(None)), (one, slice(0, 150)), (two, slice(150, None))):
-        sums.add(logits[part], targets[part], sources[part], valid[part])
+        sums.add(logits[part], batch_of(targets[part], sources[part], valid[part]))
     others = iter(two.sums)
     assert one.result(lambda sums: sums + next(others)) == whole.result()
 
@@ -85,9 +91,8 @@ def test_sums_of_two_ranks_are_the_scores_of_all_images(many):
 def test_a_table_of_confusions_that_would_be_huge_is_not_kept():
     count = int(MOST_CONFUSED**0.5) + 1
     sums = Scores(["a"], [str(i) for i in range(count)], CPU)
-    sums.add(
-        torch.randn(4, count), torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.long), torch.ones(4) > 0
-    )
+    zeros = torch.zeros(4, dtype=torch.long)
+    sums.add(torch.randn(4, count), batch_of(zeros, zeros, torch.ones(4) > 0))
     assert sums.result()["a"].confusion == {}
 
 

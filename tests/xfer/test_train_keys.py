@@ -22,6 +22,7 @@ from xfer.engine import Engine, PlainEngine, build_engine, shares
 from xfer.evaluate import evaluate, evaluate_subsets, score_row
 from xfer.history import read_metrics
 from xfer.labels import Objective, annotated
+from xfer.metrics import Scores
 from xfer.model import FusionModel, build_model
 from xfer.train import learning_rate, set_training, train_step
 
@@ -271,10 +272,11 @@ def test_evaluation_neither_drops_nor_counts_and_a_run_goes_on_training(recipe):
     model, scores = first_batch(recipe)[0].train(), []
     before = {name: value.clone() for name, value in model.named_buffers()}
     subsets = open_data(recipe.data).validation
-    sources = {subset.name: subset.classes for subset in subsets}
     for size in (12, 5):
         batches = eval_stream(subsets, replace(recipe, {"data.batch_size": size}).data, Slot())
-        scores.append(evaluate(model.train(), batches, sources, subsets[0].classes, CPU)["paint"].loss)
+        collected = Scores([one.name for one in subsets], subsets[0].classes, CPU)
+        evaluate(model.train(), batches, collected, CPU)
+        scores.append(collected.result()["paint"].loss)
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
     for name, value in model.named_buffers():
         assert torch.equal(value, before[name]), name

@@ -40,6 +40,7 @@ def compare(
     """
     from xfer.cli.evaluate import HELD_OUT, named, of_recipe, recipe_of
     from xfer.compare import compare_models, model_names
+    from xfer.prepare import SEEN
 
     if len(models) < 2:
         raise ConfigError(f"models: must be at least 2 run folders or bundles, got {len(models)}")
@@ -47,7 +48,7 @@ def compare(
     trained = dict(zip(model_names(models), opened, strict=True))
     if data and split != "all":
         raise ConfigError("--data: names what is compared on; leave out --split")
-    config, parts = named(data, opened[0][0].image_size) if data else of_recipe(opened[0][0].path, (), split)[:2]
+    config, parts = named(data, opened[0][0]) if data else of_recipe(opened[0][0].path, (), split)[:2]
     if not parts:
         raise ConfigError(f"{models[0]}: its recipe holds out nothing of that kind to compare on")
     for part, subsets in parts.items():
@@ -59,7 +60,7 @@ def compare(
             theirs = recipe_of(runs[0].path, ()).data
         except ConfigError:
             continue
-        if any(getattr(theirs, key) != getattr(config, key) for key in HELD_OUT if key != "image_size"):
+        if any(getattr(theirs, key) != getattr(config, key) for key in HELD_OUT if key not in SEEN):
             print(f"\nnote: {name} was made from other data than {next(iter(trained))}: it may have seen these images")
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from xfer.bundle import Trained
     from xfer.config import Recipe
 
-HELD_OUT = "sources", "test", "validation", "image_size"
+HELD_OUT = "sources", "test", "validation", "image_size", "resize"
 """Keys of `data` that decide what a score is counted on; where it lies and how fast it is read does not."""
 
 
@@ -47,6 +47,7 @@ def evaluate(
     data
         A folder of shards, or FOLDER/SPLIT; give the option once for each. Needs no run folder.
     """
+    from xfer.measure import measure_of, measured
     from xfer.seeds import is_seeded, mean_text, read_seeds, seed_folder
 
     if not is_seeded(model):
@@ -54,7 +55,9 @@ def evaluate(
         return
     found = [_evaluate(seed_folder(model, k), overrides, split, data) for k in read_seeds(model)["seeds"]]
     for part in found[0]:
-        print(f"\n{mean_text([{name: row['accuracy'] for name, row in one[part].items()} for one in found], part)}")
+        values = [{name: measured(row) for name, row in one[part].items()} for one in found]
+        measure = measure_of(next(iter(found[0][part].values()), {})) or "accuracy"
+        print(f"\n{mean_text(values, part, measure)}")
 
 
 def _evaluate(model: Path, overrides: Sequence[str], split: str, data: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -68,13 +71,13 @@ def _evaluate(model: Path, overrides: Sequence[str], split: str, data: Sequence[
     if data:
         if overrides or split != "all":
             raise ConfigError("--data: names what is evaluated on; leave out --split and changes to the recipe")
-        config, parts, own = *named(data, trained.image_size), False
+        config, parts, own = *named(data, trained), False
         changes: Sequence[str] = [f"--data {one}" for one in data]
     else:
         config, parts, own = of_recipe(model, overrides, split)
         changes = overrides
     if parts or not left_out:
-        _check(parts, trained.classes, model, split)
+        _check(parts, trained, model, split)
     print(f"model: {model}, weights {trained.weights_bytes / 1e6:.2f} MB ({trained.weights_file})")
     if left_out and split != "test":
         print(f"\n{left_out}")
@@ -116,25 +119,26 @@ def data_only(overrides: Sequence[str]) -> None:
         raise ConfigError([f"{one}: changes nothing about an evaluation; it reads the section data" for one in foreign])
 
 
-def named(folders: Sequence[str], image_size: int) -> "tuple[DataConfig, dict[str, tuple]]":
-    """Built data sets as one part."""
+def named(folders: Sequence[str], trained: "Trained") -> "tuple[DataConfig, dict[str, tuple]]":
+    """Built data sets as one part, seen as a model saw its own."""
     from shards.loading.open import open_data
     from xfer.evaluate import named_data
 
-    config = named_data(folders, image_size)
+    config = named_data(folders, trained.image_size, resize=trained.resize)
     return config, {"data": open_data(config).train}
 
 
-def _check(parts: "dict[str, tuple[Subset, ...]]", classes: Sequence[str], model: Path, split: str) -> None:
-    from xfer.classes import scoring_faults
+def _check(parts: "dict[str, tuple[Subset, ...]]", trained: "Trained", model: Path, split: str) -> None:
+    from xfer.tasks.known import task_of
 
+    task = task_of(trained.model.task)
     if not parts:
         raise ConfigError(f"{model}: its recipe has no {split if split != 'all' else 'held-out'} data to evaluate on")
     faults = [
         fault
         for part, subsets in parts.items()
         for subset in subsets
-        for fault in scoring_faults(subset, classes, f"{part} {subset.name}")
+        for fault in task.scoring_faults(subset, trained.classes, f"{part} {subset.name}")
     ]
     if faults:
         raise ConfigError(faults)
@@ -144,14 +148,17 @@ def _scores(trained: "Trained", subsets: "tuple[Subset, ...]", config: "DataConf
     """Scores one part, prints its table, and returns its rows."""
     from shards.text import table
     from xfer.evaluate import confusions, evaluate_subsets, score_rows, score_to_keep, unknown_classes
+    from xfer.tasks.known import task_of
 
     scores = evaluate_subsets(trained.model, subsets, config, trained.classes, f"evaluate {part}")
-    print("", *table(score_rows(scores, part, len(trained.classes))), sep="\n")
+    task = task_of(trained.model.task)
+    print("", *table(score_rows(scores, part, len(trained.classes), task.measure)), sep="\n")
     for line in confusions(scores):
         print(f"  {line}")
     for name, classes in unknown_classes({subset.name: subset.classes for subset in subsets}, trained.classes).items():
         left = next(subset.num_samples for subset in subsets if subset.name == name) - scores[name].count
-        print(f"  {name}: {left} images not counted, the model has no such class: {', '.join(classes)}")
+        what = "boxes or pixels" if task.sees_whole else f"{left} images"
+        print(f"  {name}: {what} not counted, the model has no such class: {', '.join(classes)}")
     return {
         subset.name: score_to_keep(score, subset.manifest.version) | {"weights": trained.weights_sha256}
         for subset in subsets

@@ -103,6 +103,8 @@ def _of_run(folder: Path, overrides: Sequence[str]) -> "tuple[Recipe, Splits, Fu
     trained = open_model(folder)
     data_only(overrides)
     recipe = recipe_of(folder, overrides)
+    if recipe.model.is_dense:
+        raise ConfigError(f"{folder}: is for {recipe.model.task}; features are compared by the classes of images")
     return recipe, open_labelled(recipe.data, trained.classes), trained.model
 
 
@@ -116,6 +118,8 @@ def _of_recipe(path: Path, overrides: Sequence[str]) -> "tuple[Recipe, Splits, F
     from xfer.transfer.source import source_faults
 
     recipe = load_document(path, Recipe, overrides)
+    if recipe.model.is_dense:
+        raise ConfigError(f"{path}: is for {recipe.model.task}; features are compared by the classes of images")
     faults = check_weights_exist(recipe.model) + source_faults(recipe)
     if not recipe.pretrained:
         faults.append(

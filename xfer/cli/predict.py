@@ -7,20 +7,32 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from PIL import Image
 
 from shards.settings import ConfigError
+
+ANSWERS = {"classification": ("classes", 3), "detection": ("boxes", 100), "segmentation": ("pixels", 3)}
+"""By task: under which name JSON has an answer, and of how many parts it is unless --top says it."""
 
 
 def predict(
     model: Path,
     *images: Path,
-    top: Annotated[int, Parameter(help="Classes shown for each image.")] = 3,
+    top: Annotated[int | None, Parameter(help="Classes or boxes given for each image (3 classes, 100 boxes).")] = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="", help="One JSON object a line.")] = False,
+    draw: Annotated[Path | None, Parameter(help="A folder for the images with their answers drawn on, as PNG.")] = None,
+    masks: Annotated[Path | None, Parameter(help="A folder for the masks of a segmenter, as PNG.")] = None,
 ) -> None:
-    """Name what is in images, most likely class first.
+    """Say what is in images: the most likely classes, boxes, or the class of each pixel.
 
         xfer predict runs/pacs/bundle cat.jpg dog.png
         xfer predict runs/pacs/bundle photos/ --top 1 --json
+        xfer predict runs/cells photos/ --draw drawn/
+        xfer predict runs/street photos/ --masks masks/
+
+    Boxes are x0, y0, x1, y1 in pixels of the image as it is shown (EXIF turned), with a score each; in a line and in a
+    picture are those of 0.3 and more, with --json all. The pixels of a mask are class numbers, in the order of the
+    model's classes, and as many as the image has.
 
     Folders are searched as `xfer shards build` does: hidden files are passed over, and what is no jpg, jpeg, png, webp
     or bmp is counted on stderr. An image that cannot be read is named in its place; the exit status is 1 at the end.
@@ -32,21 +44,32 @@ def predict(
     images
         Image files, or folders of them.
     """
-    if top < 1:
+    if top is not None and top < 1:
         raise ConfigError(f"--top: must be at least 1, got {top}")
     from xfer.bundle import open_model
-    from xfer.predict import by_ending, image_files, predictions
+    from xfer.predict import by_ending, drawn_to, image_files, predictions, upright
+    from xfer.tasks.known import task_of
 
     trained, failed = open_model(model), 0
+    task, classes = task_of(trained.model.task), trained.classes
+    key, usual = ANSWERS[task.name]
+    if masks and task.name != "segmentation":
+        raise ConfigError(f"--masks: {model} is for {task.name}, and only a segmenter makes masks; see --draw")
     left_out: Counter[str] = Counter()
-    for path, answer in predictions(trained, image_files(images, left_out), top):
-        wrong = isinstance(answer, str)
-        failed += wrong
-        if as_json:
-            print(json.dumps({"image": str(path), "error" if wrong else "classes": answer}))
-        else:
-            text = answer if isinstance(answer, str) else "   ".join(f"{n} {100 * p:.1f} %" for n, p in answer.items())
-            print(f"{path}: {text}")
+    files = image_files(images, left_out)
+    pictures = drawn_to(draw, files) if draw else {}
+    layers = drawn_to(masks, files) if masks else {}
+    for path, answer in predictions(trained, files):
+        if isinstance(answer, str):
+            failed += 1
+            print(json.dumps({"image": str(path), "error": answer}) if as_json else f"{path}: {answer}")
+            continue
+        plain = task.plain(answer, classes, top or usual)
+        print(json.dumps({"image": str(path), key: plain}) if as_json else f"{path}: {task.text(plain)}")
+        if path in pictures:
+            task.draw(upright(path), answer, classes).save(pictures[path])
+        if path in layers:
+            Image.fromarray(answer.numpy()).save(layers[path])
     if left_out:
         print(f"left out, for they are no images that are read here: {by_ending(left_out)}", file=sys.stderr)
     if failed:

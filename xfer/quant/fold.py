@@ -115,21 +115,21 @@ def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 def _outputs(model: nn.Module, images: Any) -> list[Tensor]:
     modes = {module: module.training for module in model.modules()}
     try:
-        return list(_tensors(model.eval()(images)))
+        return list(tensors(model.eval()(images)))
     finally:
         for module, training in modes.items():
             module.training = training
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value.float()
     elif isinstance(value, Mapping):
         for key in value:
-            yield from _tensors(value[key])
+            yield from tensors(value[key])
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors(item)
 
 
 def _finite(value: Tensor) -> float:

@@ -1,12 +1,13 @@
 """What evaluations of a run and its bundles found, by source."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from shards.format.whole import read_json
 from xfer import figures
 from xfer.bundle import weights_sha256
+from xfer.measure import measure_of, measured
 from xfer.records import evaluated, is_stale
 from xfer.report.page import Section, percent
 
@@ -14,12 +15,12 @@ MOST_CLASSES = 30  # that a figure of confusions is readable with
 
 
 def evaluation_sections(files: Mapping[str, Path]) -> list[Section]:
-    """Accuracy by source from what `xfer evaluate` wrote, by label; files that are not there are left out. Scores on
-    data that is not the recipe's own, and those of other weights than the model has now, are in the table, not in the
-    figure.
+    """Accuracy, or the task's measure, by source from what `xfer evaluate` wrote, by label; files that are not there
+    are left out. Scores on data that is not the recipe's own, and those of other weights than the model has now, are in
+    the table, not in the figure.
     """
     groups: dict[str, dict[str, tuple[float, float, float]]] = {}
-    table: list[list[Any]] = [["model", "source", "held out as", "images", "accuracy", "95 % interval"]]
+    table: list[list[Any]] = [["model", "source", "held out as", "images", "", "95 % interval"]]
     for label, path in files.items():
         result, weights = read_json(path), weights_sha256(evaluated(path))
         for part in ("validation", "test"):
@@ -29,15 +30,25 @@ def evaluation_sections(files: Mapping[str, Path]) -> list[Section]:
                 if is_stale(score, weights):
                     what += "; of an earlier checkpoint: evaluate again"
                 else:
-                    groups.setdefault(label, {})[source] = (score["accuracy"], low, high)
+                    groups.setdefault(label, {})[source] = (measured(score), low, high)
                 table.append([label, source, what, *_score_cells(score)])
         for other in result.get("others", []):
             what = f"{other['split']}: {' '.join(other['changes']) or 'another version of the data'}"
             table += [[label, source, what, *_score_cells(score)] for source, score in other["sources"].items()]
     if len(table) == 1:
         return []
-    plots = [(figures.accuracy_bars(groups), "Bars: accuracy; lines: 95 % interval.")] if groups else []
-    return [Section("Accuracy by source", plots=plots, table=table), *_confusions(next(iter(files.values())))]
+    measure = table[0][4] = next(_measures(files), "accuracy")
+    plots = [(figures.accuracy_bars(groups, measure), f"Bars: {measure}; lines: 95 % interval.")] if groups else []
+    title = f"{measure[0].upper()}{measure[1:]} by source"
+    return [Section(title, plots=plots, table=table), *_confusions(next(iter(files.values())))]
+
+
+def _measures(files: Mapping[str, Path]) -> Iterator[str]:
+    """By what the scores are measured, one for each."""
+    for result in map(read_json, files.values()):
+        parts = [result.get("validation", {}), result.get("test", {})]
+        for rows in (*parts, *(other["sources"] for other in result.get("others", []))):
+            yield from filter(None, map(measure_of, rows.values()))
 
 
 def _confusions(path: Path) -> list[Section]:
@@ -55,4 +66,4 @@ def _confusions(path: Path) -> list[Section]:
 
 def _score_cells(score: Mapping[str, Any]) -> list[Any]:
     low, high = score["interval"]
-    return [score["count"], percent(score["accuracy"]), f"{100 * low:.1f} - {100 * high:.1f}"]
+    return [score["count"], percent(measured(score)), f"{100 * low:.1f} - {100 * high:.1f}"]

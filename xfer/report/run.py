@@ -14,6 +14,7 @@ from xfer.choice import read_choice
 from xfer.cost import cost_rows
 from xfer.folds import score_rows
 from xfer.history import against_probe, left_out_scores, read_metrics
+from xfer.measure import measure_of, measured
 from xfer.metrics import Estimate, mean_of
 from xfer.records import is_stale
 from xfer.report.evaluation import evaluation_sections
@@ -38,13 +39,14 @@ def headline(folder: Path) -> str:
     for part in ("test", "validation"):
         scores = [score for score in result.get(part, {}).values() if not is_stale(score, weights)]
         if scores:
-            mean = mean_of([Estimate(score["accuracy"], *score["interval"]) for score in scores])
+            mean = mean_of([Estimate(measured(score), *score["interval"]) for score in scores])
             interval = f"95 % interval {100 * mean.low:.1f} to {100 * min(mean.high, 1.0):.1f}"
-            said.append(f"{part} accuracy {percent(mean.value)} ({interval})")
+            said.append(f"{part} {measure_of(scores[0])} {percent(mean.value)} ({interval})")
     gained = against_probe(folder)
-    scored = [row["accuracy"] for row in rows if row.get("accuracy")]
+    scored = [row for row in rows if measured(row)]
     if not gained and not said and scored:
-        said.append(f"validation accuracy {percent(fmean(scored[-1].values()))}, mean of sources")
+        mean = percent(fmean(measured(scored[-1]).values()))
+        said.append(f"validation {measure_of(scored[-1])} {mean}, mean of sources")
     said += [gained] if gained else []
     return sentence("; ".join(said))
 
@@ -58,7 +60,7 @@ def run_sections(folder: Path) -> list[Section]:
     plots = []
     if steps:
         plots.append((figures.loss_curve(rows), "Loss of each step (pale) and its running mean."))
-    if any("accuracy" in row for row in rows):
+    if any(measured(row) for row in rows):
         plots.append((figures.accuracy_curve(rows), "On the held-out part of each training source."))
     text = f"{counted(steps, 'step')}." if steps else "No steps: the linear probe is the model."
     sections = [Section("Training", text, plots)]
@@ -91,22 +93,26 @@ def run_sections(folder: Path) -> list[Section]:
 def seed_sections(folder: Path) -> list[Section]:
     """What several seeds of a recipe came to: the means over them, then each of them."""
     runs = read_seeds(folder)["seeds"]
-    names = list(next(iter(runs.values()))["accuracy"])
+    first = next(iter(runs.values()))
+    names, measure = list(measured(first)), measure_of(first) or "accuracy"
+    title = f"{measure[0].upper()}{measure[1:]}"
     each: list[list[Any]] = [["seed", "train.seed", "data.seed", "steps", *names]]
     for k, run in runs.items():
-        scores = [percent(run["accuracy"][name]) for name in names]
+        scores = [percent(measured(run)[name]) for name in names]
         each.append([k, run["train.seed"], run["data.seed"], run["steps"], *scores])
     what = f"The mean of {counted(len(runs), 'run')}, with 95 % intervals over seeds."
     groups: dict[str, dict[str, tuple[float, float, float]]] = {}
     for name, means in read_seeds(folder)["sources"].items():
-        for key in ("probe", "accuracy"):
-            if key in means:
-                groups.setdefault("trained" if key == "accuracy" else "linear probe", {})[name] = tuple(means[key])
-    plots = [(figures.accuracy_bars(groups), "Bars: mean over seeds; lines: 95 % interval.")] if groups else []
+        if "probe" in means:
+            groups.setdefault("linear probe", {})[name] = tuple(means["probe"])
+        groups.setdefault("trained", {})[name] = tuple(measured(means))
+    plots = [(figures.accuracy_bars(groups, measure), "Bars: mean over seeds; lines: 95 % interval.")] if groups else []
     return [
-        Section("Accuracy over seeds", what, plots, table=seed_rows(folder)),
+        Section(f"{title} over seeds", what, plots, table=seed_rows(folder)),
         Section(
-            "Each seed", "Accuracy by source. Each run has a report of its own: xfer report FOLDER/seeds/0.", table=each
+            "Each seed",
+            f"{title} by source. Each run has a report of its own: xfer report FOLDER/seeds/0.",
+            table=each,
         ),
         Section("Recipe of seed 0", code=(seed_folder(folder, 0) / "recipe.yaml").read_text()),
     ]

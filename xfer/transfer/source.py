@@ -19,6 +19,7 @@ from shards.text import table
 from xfer.bundle import Trained, open_model
 from xfer.config import BranchConfig, ModelConfig, Recipe, model_branch
 from xfer.fusion import WeightedSum
+from xfer.heads.known import levels_of
 from xfer.model import FusionModel
 from xfer.quant.bits import layers
 from xfer.quant.fold import pairs
@@ -115,8 +116,8 @@ def _parts(recipe: Recipe) -> tuple[Trained | None, list[_Part], list[str]]:
         faults += _faults(config, source)
         faults += head.head_faults(recipe, source) if recipe.transfer.head == "keep" else []
         known = [name for name in config.branches if name in source.model.branches]
-        own = [f"{kind}.{name}" for name in known for kind in ("branches", "projections")]
-        parts += [_Part(name, source, name) for name in own]
+        kinds = ("branches", "projections") if _project_alike(config, source) else ("branches",)
+        parts += [_Part(f"{kind}.{name}", source, f"{kind}.{name}") for name in known for kind in kinds]
     for name, branch in config.branches.items():
         if given := model_branch(branch.weights):
             try:
@@ -163,7 +164,7 @@ def _faults(config: ModelConfig, source: Trained) -> list[str]:
         if branch.weights:
             faults.append(f"model.branches.{name}.weights: must not be given for a branch that {source.path} has")
     width = source.model.width
-    if config.fusion.width != width:
+    if config.fusion.width != width and _project_alike(config, source):
         faults.append(f"model.fusion.width: must be {width}, as in {source.path}, got {config.fusion.width}")
     return faults
 
@@ -176,8 +177,10 @@ def _told(
         backbone, part = config.branches[name].backbone, by_name.get(f"branches.{name}")
         if part is None:
             taken = f"{backbone}, new"
-        elif part.source is source:
+        elif part.source is source and f"projections.{name}" in by_name:
             taken = f"{backbone} and its projection taken{_packed(part.source)}"
+        elif part.source is source:
+            taken = f"{backbone} taken{_packed(part.source)}; its projections new"
         else:
             theirs = part.theirs.removeprefix("branches.")
             taken = f"{backbone} taken, {theirs} of {part.source.path}{_packed(part.source)}; its projection new"
@@ -194,6 +197,11 @@ def _told(
 
 def _fuse_alike(one: FusionModel, other: FusionModel) -> bool:
     return type(one.fusion) is type(other.fusion) and {*one.branches} == {*other.branches}
+
+
+def _project_alike(config: ModelConfig, source: Trained) -> bool:
+    """Whether the heads of both read the same levels."""
+    return levels_of(config.head.kind) == levels_of(source.model.kind)
 
 
 def _packed(source: Trained) -> str:
@@ -254,7 +262,7 @@ def unfold(model: FusionModel, parts: Sequence[str], images: Iterable[Tensor]) -
     training = model.training
     model.eval()
     for batch in images:
-        model.features(batch)
+        model(batch)
     model.train(training)
     for hook in hooks:
         hook.remove()

@@ -214,8 +214,8 @@ BREAKS = (
         "share-not-batch",
         "the loss is divided by the share, not by the global batch",
         TRAIN,
-        "objective(logits, micro) / global_batch",
-        "objective(logits, micro) / len(micro)",
+        "objective(engine.forward(micro.images), micro) / global_batch",
+        "objective(engine.forward(micro.images), micro) / len(micro)",
         FIT,
     ),
     Break(

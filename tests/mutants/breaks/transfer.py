@@ -97,7 +97,7 @@ BREAKS = (
     Break(
         "soup-statistics-averaged",
         "a soup keeps the mean of its runs' BatchNorm statistics",
-        "xfer/soup.py",
+        "xfer/transfer/settle.py",
         "        norm.reset_running_stats()\n        norm.momentum = None",
         "        norm.momentum = 0.0",
         SOUP,
@@ -218,8 +218,8 @@ BREAKS = (
         "from-untaken",
         "model.from leaves the projections as they were",
         "xfer/transfer/source.py",
-        'for kind in ("branches", "projections")]',
-        'for kind in ("branches",)]',
+        'kinds = ("branches", "projections") if',
+        'kinds = ("branches",) if',
         SOURCE,
     ),
     Break(

@@ -33,8 +33,8 @@ BREAKS = (
         "padding-counted",
         "padding counts as samples",
         "xfer/metrics.py",
-        "valid = valid & (targets >= 0)",
-        "valid = targets >= 0",
+        "valid = batch.valid & (batch.targets >= 0)",
+        "valid = batch.targets >= 0",
         ("tests/xfer/test_metrics.py", "tests/xfer/test_cli.py"),
     ),
     Break(

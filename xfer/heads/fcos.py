@@ -1,0 +1,222 @@
+"""FCOS on fused maps (Tian et al., FCOS: Fully Convolutional One-Stage Object Detection, ICCV 2019): the head, its loss
+over sources that annotate different classes, and the detections that its numbers mean.
+
+What torchvision's FCOS computes is computed here from plain tensors, with torchvision's parts. Two things differ. The
+loss is one of each image, so that it does not depend on how a batch is divided over ranks and steps. And, as in
+`xfer.labels`, a source says nothing about classes that it does not annotate: on its images they are not background.
+
+Legend: B images, N points of all levels, finest first, K classes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.ops import batched_nms, clip_boxes_to_image, generalized_box_iou_loss, sigmoid_focal_loss
+
+from shards.loading.batch import Batch
+from xfer.heads.pyramid import Pyramid
+
+_GROUPS = 32  # of channels, that FCOSHead normalises
+_RADIUS = 1.5  # strides around the centre of a box within which its points are positive
+
+
+class Fcos(nn.Module):
+    """Fused maps -> at each point logits of classes, distances to the sides of a box, and how central the point is.
+
+    `width`: channels of the maps. Raises ValueError if it is not a multiple of 32.
+    """
+
+    levels = ("C3", "C4", "C5")
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__()
+        if width % _GROUPS:
+            raise ValueError(
+                f"width {width}: must be a multiple of {_GROUPS}, as FCOS normalises channels in {_GROUPS} groups"
+            )
+        self.pyramid = Pyramid(self.levels, width, extra=True)
+        self.head = FCOSHead(width, num_anchors=1, num_classes=num_classes, num_convs=4)
+
+    def forward(self, maps: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+        """maps: by level [B, width, h, w]; size: height and width of the images in pixels. Returns
+
+        classes [B, N, K]: logits; boxes [B, N, 4]: distances left, up, right and down from the point, in strides, not
+        negative; centerness [B, N, 1]: logits; points [N, 3] float32: x, y and stride, in pixels (see `points`).
+        """
+        pyramid = list(self.pyramid(maps).values())
+        num_images = len(pyramid[0])
+        if pyramid[-1].numel() == _GROUPS:  # torch refuses to normalise single numbers, unless there are two images
+            pyramid = [x.expand(2, -1, -1, -1) for x in pyramid]
+        head = self.head(pyramid)
+        return {
+            "classes": head["cls_logits"][:num_images],
+            "boxes": head["bbox_regression"][:num_images],
+            "centerness": head["bbox_ctrness"][:num_images],
+            "points": points([(x.shape[-2], x.shape[-1]) for x in pyramid], size, pyramid[0].device),
+        }
+
+
+def points(shapes: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
+    """The points of levels of these heights and widths, finest first, row by row: x, y and stride in pixels, float32
+    [N, 3].
+
+    They lie as torchvision's AnchorGenerator has them: 0, s, 2 s and so on, s being pixels of the image // points of
+    the level. Their stride is by how much the level is smaller by its convolutions, a power of two that doubles from
+    level to level: s is less where a map was rounded up, and ranges of sizes that follow from s have holes.
+    """
+    height, width = size
+    finest = 2.0 ** round(math.log2(height / shapes[0][0]))
+    rows = []
+    for level, (h, w) in enumerate(shapes):
+        y = torch.arange(h, device=device, dtype=torch.float32) * (height // h)
+        x = torch.arange(w, device=device, dtype=torch.float32) * (width // w)
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        rows.append(torch.stack([x, y, torch.full_like(x, finest * 2**level)], -1).view(-1, 3))
+    return torch.cat(rows)
+
+
+def _levels(points: Tensor) -> list[int]:
+    """How many points each level has."""
+    return torch.unique_consecutive(points[:, 2], return_counts=True)[1].tolist()
+
+
+def _decode(boxes: Tensor, points: Tensor) -> Tensor:
+    """Distances in strides [..., 4] of points [..., 3] -> x0, y0, x1, y1 in pixels, float32."""
+    left, up, right, down = (boxes.float() * points[..., 2:]).unbind(-1)
+    x, y, _ = points.unbind(-1)
+    return torch.stack([x - left, y - up, x + right, y + down], -1)
+
+
+def _distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """From points [..., 3] to the sides of boxes [..., 4] in pixels: left, up, right, down [..., 4]."""
+    return torch.cat([points[..., :2] - boxes[..., :2], boxes[..., 2:4] - points[..., :2]], -1)
+
+
+def match(points: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
+    """The box that each point answers for, int64 [N], or -1. points [N, 3]; boxes [n, 4] in pixels; objects bool [n]:
+    which of them can be answered for.
+
+    It is the smallest of those that have the point inside and near their centre, and whose farthest side is at a
+    distance that is the level's: 4 to 8 strides, less on the finest, more on the coarsest (sec. 3.2, and center
+    sampling of the paper's later version, arXiv 1904.01355).
+    """
+    if not len(boxes):
+        return torch.full((len(points),), -1, device=points.device)
+    stride = points[:, 2:]
+    distances = _distances(points[:, None], boxes)
+    farthest = distances.amax(2)
+    from_centre = (points[:, None, :2] - (boxes[:, :2] + boxes[:, 2:]) / 2).abs().amax(2)
+    lowest = torch.where(stride == stride[0], 0, 4 * stride)
+    highest = torch.where(stride == stride[-1], torch.inf, 8 * stride)
+    fits = objects & (from_centre < _RADIUS * stride) & (distances.amin(2) > 0)
+    fits &= (farthest > lowest) & (farthest < highest)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    area, smallest = torch.where(fits, areas, torch.inf).min(1)
+    return torch.where(area < torch.inf, smallest, -1)
+
+
+class FcosObjective:
+    """The training loss of a detector: focal loss of the classes, GIoU loss of the boxes and cross-entropy of the
+    centerness (sec. 3; the GIoU loss in place of IoU is torchvision's), each divided by the positive points of the
+    image, added up over the samples of a batch.
+
+    The classification loss runs over the classes that the source annotates; the gradient on others is exactly zero.
+    Boxes that are flagged as ignored, such as crowds, are no object and no background: points inside that are not
+    positive by another box are left out of it.
+    """
+
+    def __init__(self, masks: Tensor, sources: Sequence[str]):
+        """masks [S, K] bool: the classes that each of the `sources` annotates, on the device of the outputs."""
+        self.masks, self.sources = masks, tuple(sources)
+
+    def __call__(self, output: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """output: of `Fcos`; boxes of the batch: float32 [n, 6], x0, y0, x1, y1, class index, 1 where ignored. Boxes of
+        no class, -1, are background. Returns the sum over valid samples, float32.
+        """
+        assert batch.own_share is None, "boxes are not mixed"
+        points, logits = output["points"], output["classes"].float()
+        given = [points.new_zeros(0, 6)] * len(logits) if batch.boxes is None else batch.boxes
+        boxes, positive, left_out = map(torch.stack, zip(*(_targets(points, one) for one in given), strict=True))
+        positive = positive & batch.valid[:, None]
+        image, point = positive.nonzero(as_tuple=True)
+
+        counts = (self.masks[batch.sources] & batch.valid[:, None])[:, None] & ~left_out[..., None]
+        truth = torch.zeros_like(logits)
+        truth[image, point, boxes[image, point, 4].long()] = 1
+        loss = (sigmoid_focal_loss(logits.masked_fill(~counts, 0), truth) * counts).sum((1, 2))
+
+        points, boxes = points[point], boxes[image, point, :4]
+        overlap = generalized_box_iou_loss(_decode(output["boxes"][image, point], points), boxes)
+        logits, central = output["centerness"][image, point, 0].float(), _centerness(points, boxes)
+        loss = loss.index_add(0, image, overlap + F.binary_cross_entropy_with_logits(logits, central, reduction="none"))
+        return (loss / positive.sum(1).clamp_min(1)).sum()
+
+
+def _targets(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each point the box that it answers for [N, 5], whether there is one, and whether it is neither object nor
+    background, bool [N]. boxes: of one image [n, 6].
+    """
+    ignored = boxes[:, 5] > 0
+    matched = match(points, boxes[:, :4], ~ignored & (boxes[:, 4] >= 0))
+    inside = (_distances(points[:, None], boxes).amin(2) > 0) & ignored
+    own = boxes[matched.clamp_min(0), :5] if len(boxes) else boxes.new_zeros(len(points), 5)
+    return own, matched >= 0, (matched < 0) & inside.any(1)
+
+
+def _centerness(points: Tensor, boxes: Tensor) -> Tensor:
+    """Of points [P, 3] each inside its box [P, 4]: 1 in the middle, 0 on the edge, float32 [P] (sec. 3.3)."""
+    distances = _distances(points, boxes)
+    one, other = distances[:, :2], distances[:, 2:]
+    return (torch.minimum(one, other) / torch.maximum(one, other)).prod(1).sqrt()
+
+
+class Detections(NamedTuple):
+    """What was found in an image, best first: boxes float32 [n, 4], x0, y0, x1, y1 in pixels; scores float32 [n], 0 to
+    1; labels int64 [n], class index.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+@torch.no_grad()
+def decode(
+    output: Mapping[str, Tensor],
+    size: tuple[int, int],
+    score: float = 0.05,
+    nms: float = 0.6,
+    candidates: int = 1000,
+    most: int = 100,
+    annotated: Tensor | None = None,
+) -> list[Detections]:
+    """What an output of `Fcos` on images of `size`, height and width, means: detections of each image, in its pixels.
+
+    Of each level the `candidates` best above `score`, sqrt(p(class) x centerness); of these, class by class, what does
+    not overlap a better one by more than `nms`, intersection over union; of these the `most` best. What is not a number
+    is no detection. annotated [B, K] bool: the classes that may be answers in each image, so that others do not take
+    their places; None: all.
+    """
+    num_classes, split = output["classes"].shape[-1], _levels(output["points"])
+    boxes = clip_boxes_to_image(_decode(output["boxes"], output["points"]), size)
+    scores = (output["classes"].float().sigmoid() * output["centerness"].float().sigmoid()).sqrt()
+    scores = scores.masked_fill(boxes.isnan().any(-1, keepdim=True), 0)
+    if annotated is not None:
+        scores = scores.masked_fill(~annotated[:, None].to(scores.device), 0)
+    found = []
+    for own_boxes, own_scores in zip(boxes, scores, strict=True):
+        parts = []
+        for level_boxes, level_scores in zip(own_boxes.split(split), own_scores.split(split), strict=True):
+            places = (level_scores.flatten() > score).nonzero()[:, 0]
+            best, chosen = level_scores.flatten()[places].topk(min(candidates, len(places)))
+            places = places[chosen]
+            parts.append((level_boxes[places // num_classes], best, places % num_classes))
+        every = Detections(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        keep = batched_nms(*every, nms)[:most]
+        found.append(Detections(*(part[keep] for part in every)))
+    return found

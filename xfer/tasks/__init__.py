@@ -1,0 +1,1 @@
+"""What a model can be asked for, and how its answers are scored."""

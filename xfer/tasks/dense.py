@@ -1,0 +1,64 @@
+"""What detection and segmentation have in common: which data they take, and what of a recipe does not go with them."""
+
+from collections.abc import Sequence
+
+from shards.loading.open import Splits
+from shards.loading.subset import Subset
+from xfer import classes as names
+from xfer.config import Recipe
+
+
+class Dense:
+    """`has`: the role that samples need (boxes, mask); `annotates`: what of a class there has to be."""
+
+    has, annotates = "", ""
+    name, measure, sees_whole = "", "", True
+
+    def faults(self, subset: Subset) -> list[str]:
+        """See `Task`."""
+        manifest = subset.manifest
+        if self.has in manifest.fields:
+            return []
+        there = ", ".join(role for role in manifest.fields if role != "side") or "texts"
+        return [
+            f"{subset.folder} is for {manifest.task} (its samples have {there}, and no {self.has}), and this model is "
+            f"for {self.name}; leave it out, or name another model.head"
+        ]
+
+    def label_faults(self, data: Splits) -> list[str]:
+        """See `Task`."""
+        faults = [
+            f"data.sources.{subset.name}: no {self.annotates} has a class in {subset.folder}; there is nothing to learn"
+            for subset in data.train
+            if not any(subset.manifest.stats.class_counts)
+        ]
+        trained = {subset.name for subset in data.train}
+        held = [(one, f"data.sources.{one.name}") for one in data.validation if one.name not in trained]
+        held += [(one, f"data.test.{one.name}") for one in data.test]
+        return faults + [fault for one, where in held for fault in self.scoring_faults(one, data.classes, where)]
+
+    def scoring_faults(self, subset: Subset, classes: Sequence[str], where: str) -> list[str]:
+        """See `Task`."""
+        return names.scoring_faults(subset, classes, where, self.faults(subset))
+
+    def recipe_faults(self, recipe: Recipe) -> list[str]:
+        """See `Task`."""
+        head, faults = f"for the head {recipe.model.head.kind}", []
+        if recipe.data.resize == "centre":
+            faults.append(
+                f"data.resize: must be letterbox or stretch {head}, which has to see whole images, got centre"
+            )
+        if recipe.data.balance:
+            faults.append(f"data.balance: must be 0 {head}, whose images have no class of their own")
+        if recipe.train.teacher:
+            faults.append(f"train.teacher: must be left out {head}; only classifiers learn from another model so far")
+        if recipe.transfer.mode in ("feature", "quant"):
+            faults.append(
+                f"transfer.mode: must be full or staged {head}, got {recipe.transfer.mode}, which fits a classifier; "
+                "train_from: none in every branch trains the head alone"
+            )
+        if recipe.transfer.head == "keep":
+            faults.append(f"transfer.head: must be fit {head}, got keep")
+        if recipe.transfer.l2_sp and not recipe.pretrained:
+            faults.append("transfer.l2_sp: holds pretrained branches near what they were, and there are none")
+        return faults

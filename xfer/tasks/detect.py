@@ -1,0 +1,106 @@
+"""Detection: boxes with classes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from shards.inspect.preview.paint import draw_boxes
+from shards.loading.batch import Batch
+from shards.loading.frame import Frame, Resize, frame_of
+from shards.loading.subset import Subset
+from xfer.config import Recipe
+from xfer.heads.fcos import Detections, FcosObjective, decode
+from xfer.labels import Teacher, annotated
+from xfer.tasks.average_precision import BoxScore, BoxScores
+from xfer.tasks.dense import Dense
+
+SURE = 0.3  # what is drawn, and told in a line
+
+
+class Detect(Dense):
+    """See `Task`. An answer is `Detections` in pixels of the original."""
+
+    name, measure, has, annotates = "detection", "AP", "boxes", "box"
+
+    def recipe_faults(self, recipe: Recipe) -> list[str]:
+        faults = super().recipe_faults(recipe)
+        if recipe.train.label_smoothing:
+            faults.append(
+                "train.label_smoothing: must be 0 for the head fcos, whose classes are answered one by one, got "
+                f"{recipe.train.label_smoothing:g}"
+            )
+        return faults
+
+    def loss(self, masks: Tensor, sources: Sequence[str], smoothing: float, teacher: Teacher | None) -> FcosObjective:
+        return FcosObjective(masks, sources)
+
+    def scores(
+        self, subsets: Sequence[Subset], classes: Sequence[str], resize: Resize, device: torch.device
+    ) -> "_Scores":
+        return _Scores(subsets, classes, resize)
+
+    def answers(self, output: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Detections]:
+        size = max(max(frame.rows, frame.columns) for frame in frames)
+        found = decode(output, (size, size))
+        return [_back(one, frame) for one, frame in zip(found, frames, strict=True)]
+
+    def plain(self, answer: Detections, classes: Sequence[str], top: int) -> list[dict[str, Any]]:
+        rows = zip(answer.boxes.tolist(), answer.scores.tolist(), answer.labels.tolist(), strict=True)
+        return [
+            {"class": classes[label], "score": round(score, 4), "box": [round(edge, 1) for edge in box]}
+            for box, score, label in list(rows)[:top]
+        ]
+
+    def text(self, plain: Sequence[Mapping[str, Any]]) -> str:
+        sure = [one for one in plain if one["score"] >= SURE]
+        shown = (
+            f"{one['class']} {100 * one['score']:.0f} % at {', '.join(f'{x:.0f}' for x in one['box'])}" for one in sure
+        )
+        return "   ".join(shown) or f"nothing with a score of {SURE:g} or more"
+
+    def draw(self, picture: Image.Image, answer: Detections, classes: Sequence[str]) -> Image.Image:
+        sure = answer.scores >= SURE
+        columns = [answer.boxes[sure], answer.labels[sure, None].float(), torch.zeros(int(sure.sum()), 1)]
+        boxes = torch.cat(columns, 1).numpy().astype(np.float32)
+        drawn = picture.copy()
+        draw_boxes(drawn, boxes, 1.0, classes)
+        return drawn
+
+
+def _back(found: Detections, frame: Frame) -> Detections:
+    """In pixels of the original, on the CPU; what lies in the padding alone is no detection."""
+    boxes = frame.to_original(found.boxes).cpu()
+    there = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return Detections(boxes[there], found.scores.cpu()[there], found.labels.cpu()[there])
+
+
+class _Scores:
+    """Average precision on the originals."""
+
+    def __init__(self, subsets: Sequence[Subset], classes: Sequence[str], resize: Resize):
+        self._resize: Resize = resize
+        self._known = annotated(subsets, len(classes))
+        self._scores = BoxScores([one.name for one in subsets], classes, self._known)
+
+    def add(self, output: Mapping[str, Tensor], batch: Batch) -> None:
+        assert batch.originals is not None
+        size = batch.images.shape[-1]
+        places = batch.valid.nonzero()[:, 0].tolist()
+        found = decode(output, (size, size), annotated=self._known[batch.sources.cpu()].to(batch.sources.device))
+        answers, truths = [], []
+        for at in places:
+            original = batch.originals[at]
+            frame = frame_of(original.width, original.height, size, self._resize)
+            answers.append(_back(found[at], frame))
+            truths.append(torch.zeros(0, 6) if original.boxes is None else original.boxes)
+        sources, positions = (one[batch.valid].tolist() for one in (batch.sources, batch.positions))
+        self._scores.add(answers, truths, sources, positions)
+
+    def result(
+        self, total: Callable[[Tensor], Tensor] = lambda sums: sums, gather: Callable[[Tensor], Tensor] = lambda r: r
+    ) -> Mapping[str, BoxScore]:
+        return self._scores.result(gather)
