@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from shards.progress import progress
 from shards.settings import ConfigError, is_url
 from xfer.engine import default_device
 from xfer.metrics import Score as ClassScore
-from xfer.mistakes import Mistakes
+from xfer.mistakes import Mistakes, index_row
 from xfer.model import FusionModel
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Output, Score, Scores
@@ -72,11 +72,20 @@ def evaluate_subsets(
         scores = dict(evaluate(model.to(device), batches, collected, device, after_batch=after_batch))
     if batches.damaged:
         print(f"left out of {what}: {batches.damage.table()}", file=sys.stderr)
-    for name, found in mistakes.result().items() if mistakes else ():
-        score = scores[name]
-        assert isinstance(score, ClassScore)
-        scores[name] = replace(score, mistakes=found)
-    return scores
+    if mistakes:
+        return {name: replace(cast(Any, scores[name]), mistakes=found) for name, found in mistakes.result().items()}
+    return _with_rows(scores, subsets)
+
+
+def _with_rows(scores: Mapping[str, Any], subsets: Sequence[Subset]) -> dict[str, Any]:
+    """The worst images by their rows in their split's index, in place of positions."""
+    found, first = {}, 0
+    for subset in subsets:
+        score = scores[subset.name]
+        rows = tuple(one._replace(place=index_row(subset, one.place - first)) for one in score.worst)
+        found[subset.name] = replace(score, worst=rows)
+        first += subset.num_samples
+    return found
 
 
 def named_data(folders: Sequence[str], image_size: int, option: str = "--data", resize: str = "centre") -> DataConfig:

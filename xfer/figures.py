@@ -17,6 +17,7 @@ from PIL import Image
 
 from xfer.measure import measure_of, measured
 
+MOST_LABELLED = 12  # curves that a legend can name
 COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#475569")
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -190,6 +191,26 @@ def front_scatter(
         )
     axes.legend(frameon=False, loc="lower right")
     return _svg(figure)
+
+
+@_styled
+def precision_curves(curves: Mapping[str, Sequence[float]]) -> str:
+    """By class the precision at each recall of 0, 1/n, to 1."""
+    figure, axes = _axes("recall (%)", "precision (%)")
+    for i, (name, values) in enumerate(curves.items()):
+        recalls = [100 * place / (len(values) - 1) for place in range(len(values))]
+        label = f"{name} {100 * sum(values) / len(values):.1f} %"
+        axes.plot(recalls, [100 * value for value in values], label=label, color=f"C{i}" if i > 5 else COLOURS[i])
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 102)
+    if len(curves) <= MOST_LABELLED:
+        axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def embedded(image: Image.Image) -> str:
+    """An image as an element of a page."""
+    return f'<img src="{picture(image)}" style="max-width: 100%">'
 
 
 def picture(image: Path | Image.Image, side: int | None = None) -> str:

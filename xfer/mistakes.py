@@ -53,11 +53,12 @@ class Mistakes:
     def _of(self, source: int) -> list[Mistake]:
         subset = self._subsets[source]
         return [
-            Mistake(confidence, self._row(subset, position - self._firsts[source]), *map(self._classes.__getitem__, of))
+            Mistake(confidence, index_row(subset, position - self._firsts[source]), *map(self._classes.__getitem__, of))
             for confidence, position, *of in sorted(self._found[source], reverse=True)
         ]
 
-    @staticmethod
-    def _row(subset: Subset, i: int) -> int:
-        shard, inside = subset.locate(i)
-        return int(subset.rows_of(shard, subset.index())[inside])
+
+def index_row(subset: Subset, i: int) -> int:
+    """The row of a subset's i-th sample in its split's index."""
+    shard, inside = subset.locate(i)
+    return int(subset.rows_of(shard, subset.index())[inside])

@@ -30,9 +30,9 @@ def predict(
         xfer predict runs/cells photos/ --draw drawn/
         xfer predict runs/street photos/ --masks masks/
 
-    Boxes are x0, y0, x1, y1 in pixels of the image as it is shown (EXIF turned), with a score each; in a line and in a
-    picture are those of 0.3 and more, with --json all. The pixels of a mask are class numbers, in the order of the
-    model's classes, and as many as the image has.
+    Boxes are x0, y0, x1, y1 in pixels of the image as it is shown (EXIF turned), each with a score; a line counts and a
+    picture shows those of 0.5 and more, --json has all. A mask has the size of its image; its pixels are class numbers,
+    in the order of the model's classes.
 
     Folders are searched as `xfer shards build` does: hidden files are passed over, and what is no jpg, jpeg, png, webp
     or bmp is counted on stderr. An image that cannot be read is named in its place; the exit status is 1 at the end.

@@ -60,7 +60,10 @@ def _confusions(path: Path) -> list[Section]:
             answers = score.get("confusion", {})
             names = sorted({*answers, *(said for row in answers.values() for said in row)})
             if 1 < len(names) <= MOST_CLASSES:
-                plots.append((figures.confusion(answers, names), f"{source}: how many images of a class, by answer."))
+                what = "thousand pixels" if "pixels" in score else "images"
+                if "pixels" in score:
+                    answers = {truth: {s: round(n / 1000) for s, n in row.items()} for truth, row in answers.items()}
+                plots.append((figures.confusion(answers, names), f"{source}: how many {what} of a class, by answer."))
     return [Section("What is taken for what", plots=plots)] if plots else []
 
 

@@ -17,6 +17,7 @@ from xfer.history import against_probe, left_out_scores, read_metrics
 from xfer.measure import measure_of, measured
 from xfer.metrics import Estimate, mean_of
 from xfer.records import is_stale
+from xfer.report.dense import dense_sections
 from xfer.report.evaluation import evaluation_sections
 from xfer.report.mistakes import mistake_sections
 from xfer.report.page import Section, percent, sentence, write_page
@@ -83,7 +84,7 @@ def run_sections(folder: Path) -> list[Section]:
             sections.append(Section(title, text, table=[["source", "shard", "sample", "reason"], *lost]))
     files = {"float32": folder / "evaluation.json"}
     files |= {path.stem.removeprefix("evaluation-"): path for path in sorted(folder.glob("evaluation-*.json"))}
-    sections += evaluation_sections(files) + mistake_sections(folder, files)
+    sections += evaluation_sections(files) + dense_sections(folder) + mistake_sections(folder, files)
     if cost := cost_rows(rows, folder / "checkpoints"):
         apart = " The runs that left a source out are not in it." if left_out_scores(folder) else ""
         sections.append(Section("What it cost", f"Over all starts of the run.{apart}", table=cost))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from xfer.heads.fcos import Detections
+from xfer.tasks.task import Worst, worst_of
 
 _OVERLAPS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0, 1, 101)
@@ -25,6 +26,7 @@ _AREAS = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])  # all
 _MOST = 100  # detections of a class in an image
 _BITS = 1 << np.arange(_AREAS.shape[0] * len(_OVERLAPS), dtype=np.int64)
 _RESAMPLES = 200
+SURE = 0.5  # score of a detection that is shown to people
 _AT_ONCE = 4_000_000
 
 
@@ -35,6 +37,7 @@ class BoxScore:
     ap: the mean over classes and over overlaps of .50 to .95; ap50, ap75: at one overlap; ap_small, ap_medium,
     ap_large: of boxes of less than 32 x 32, of up to 96 x 96 and of more pixels; per_class: ap by class that has truth;
     count: images, 0 if none has a box; boxes: true ones, without the ignored; interval: 95 % of the ap;
+    curves: by class its precision at each recall of 0, .01, to 1, at an overlap of half; worst: images by their own F1;
     resampled: the ap of each of 200 resamples of the images, which depend on their number alone.
     """
 
@@ -48,6 +51,8 @@ class BoxScore:
     count: int = 0
     boxes: int = 0
     interval: tuple[float, float] = (0.0, 1.0)
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    worst: Sequence[Worst] = ()
     resampled: np.ndarray = field(default_factory=lambda: np.full(_RESAMPLES, math.nan), compare=False, repr=False)
 
     @property
@@ -68,7 +73,8 @@ class BoxScore:
         parts |= {"AP_small": self.ap_small, "AP_medium": self.ap_medium, "AP_large": self.ap_large}
         plain = {name: None if math.isnan(value) else value for name, value in parts.items()}
         counts = {"count": self.count, "boxes": self.boxes}
-        return plain | counts | {"interval": self.interval, "per_class": dict(self.per_class)}
+        counts |= {"interval": self.interval, "per_class": dict(self.per_class)}
+        return plain | counts | {"curves": dict(self.curves), "worst": [one._asdict() for one in self.worst]}
 
 
 class BoxScores:
@@ -144,12 +150,14 @@ class BoxScores:
         hits, left_out = (_unpack(found[:, i]).reshape(-1, len(_AREAS), len(_OVERLAPS)) for i in (3, 4))
         areas = _unpack(true[:, 2])[:, : len(_AREAS)]
         once, drawn = np.ones((1, len(positions)), np.uint8), _draw(len(positions))
-        values, resampled = {}, []
+        values, resampled, curves = {}, [], {}
         for number in np.unique(true[:, 1]):
             own, own_true = slice(*np.searchsorted(found[:, 1], (number, number + 1))), true[:, 1] == number
             parts = [(hits[own, a], left_out[own, a], of[own], true_of[own_true & areas[:, a]]) for a in range(4)]
             values[self.classes[int(number)]] = np.concatenate([average_precision(*part, once) for part in parts])
             resampled.append(average_precision(*parts[0], drawn).mean(1))
+            if len(parts[0][3]):
+                curves[self.classes[int(number)]] = _curve(hits[own, 0, 0], left_out[own, 0, 0], len(parts[0][3]))
         table = np.stack(list(values.values()))  # [classes, areas, overlaps]
         ap, means = _mean(table[:, 0]), _means(np.stack(resampled))
         return BoxScore(
@@ -163,6 +171,8 @@ class BoxScores:
             count=len(positions),
             boxes=len(true),
             interval=_interval(ap, means) if len(positions) > 1 else (0.0, 1.0),
+            curves=curves,
+            worst=worst_of(positions, _each(found, hits, of, true_of[areas[:, 0]], len(positions))),
             resampled=means,
         )
 
@@ -273,21 +283,28 @@ def average_precision(
         for t in range(hits.shape[1]):
             right, out = np.flatnonzero(hits[:, t] & ~left_out[:, t]), np.flatnonzero(left_out[:, t])
             skipped = np.pad(own[:, out].cumsum(1), ((0, 0), (1, 0)))[:, np.searchsorted(out, right)]
-            values[part, t] = _area(own[:, right].cumsum(1), ranked[:, right] - skipped, total[part])
+            values[part, t] = _precisions(own[:, right].cumsum(1), ranked[:, right] - skipped, total[part]).mean(1)
     values[total == 0] = np.nan
     return values
 
 
-def _area(right: np.ndarray, ranked: np.ndarray, total: np.ndarray) -> np.ndarray:
+def _curve(hits: np.ndarray, left_out: np.ndarray, total: int) -> list[float]:
+    """The precision at each of 101 recalls, of detections of one class at one overlap, best first, bool [D]."""
+    right, ranked = np.flatnonzero(hits & ~left_out), (~left_out).cumsum()
+    at = _precisions(np.arange(1, len(right) + 1)[None], ranked[right][None], np.array([total]))[0]
+    return [round(float(value), 4) for value in at]
+
+
+def _precisions(right: np.ndarray, ranked: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Of the detections that are right, best first: how many are right so far, of how many [R, n], and of how many
-    there are [R] -> average precision [R].
+    there are [R] -> the highest precision at each of 101 recalls or a higher one [R, 101].
     """
     precision = right / (ranked + np.spacing(1))
     precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
     recall = right / np.maximum(total, 1)[:, None]
     row = 2 * np.arange(len(total))[:, None]  # one search for all rows: they follow each other, rising
     first = np.searchsorted((recall + row).ravel(), _RECALLS + row) - row // 2 * recall.shape[1]
-    return np.take_along_axis(np.pad(precision, ((0, 0), (0, 1))), first, 1).mean(1)
+    return np.take_along_axis(np.pad(precision, ((0, 0), (0, 1))), first, 1)
 
 
 def _draw(num_images: int, seed: int = 0) -> np.ndarray:
@@ -295,6 +312,17 @@ def _draw(num_images: int, seed: int = 0) -> np.ndarray:
     drawn = np.random.default_rng(seed)
     counts = (np.bincount(drawn.integers(num_images, size=num_images), minlength=num_images) for _ in range(_RESAMPLES))
     return np.stack([one.astype(np.uint8) for one in counts])
+
+
+def _each(found: np.ndarray, hits: np.ndarray, of: np.ndarray, true_of: np.ndarray, num_images: int) -> np.ndarray:
+    """F1 of each image [I], of detections with a score of `SURE` that overlap a true box by half; NaN where there is
+    neither.
+    """
+    sure = found[:, 2] >= SURE
+    right, said, true = (
+        np.bincount(places, minlength=num_images) for places in (of[sure & hits[:, 0, 0]], of[sure], true_of)
+    )
+    return np.where(said + true > 0, 2 * right / np.maximum(said + true, 1), np.nan)
 
 
 def _means(resampled: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Detection: boxes with classes."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,8 @@ from shards.loading.subset import Subset
 from xfer.config import Recipe
 from xfer.heads.fcos import Detections, FcosObjective, decode
 from xfer.labels import Teacher, annotated
-from xfer.tasks.average_precision import BoxScore, BoxScores
+from xfer.tasks.average_precision import SURE, BoxScore, BoxScores
 from xfer.tasks.dense import Dense
-
-SURE = 0.3  # what is drawn, and told in a line
 
 
 class Detect(Dense):
@@ -56,11 +55,9 @@ class Detect(Dense):
         ]
 
     def text(self, plain: Sequence[Mapping[str, Any]]) -> str:
-        sure = [one for one in plain if one["score"] >= SURE]
-        shown = (
-            f"{one['class']} {100 * one['score']:.0f} % at {', '.join(f'{x:.0f}' for x in one['box'])}" for one in sure
-        )
-        return "   ".join(shown) or f"nothing with a score of {SURE:g} or more"
+        sure = Counter(one["class"] for one in plain if one["score"] >= SURE)
+        shown = ", ".join(f"{count} {name}" for name, count in sure.most_common())
+        return f"{shown or 'nothing'} with a score of {SURE:g} or more"
 
     def draw(self, picture: Image.Image, answer: Detections, classes: Sequence[str]) -> Image.Image:
         sure = answer.scores >= SURE

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from shards.format.annotations import VOID
 from shards.loading.batch import Batch
 from xfer.metrics import MOST_CONFUSED
+from xfer.tasks.task import Worst, worst_of
 
 _OUTSIDE = -1e30  # exp of it is exactly 0, and unlike -inf it can be interpolated: -inf times 0 is not a number
 _STRIP = 2**22
@@ -108,7 +109,7 @@ class MaskScore:
 
     per_class: intersection over union by class that occurs in truth; count: images with any pixel that counts, pixels:
     how many these are; interval: 95 % of the miou; resampled: the miou of each of 500 resamples of the images;
-    confusion: by class and what it was taken for, how many pixels.
+    confusion: by class and what it was taken for, how many pixels; worst: images by their own miou.
     """
 
     miou: float
@@ -118,6 +119,7 @@ class MaskScore:
     pixels: int = 0
     interval: tuple[float, float] = (0.0, 1.0)
     confusion: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    worst: Sequence[Worst] = ()
     resampled: np.ndarray = field(default_factory=lambda: np.full(_RESAMPLES, math.nan), compare=False, repr=False)
 
     @property
@@ -140,6 +142,7 @@ class MaskScore:
             "pixel_accuracy": self.pixel_accuracy,
             "pixels": self.pixels,
             "confusion": self.confusion,
+            "worst": [one._asdict() for one in self.worst],
         }
 
 
@@ -185,13 +188,14 @@ class MaskScores:
         confusion = None if self._confusion is None else total(self._confusion.clone()).cpu()
         rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]  # the interval must not depend on which rank had which image
         return {
-            name: self._score(rows[rows[:, 0] == i, 2:], None if confusion is None else confusion[i])
+            name: self._score(rows[rows[:, 0] == i, 1:], None if confusion is None else confusion[i])
             for i, name in enumerate(self.sources)
         }
 
     def _score(self, rows: np.ndarray, confusion: Tensor | None) -> MaskScore:
-        counts = rows.reshape(len(rows), 3, len(self.classes))
-        counts = counts[counts[:, 2].any(1)]
+        counts = rows[:, 1:].reshape(len(rows), 3, len(self.classes))
+        counted = counts[:, 2].any(1)
+        places, counts = rows[counted, 0], counts[counted]
         if not len(counts):
             return MaskScore(math.nan, math.nan)
         sums = counts.sum(0)
@@ -208,6 +212,7 @@ class MaskScores:
             pixels,
             interval_of(resampled, float(np.nanmean(iou))) if len(counts) > 1 else (0.0, 1.0),
             answers,
+            worst_of(places, np.nanmean(_iou(counts), 1)),
             resampled,
         )
 

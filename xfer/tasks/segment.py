@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from shards.format.annotations import VOID
 from shards.inspect.preview.paint import colour, legend, with_mask
 from shards.loading.batch import Batch
 from shards.loading.frame import Frame, Resize, frame_of
@@ -58,8 +59,9 @@ class Segment(Dense):
         return "   ".join(f"{name} {100 * share:.1f} % of the pixels" for name, share in plain.items())
 
     def draw(self, picture: Image.Image, answer: Tensor, classes: Sequence[str]) -> Image.Image:
+        """Void, in a true mask, is dark."""
         drawn = with_mask(picture, answer.numpy())
-        there = [int(label) for label in np.unique(answer.numpy())]
+        there = [int(label) for label in np.unique(answer.numpy()) if label != VOID]
         names = legend([(colour(label), classes[label]) for label in there], max(160, picture.width))
         out = Image.new("RGB", (names.width, drawn.height + names.height), "white")
         out.paste(drawn, (0, 0))

@@ -4,7 +4,7 @@ The loop, the engines, checkpoints and the verbs know no task by name; they take
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from shards.loading.subset import Subset
 from xfer.config import Recipe
 from xfer.labels import Teacher
 
+MOST = 12  # images that a score names as its worst
 Output = Any
 """What a model makes of a batch: a tensor, or tensors by name."""
 
@@ -59,13 +60,29 @@ class Score(Protocol):
         ...
 
 
+class Worst(NamedTuple):
+    """One of the images that a model did worst on: its place among those of its source, and a score of it alone."""
+
+    place: int
+    value: float
+
+
 class DenseScore(Score, Protocol):
     """Of a detector or a segmenter. `resampled`: float64 [R], its value on each of R resamples of its images, which are
-    the same for every model that saw these images.
+    the same for every model that saw these images; `worst`: at most `MOST`, the worst first.
     """
 
     @property
     def resampled(self) -> np.ndarray: ...
+    @property
+    def worst(self) -> Sequence[Worst]: ...
+
+
+def worst_of(places: np.ndarray, values: np.ndarray) -> tuple[Worst, ...]:
+    """The `MOST` lowest of values float [n], NaN where there is nothing to score, with their places int [n]."""
+    there = np.flatnonzero(np.isfinite(values))
+    order = there[np.lexsort((places[there], values[there]))][:MOST]
+    return tuple(Worst(int(places[i]), float(values[i])) for i in order)
 
 
 class Scores(Protocol):
