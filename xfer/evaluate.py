@@ -52,10 +52,15 @@ def evaluate(
 
 
 def evaluate_subsets(
-    model: FusionModel, subsets: Sequence[Subset], config: DataConfig, classes: Sequence[str], what: str
+    model: FusionModel,
+    subsets: Sequence[Subset],
+    config: DataConfig,
+    classes: Sequence[str],
+    what: str,
+    also: Callable[[Batch, Output], None] = lambda batch, output: None,
 ) -> dict[str, Any]:
     """Scores of `model` on `subsets` in this process, with progress; those of a classifier with its surest mistakes.
-    Damaged images that were left out are named on stderr.
+    Damaged images that were left out are named on stderr. `also` sees each batch and what the model makes of it.
     """
     device, task = default_device(), task_of(model.task)
     subsets = [subset.numbered(classes) for subset in subsets]
@@ -66,6 +71,7 @@ def evaluate_subsets(
         def after_batch(batch: Batch, output: Output) -> None:
             if mistakes:
                 mistakes.add(batch, output)
+            also(batch, output)
             advance(int(batch.valid.sum()))
 
         collected = task.scores(subsets, classes, config.resize, device)

@@ -15,3 +15,8 @@ def measured(row: Mapping[str, Any]) -> Any:
     """Its value, or its values by source; none: an empty dict."""
     name = measure_of(row)
     return row[name] if name else {}
+
+
+def heading(measure: str) -> str:
+    """A measure as a heading begins with it."""
+    return "Accuracy" if measure == "accuracy" else measure

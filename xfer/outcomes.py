@@ -22,6 +22,7 @@ from shards.loading.subset import Subset
 from shards.progress import progress
 from shards.text import markdown, table
 from xfer.engine import default_device
+from xfer.measure import heading
 from xfer.metrics import Estimate, mean_of, paired_difference
 from xfer.repeated import difference_over_seeds, mean_over_seeds
 from xfer.tasks.known import task_of
@@ -227,7 +228,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """For a model card."""
-        lines = [f"{self.measure[0].upper()}{self.measure[1:]} on {self.what}:", "", *markdown(self.rows())]
+        lines = [f"{heading(self.measure)} on {self.what}:", "", *markdown(self.rows())]
         return "\n".join([*lines, "", self.verdict().capitalize() + "."])
 
 

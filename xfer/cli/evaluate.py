@@ -23,14 +23,16 @@ def evaluate(
     *overrides: str,
     split: Annotated[Literal["all", "validation", "test"], Parameter(help="Which held-out data.")] = "all",
     data: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    save_predictions: Path | None = None,
 ) -> None:
-    """Accuracy of a run or a bundle on held-out data, with 95 % intervals.
+    """Accuracy (AP, mIoU) of a run or a bundle on held-out data, with 95 % intervals.
 
         xfer evaluate runs/pacs
         xfer evaluate runs/pacs/bundle --split test
         xfer evaluate runs/pacs data.test.phone.path=data/phone2
         xfer evaluate copied/bundle --data shards/phone --data shards/photo/test
         xfer evaluate runs/several --split test
+        xfer evaluate runs/cells --save-predictions said/
 
     On the validation and test sources of the recipe, which a bundle takes from the run folder it lies in, or on any
     built data sets with --data. Classes are compared by name. The scores are kept in evaluation.json beside the model;
@@ -46,12 +48,17 @@ def evaluate(
         `dotted.path=value` changes to the `data` section of the run's recipe.
     data
         A folder of shards, or FOLDER/SPLIT; give the option once for each. Needs no run folder.
+    save_predictions
+        A folder for what the model says of each image, by part and source: COCO results of a detector, beside the
+        truth as COCO has it; masks of a segmenter; class probabilities of a classifier.
     """
     from xfer.measure import measure_of, measured
     from xfer.seeds import is_seeded, mean_text, read_seeds, seed_folder
 
+    if save_predictions and is_seeded(model):
+        raise ConfigError("--save-predictions: give one of the seeds' runs, such as FOLDER/seeds/0")
     if not is_seeded(model):
-        _evaluate(model, overrides, split, data)
+        _evaluate(model, overrides, split, data, save_predictions)
         return
     found = [_evaluate(seed_folder(model, k), overrides, split, data) for k in read_seeds(model)["seeds"]]
     for part in found[0]:
@@ -60,11 +67,14 @@ def evaluate(
         print(f"\n{mean_text(values, part, measure)}")
 
 
-def _evaluate(model: Path, overrides: Sequence[str], split: str, data: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _evaluate(
+    model: Path, overrides: Sequence[str], split: str, data: Sequence[str], save: Path | None = None
+) -> dict[str, dict[str, Any]]:
     """Scores a run or a bundle, prints and keeps that; returns the rows that were kept, by part."""
     from xfer.bundle import open_model, trained_on
     from xfer.folds import scores_text
     from xfer.records import record, record_path
+    from xfer.saved import check_saveable, start
     from xfer.trained_on import num_trained_on
 
     trained, left_out = open_model(model), "" if data else scores_text(model)
@@ -81,17 +91,22 @@ def _evaluate(model: Path, overrides: Sequence[str], split: str, data: Sequence[
     print(f"model: {model}, weights {trained.weights_bytes / 1e6:.2f} MB ({trained.weights_file})")
     if left_out and split != "test":
         print(f"\n{left_out}")
+    if save:
+        check_saveable(save)
+        start(save, list(parts))
     path = record_path(model)
     seen = trained_on(model) if changes else []
     found: dict[str, dict[str, Any]] = {}
     for part, subsets in parts.items():
-        rows = found[part] = _scores(trained, subsets, config, part)
+        rows = found[part] = _scores(trained, subsets, config, part, save)
         for subset in subsets:
             count, _ = num_trained_on(subset, seen, config.cache)
             if count:
                 print(f"  {subset.name}: {count:,} of {subset.num_samples:,} images were trained on: no held-out score")
         if path:
             record(path, part, rows, changes, own)
+    if save and parts:
+        print(f"\nwhat it says of each image: {save}")
     if path and parts:
         print(f"\nkept in {path}")
     return found
@@ -144,13 +159,20 @@ def _check(parts: "dict[str, tuple[Subset, ...]]", trained: "Trained", model: Pa
         raise ConfigError(faults)
 
 
-def _scores(trained: "Trained", subsets: "tuple[Subset, ...]", config: "DataConfig", part: str) -> dict[str, Any]:
+def _scores(
+    trained: "Trained", subsets: "tuple[Subset, ...]", config: "DataConfig", part: str, save: Path | None
+) -> dict[str, Any]:
     """Scores one part, prints its table, and returns its rows."""
     from shards.text import table
     from xfer.evaluate import confusions, evaluate_subsets, score_rows, score_to_keep, unknown_classes
+    from xfer.saved import Saved
     from xfer.tasks.known import task_of
 
-    scores = evaluate_subsets(trained.model, subsets, config, trained.classes, f"evaluate {part}")
+    saved = Saved(trained, [one.numbered(trained.classes) for one in subsets], save / part) if save else None
+    also = {"also": saved} if saved else {}
+    scores = evaluate_subsets(trained.model, subsets, config, trained.classes, f"evaluate {part}", **also)
+    if saved:
+        saved.write()
     task = task_of(trained.model.task)
     print("", *table(score_rows(scores, part, len(trained.classes), task.measure)), sep="\n")
     for line in confusions(scores):

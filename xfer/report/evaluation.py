@@ -7,7 +7,7 @@ from typing import Any
 from shards.format.whole import read_json
 from xfer import figures
 from xfer.bundle import weights_sha256
-from xfer.measure import measure_of, measured
+from xfer.measure import heading, measure_of, measured
 from xfer.records import evaluated, is_stale
 from xfer.report.page import Section, percent
 
@@ -39,7 +39,7 @@ def evaluation_sections(files: Mapping[str, Path]) -> list[Section]:
         return []
     measure = table[0][4] = next(_measures(files), "accuracy")
     plots = [(figures.accuracy_bars(groups, measure), f"Bars: {measure}; lines: 95 % interval.")] if groups else []
-    title = f"{measure[0].upper()}{measure[1:]} by source"
+    title = f"{heading(measure)} by source"
     return [Section(title, plots=plots, table=table), *_confusions(next(iter(files.values())))]
 
 

@@ -14,7 +14,7 @@ from xfer.choice import read_choice
 from xfer.cost import cost_rows
 from xfer.folds import score_rows
 from xfer.history import against_probe, left_out_scores, read_metrics
-from xfer.measure import measure_of, measured
+from xfer.measure import heading, measure_of, measured
 from xfer.metrics import Estimate, mean_of
 from xfer.records import is_stale
 from xfer.report.dense import dense_sections
@@ -96,7 +96,7 @@ def seed_sections(folder: Path) -> list[Section]:
     runs = read_seeds(folder)["seeds"]
     first = next(iter(runs.values()))
     names, measure = list(measured(first)), measure_of(first) or "accuracy"
-    title = f"{measure[0].upper()}{measure[1:]}"
+    title = heading(measure)
     each: list[list[Any]] = [["seed", "train.seed", "data.seed", "steps", *names]]
     for k, run in runs.items():
         scores = [percent(measured(run)[name]) for name in names]
