@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from shards.progress import progress
 
 Point = tuple[float, float]
-Draw = Callable[[np.random.Generator, list[Point], int], Image.Image]
+Size = tuple[int, int]
+Draw = Callable[[np.random.Generator, list[list[Point]], Size], Image.Image]
 
 
 def _regular(corners: int, turn: float = 0.0) -> list[Point]:
@@ -54,44 +55,62 @@ def _colour(rng: np.random.Generator, low: int, high: int) -> tuple[int, ...]:
     return tuple(int(v) for v in rng.integers(low, high, 3))
 
 
-def _noise(rng: np.random.Generator, side: int, low: int, high: int) -> Image.Image:
+def _noise(rng: np.random.Generator, size: Size, low: int, high: int) -> Image.Image:
     coarse = rng.integers(low, high, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
-def _paint(rng: np.random.Generator, points: list[Point], side: int) -> Image.Image:
-    image = _noise(rng, side, 0, 160)
-    ImageDraw.Draw(image).polygon(points, fill=_colour(rng, 120, 256))
+def _paint(rng: np.random.Generator, outlines: list[list[Point]], size: Size) -> Image.Image:
+    image = _noise(rng, size, 0, 160)
+    for points in outlines:
+        ImageDraw.Draw(image).polygon(points, fill=_colour(rng, 120, 256))
     return image.filter(ImageFilter.GaussianBlur(0.6))
 
 
-def _outline(rng: np.random.Generator, points: list[Point], side: int) -> Image.Image:
-    paper = int(rng.integers(225, 256))
-    image = Image.new("RGB", (side, side), (paper, paper, paper))
-    ink = int(rng.integers(0, 80))
-    ImageDraw.Draw(image).line([*points, points[0]], fill=(ink, ink, ink), width=int(rng.integers(2, 5)), joint="curve")
-    return image
-
-
-def _mosaic(rng: np.random.Generator, points: list[Point], side: int) -> Image.Image:
-    image = Image.new("RGB", (side, side), _colour(rng, 60, 256))
-    ImageDraw.Draw(image).polygon(points, fill=_colour(rng, 0, 200))
-    tiles = side // 5
-    return image.resize((tiles, tiles), Image.Resampling.BOX).resize((side, side), Image.Resampling.NEAREST)
-
-
-def _neon(rng: np.random.Generator, points: list[Point], side: int) -> Image.Image:
-    image = Image.new("RGB", (side, side), _colour(rng, 0, 30))
-    bright = list(_colour(rng, 60, 200))
-    bright[int(rng.integers(3))] = 255
+def _outline(rng: np.random.Generator, outlines: list[list[Point]], size: Size) -> Image.Image:
+    paper = (int(rng.integers(225, 256)),) * 3
+    image = Image.new("RGB", size, paper)
     pen = ImageDraw.Draw(image)
-    pen.line([*points, points[0]], fill=tuple(bright), width=5)
-    image = image.filter(ImageFilter.GaussianBlur(1.5))
-    ImageDraw.Draw(image).line([*points, points[0]], fill=(255, 255, 255), width=1)
+    for points in outlines:
+        ink = (int(rng.integers(0, 80)),) * 3
+        pen.polygon(points, fill=paper)
+        pen.line([*points, points[0]], fill=ink, width=int(rng.integers(2, 5)), joint="curve")
     return image
 
 
+def _mosaic(rng: np.random.Generator, outlines: list[list[Point]], size: Size) -> Image.Image:
+    image = Image.new("RGB", size, _colour(rng, 60, 256))
+    for points in outlines:
+        ImageDraw.Draw(image).polygon(points, fill=_colour(rng, 0, 200))
+    tiles = (size[0] // 5, size[1] // 5)
+    return image.resize(tiles, Image.Resampling.BOX).resize(size, Image.Resampling.NEAREST)
+
+
+def _neon(rng: np.random.Generator, outlines: list[list[Point]], size: Size) -> Image.Image:
+    dark = _colour(rng, 0, 30)
+    image, core = Image.new("RGB", size, dark), Image.new("L", size)
+    glow, wire = ImageDraw.Draw(image), ImageDraw.Draw(core)
+    for points in outlines:
+        bright = list(_colour(rng, 60, 200))
+        bright[int(rng.integers(3))] = 255
+        for pen, inside, line, width in ((glow, dark, tuple(bright), 5), (wire, 0, 255, 1)):
+            pen.polygon(points, fill=inside)
+            pen.line([*points, points[0]], fill=line, width=width)
+    image = image.filter(ImageFilter.GaussianBlur(1.5))
+    image.paste((255, 255, 255), mask=core)
+    return image
+
+
+# Each draws filled outlines, later ones on top.
 STYLES: dict[str, Draw] = {"paint": _paint, "outline": _outline, "mosaic": _mosaic, "neon": _neon}
+
+
+def place(shape: str, x: float, y: float, size: float, turn: float) -> list[Point]:
+    """The outline of a shape in pixels: `size` from the middle to what reaches farthest along an axis, turned by
+    `turn`.
+    """
+    cos, sin = math.cos(turn) * size, math.sin(turn) * size
+    return [(x + cos * a - sin * b, y + sin * a + cos * b) for a, b in SHAPES[shape]]
 
 
 def draw(style: str, shape: str, number: int, side: int = 64, seed: int = 0) -> Image.Image:
@@ -100,9 +119,7 @@ def draw(style: str, shape: str, number: int, side: int = 64, seed: int = 0) -> 
     rng = np.random.default_rng((seed, *names, number))
     turn, size = rng.uniform(-0.35, 0.35), rng.uniform(0.24, 0.4) * side
     x, y = rng.uniform(0.42, 0.58, 2) * side
-    cos, sin = math.cos(turn) * size, math.sin(turn) * size
-    points = [(x + cos * a - sin * b, y + sin * a + cos * b) for a, b in SHAPES[shape]]
-    return STYLES[style](rng, points, side)
+    return STYLES[style](rng, [place(shape, x, y, size, turn)], (side, side))
 
 
 def generate(folder: Path, styles: Mapping[str, Sequence[str]], per_class: int, side: int = 64, seed: int = 0) -> None:
