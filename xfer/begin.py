@@ -94,15 +94,15 @@ def _start_as_probe(recipe: Recipe, data: Splits, cache: Path) -> None:
 
 
 def _start_settled(recipe: Recipe, data: Splits) -> None:
-    """Step 0 of a detector or segmenter with pretrained branches: every BatchNorm above these has the statistics of
-    training images, so that it can stay still like theirs. Nothing if there is a checkpoint already.
+    """Step 0 of a detector or segmenter with pretrained branches: every BatchNorm that was not taken over has the
+    statistics of training images, so that it can stay still like theirs. Nothing if there is a checkpoint already.
     """
     folder = recipe.folder / "checkpoints"
     if not recipe.pretrained or latest_checkpoint(folder):
         return
-    model, _ = initial_model(recipe, data)
-    new = [name for name in recipe.model.new_branches if recipe.model.from_ is None or name in model.branches]
-    kept = tuple(f"branches.{name}." for name in model.branches if name not in new)
+    model, taken = initial_model(recipe, data)
+    known = [f"branches.{name}." for name in model.branches if name not in recipe.model.new_branches]
+    kept = (*known, *(f"projections.{name}." for name in (taken.branches if taken else ())))
     modules = model.named_modules()
     norms = [part for name, part in modules if isinstance(part, nn.BatchNorm2d) and not name.startswith(kept)]
     settle(model, calibration_images(data, recipe.data, STATISTICS_IMAGES), norms)

@@ -203,8 +203,12 @@ def build_branch(config: BranchConfig) -> AnyBranch:
 
 
 def check_weights_exist(config: ModelConfig) -> list[str]:
-    """Faults of weights that are not there: cheap, for use before any worker starts."""
-    faults = []
+    """Faults of branches: names that cannot be, weights that are not there. Cheap, for use before any worker starts."""
+    faults = [
+        f"model.branches.{name}: is a name that PyTorch's modules use themselves; choose another"
+        for name in config.branches
+        if hasattr(nn.ModuleDict(), name)
+    ]
     for name, branch in config.branches.items():
         where = f"model.branches.{name}.weights"
         if branch.weights in PUBLISHED and branch.stem == "small":

@@ -2,21 +2,25 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL import Image
 
 from shards.decode import DecodeError, open_image, pixels
 from shards.format.fields import IMAGES
-from shards.loading.frame import frame_of
-from shards.loading.transforms import whole
+from shards.loading.frame import Resize, frame_of
+from shards.loading.transforms import Pixels, whole
 from shards.settings import ConfigError
 from shards.sources import files
 from xfer.bundle import Trained
 from xfer.engine import default_device
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Answer
+
+TOGETHER = 16  # images
 
 
 def image_files(paths: Sequence[Path], left_out: Counter[str] | None = None) -> list[Path]:
@@ -56,19 +60,30 @@ def _has(others: Mapping[str, int]) -> str:
 
 
 def predictions(trained: Trained, paths: Iterable[Path]) -> Iterator[tuple[Path, Answer | str]]:
-    """For each image the answer of the model (see its `Task`); or why it could not be read. In the order of `paths`."""
+    """For each image the answer of the model (see its `Task`); or why it could not be read. In the order of `paths`,
+    `TOGETHER` at a time.
+    """
     device, size, resize = default_device(), trained.image_size, trained.resize
     model, task = trained.model.to(device), task_of(trained.model.task)
-    for path in paths:
-        try:
-            seen = whole(path.read_bytes(), size, resize)
-        except (DecodeError, OSError) as error:
-            yield path, f"not readable as an image ({error})"
-            continue
-        with torch.inference_mode():
-            output = model(seen.image[None].to(device))
-            (answer,) = task.answers(output, [frame_of(*seen.original, size, resize)])
-        yield path, answer
+    waiting = iter(paths)
+    while some := list(islice(waiting, TOGETHER)):
+        seen = {path: _seen(path, size, resize) for path in some}
+        sound = {path: one for path, one in seen.items() if not isinstance(one, str)}
+        answers: dict[Path, Answer] = {}
+        if sound:
+            images = torch.stack([one.image for one in sound.values()]).to(device)
+            frames = [frame_of(*one.original, size, resize) for one in sound.values()]
+            with torch.inference_mode():
+                answers = dict(zip(sound, task.answers(model(images), frames), strict=True))
+        yield from ((path, answers[path] if path in answers else cast(str, seen[path])) for path in some)
+
+
+def _seen(path: Path, size: int, resize: Resize) -> Pixels | str:
+    """What the model sees of a file; or why it could not be read."""
+    try:
+        return whole(path.read_bytes(), size, resize)
+    except (DecodeError, OSError) as error:
+        return f"not readable as an image ({error})"
 
 
 def drawn_to(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:

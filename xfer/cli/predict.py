@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from PIL import Image
 
 from shards.settings import ConfigError
 
@@ -22,6 +21,10 @@ def predict(
     as_json: Annotated[bool, Parameter(name="--json", negative="", help="One JSON object a line.")] = False,
     draw: Annotated[Path | None, Parameter(help="A folder for the images with their answers drawn on, as PNG.")] = None,
     masks: Annotated[Path | None, Parameter(help="A folder for the masks of a segmenter, as PNG.")] = None,
+    listed: Annotated[
+        Path | None,
+        Parameter(name="--list", help="A file that names images, one a line; /dev/stdin: what is piped in."),
+    ] = None,
 ) -> None:
     """Say what is in images: the most likely classes, boxes, or the class of each pixel.
 
@@ -29,6 +32,7 @@ def predict(
         xfer predict runs/pacs/bundle photos/ --top 1 --json
         xfer predict runs/cells photos/ --draw drawn/
         xfer predict runs/street photos/ --masks masks/
+        find photos -newer last | xfer predict runs/cells --list /dev/stdin --json
 
     Boxes are x0, y0, x1, y1 in pixels of the image as it is shown (EXIF turned), each with a score; a line counts and a
     picture shows those of 0.5 and more, --json has all. A mask has the size of its image; its pixels are class numbers,
@@ -46,6 +50,8 @@ def predict(
     """
     if top is not None and top < 1:
         raise ConfigError(f"--top: must be at least 1, got {top}")
+    from PIL import Image
+
     from xfer.bundle import open_model
     from xfer.predict import by_ending, drawn_to, image_files, predictions, upright
     from xfer.tasks.known import task_of
@@ -56,7 +62,7 @@ def predict(
     if masks and task.name != "segmentation":
         raise ConfigError(f"--masks: {model} is for {task.name}, and only a segmenter makes masks; see --draw")
     left_out: Counter[str] = Counter()
-    files = image_files(images, left_out)
+    files = image_files([*images, *(_named(listed) if listed else ())], left_out)
     pictures = drawn_to(draw, files) if draw else {}
     layers = drawn_to(masks, files) if masks else {}
     for path, answer in predictions(trained, files):
@@ -74,3 +80,12 @@ def predict(
         print(f"left out, for they are no images that are read here: {by_ending(left_out)}", file=sys.stderr)
     if failed:
         raise RuntimeError(f"{failed} of the images could not be read")
+
+
+def _named(listed: Path) -> list[Path]:
+    """The images that a file names. Raises ConfigError."""
+    try:
+        return [Path(line) for line in listed.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"--list: {listed} cannot be read ({why})") from None

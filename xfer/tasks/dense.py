@@ -50,6 +50,8 @@ class Dense:
             )
         if recipe.data.balance:
             faults.append(f"data.balance: must be 0 {head}, whose images have no class of their own")
+        if recipe.train.probe_images is not None:
+            faults.append(f"train.probe_images: must be left out {head}, which has no linear probe")
         if recipe.train.teacher:
             faults.append(f"train.teacher: must be left out {head}; only classifiers learn from another model so far")
         if recipe.transfer.mode in ("feature", "quant"):
