@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -183,9 +182,10 @@ class RunRecord:
         self.engine: Engine  # of the stage that is trained; set before each
         self._classes, self._report = classes, report
         self._task, self._validation = task_of(recipe.model.task), validation
-        whole = self._task.sees_whole
-        stream_of = partial(eval_stream, config=recipe.data, slot=slot, damage_log=recipe.folder, originals=whole)
-        self._batches = stream_of(validation) if validation else None
+        whole, log = self._task.sees_whole, recipe.folder
+        self._batches = (
+            eval_stream(validation, recipe.data, slot, damage_log=log, originals=whole) if validation else None
+        )
         self._tracking: Tracking | None = None
         self._rows, self._scores = rows, scores(rows)
         self._evaluated, self._end = evaluated(rows), last_step(recipe)

@@ -2,10 +2,20 @@
 
 from collections.abc import Sequence
 
+from PIL import Image
+
+from shards.inspect.preview.paint import fitted
 from shards.loading.open import Splits
 from shards.loading.subset import Subset
 from xfer import classes as names
 from xfer.config import Recipe
+
+SMALL = 240  # pixels of the longer side below which a picture grows before it is drawn on
+
+
+def readable(picture: Image.Image) -> tuple[Image.Image, float]:
+    """A copy to draw on, grown by whole pixels if it is small, and its scale."""
+    return (picture.copy(), 1.0) if max(picture.size) >= SMALL else fitted(picture, 2 * SMALL)
 
 
 class Dense:

@@ -17,7 +17,7 @@ from xfer.config import Recipe
 from xfer.heads.fcos import Detections, FcosObjective, decode
 from xfer.labels import Teacher, annotated
 from xfer.tasks.average_precision import SURE, BoxScore, BoxScores
-from xfer.tasks.dense import Dense
+from xfer.tasks.dense import Dense, readable
 
 
 class Detect(Dense):
@@ -63,8 +63,8 @@ class Detect(Dense):
         sure = answer.scores >= SURE
         columns = [answer.boxes[sure], answer.labels[sure, None].float(), torch.zeros(int(sure.sum()), 1)]
         boxes = torch.cat(columns, 1).numpy().astype(np.float32)
-        drawn = picture.copy()
-        draw_boxes(drawn, boxes, 1.0, classes)
+        drawn, scale = readable(picture)
+        draw_boxes(drawn, boxes, scale, classes)
         return drawn
 
 

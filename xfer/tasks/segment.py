@@ -15,7 +15,7 @@ from shards.loading.open import Splits
 from shards.loading.subset import Subset
 from xfer.config import Recipe
 from xfer.labels import Teacher, annotated
-from xfer.tasks.dense import Dense
+from xfer.tasks.dense import Dense, readable
 from xfer.tasks.pixels import MaskScore, MaskScores, PixelObjective, label_map
 
 
@@ -60,9 +60,9 @@ class Segment(Dense):
 
     def draw(self, picture: Image.Image, answer: Tensor, classes: Sequence[str]) -> Image.Image:
         """Void, in a true mask, is dark."""
-        drawn = with_mask(picture, answer.numpy())
+        drawn = with_mask(readable(picture)[0], answer.numpy())
         there = [int(label) for label in np.unique(answer.numpy()) if label != VOID]
-        names = legend([(colour(label), classes[label]) for label in there], max(160, picture.width))
+        names = legend([(colour(label), classes[label]) for label in there], max(160, drawn.width))
         out = Image.new("RGB", (names.width, drawn.height + names.height), "white")
         out.paste(drawn, (0, 0))
         out.paste(names, (0, drawn.height))
