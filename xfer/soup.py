@@ -183,7 +183,7 @@ def _differences(first: Ingredient, one: Ingredient) -> Iterable[str]:
         yield "began with other weights (step 0 differs): the mean of such runs is no model"
     if one.checkpoint.state.classes != first.checkpoint.state.classes:
         yield f"has other classes: {', '.join(one.checkpoint.state.classes)}"
-    for key in ("validation", "image_size", "sources"):
+    for key in ("validation", "image_size", "resize", "sources"):
         if getattr(one.recipe.data, key) != getattr(first.recipe.data, key):
             yield f"data.{key}: is not that of the first run, so held-out images of one may be trained on in the other"
 

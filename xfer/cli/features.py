@@ -145,7 +145,7 @@ def _targets(recipe: "Recipe", data: "Splits", split: str, given: Sequence[str])
     if given:
         tests = {subset.name: subset for subset in data.test}
         folders = [one for one in given if one not in tests]
-        named = named_data(folders, recipe.data.image_size, "--target") if folders else None
+        named = named_data(folders, recipe.data.image_size, "--target", recipe.data.resize) if folders else None
         built = open_data(named, class_faults).train if named else ()
         found = [*(tests[one] for one in dict.fromkeys(given) if one in tests), *built]
         if twice := {one.name for one in found if [other.name for other in found].count(one.name) > 1}:

@@ -223,6 +223,7 @@ class _Source:
             "weights": weights,
             "sees": self.model.sizes[name] or self.config.image_size,
             "image_size": self.config.image_size,
+            **({"resize": self.config.resize} if self.config.resize != "centre" else {}),
             "decoder": decode.VERSION,
             "torch": [torch.__version__, default_device().type],
             "source": self.subset.identity(),
