@@ -3,13 +3,14 @@
 The text to replace stands exactly once in its file, so a break that the code has outgrown is an error and not a pass.
 """
 
-from tests.mutants.breaks import clusters, data, model, quantization, training, transfer, verbs
+from tests.mutants.breaks import clusters, data, model, quantization, tasks, training, transfer, verbs
 
 BREAKS = (
     *clusters.BREAKS,
     *data.BREAKS,
     *model.BREAKS,
     *quantization.BREAKS,
+    *tasks.BREAKS,
     *training.BREAKS,
     *transfer.BREAKS,
     *verbs.BREAKS,

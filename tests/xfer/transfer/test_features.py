@@ -51,6 +51,7 @@ def test_the_next_run_reads_no_image_and_begins_bit_by_bit_as_the_first(feature,
     [
         ({"train.probe_images": 50}, {"outline", "paint"}),
         ({"data.image_size": 40}, {"outline", "paint"}),
+        ({"data.resize": "letterbox"}, {"outline", "paint"}),
         ({"model.branches.only.size": 48}, {"outline", "paint"}),
         ({"data.validation": 0.3}, {"outline", "paint"}),
         ({"data.sources.paint.where": {"classes": ["circle", "star"]}}, {"paint"}),

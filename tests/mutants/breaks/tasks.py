@@ -1,0 +1,144 @@
+"""Breaks of what detectors and segmenters learn, answer and are scored by."""
+
+from tests.mutants.broken import Break
+
+FCOS = "xfer/heads/fcos.py"
+PIXELS = "xfer/tasks/pixels.py"
+DETECT = "xfer/tasks/detect.py"
+SEGMENT = "xfer/tasks/segment.py"
+MODEL = "xfer/model.py"
+DENSE = "tests/xfer/tasks/test_dense_"
+GRADIENTS = (f"{DENSE}data.py::test_a_source_gives_no_gradient_to_classes_that_it_does_not_annotate",)
+PADDED = (f"{DENSE}data.py::test_what_a_letterbox_pads_has_no_class",)
+ODD = (f"{DENSE}data.py::test_images_of_one_pixel_and_of_thin_lines_are_scored_trained_on_and_answered",)
+FALLS = (f"{DENSE}fit.py::test_the_loss_falls_and_the_rows_have_the_measure_by_source",)
+ANSWERS = (f"{DENSE}models.py::test_path_picture_and_arrays_have_one_answer_in_pixels_of_the_original",)
+ALONE = (f"{DENSE}models.py::test_a_branch_of_all_the_weight_is_the_model_of_that_branch_alone",)
+BUNDLE = (f"{DENSE}packed.py::test_a_bundle_keeps_how_images_come_to_their_size",)
+SETTLED = (f"{DENSE}pretrained.py::test_batchnorm_above_pretrained_branches_begins_with_statistics_of_images",)
+RANKS = (f"{DENSE}two_ranks.py::test_losses_and_scores_are_those_of_one_process_and_of_the_checkpoint[fpn-1]",)
+REFUSALS = (f"{DENSE}refusals.py",)
+
+BREAKS = (
+    Break(
+        "focal-mask-ignored",
+        "a source pushes down classes of boxes that it does not annotate",
+        FCOS,
+        "counts = (self.masks[batch.sources] & batch.valid[:, None])",
+        "counts = (torch.ones_like(self.masks[batch.sources]) & batch.valid[:, None])",
+        GRADIENTS,
+    ),
+    Break(
+        "pixel-mask-ignored",
+        "a source pushes down classes of pixels that it does not annotate",
+        PIXELS,
+        "outside = _known(targets, masks), ~masks[:, :, None, None]",
+        "outside = _known(targets, masks), ~masks[:, :, None, None] & False",
+        GRADIENTS,
+    ),
+    Break(
+        "ignored-boxes-learnt",
+        "boxes that are to be ignored are objects like others",
+        FCOS,
+        "    ignored = boxes[:, 5] > 0\n",
+        "    ignored = boxes[:, 5] > 1\n",
+        ("tests/xfer/test_fcos.py",),
+    ),
+    Break(
+        "ignored-boxes-counted",
+        "boxes that are to be ignored count as missed",
+        "xfer/tasks/average_precision.py",
+        "crowd = found[kept], true[:, 5] > 0",
+        "crowd = found[kept], true[:, 5] > 1",
+        ("tests/xfer/test_average_precision.py",),
+    ),
+    Break(
+        "padding-is-a-class",
+        "what a letterbox pads has the first class, in place of none",
+        "shards/loading/transforms.py",
+        "constant_values=VOID",
+        "constant_values=0",
+        PADDED,
+    ),
+    Break(
+        "boxes-left-in-the-square",
+        "boxes are answered in pixels of the square, not of the image",
+        DETECT,
+        "boxes = frame.to_original(found.boxes).cpu()",
+        "boxes = found.boxes.cpu()",
+        ANSWERS,
+    ),
+    Break(
+        "masks-scored-in-the-square",
+        "segmenters are scored on the pixels of the square",
+        SEGMENT,
+        "self._scores.add([answer.cpu()], [original.mask], [source], [int(batch.positions[at])])",
+        "answer = label_map(output[at], size, (size, size), (size, size), self._known[source]); "
+        "self._scores.add([answer.cpu()], [batch.masks[at].cpu()], [source], [int(batch.positions[at])])",
+        ODD,
+    ),
+    Break(
+        "not-settled",
+        "BatchNorm above pretrained branches stays still with the statistics of nothing",
+        "xfer/begin.py",
+        "    settle(model, calibration_images(data, recipe.data, STATISTICS_IMAGES), norms)\n",
+        "    assert norms is not None\n",
+        SETTLED,
+    ),
+    Break(
+        "all-settled",
+        "pretrained branches get new statistics too",
+        "xfer/begin.py",
+        "and not name.startswith(kept)]",
+        "and not name.startswith(kept[:0])]",
+        SETTLED,
+    ),
+    Break(
+        "rank-0-scores-alone",
+        "on several ranks the score is that of one rank's images",
+        "xfer/run.py",
+        "collected, engine.device, engine.sum, engine.gather)",
+        "collected, engine.device, engine.sum)",
+        RANKS,
+    ),
+    Break(
+        "resize-left-out-of-the-bundle",
+        "a bundle sees the middle of images, whatever its run saw",
+        "xfer/bundle.py",
+        "resize=recipe.data.resize, model=model",
+        "model=model",
+        BUNDLE,
+    ),
+    Break(
+        "centre-for-places",
+        "a detector or segmenter sees only the middle of images unless told otherwise",
+        "xfer/config.py",
+        '{"resize": "letterbox"}',
+        '{"resize": "centre"}',
+        FALLS,
+    ),
+    Break(
+        "last-branch-sets-the-grid",
+        "a level is fused on the grid of the coarsest branch",
+        MODEL,
+        "        for name, levels in found.items():\n            z = ",
+        "        for name, levels in reversed(found.items()):\n            z = ",
+        ALONE,
+    ),
+    Break(
+        "dense-faults-forgotten",
+        "keys that mean nothing for a head are taken and ignored",
+        "xfer/prepare.py",
+        "    faults += task.recipe_faults(recipe)\n",
+        "",
+        REFUSALS,
+    ),
+    Break(
+        "empty-sources-taken",
+        "a source in which nothing is annotated is trained on",
+        "xfer/tasks/dense.py",
+        "            if not any(subset.manifest.stats.class_counts)\n",
+        "            if False\n",
+        REFUSALS,
+    ),
+)
