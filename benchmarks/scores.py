@@ -35,8 +35,8 @@ def main() -> None:
         "",
         f"    python -m benchmarks.scores --images {options.images}",
         "",
-        f"Commit {commit()} with this benchmark, {platform.machine()}, torch {torch.__version__}. Peak memory (MB) of a "
-        "process before anything was added, and at the end; CPU seconds. pycocotools has no intervals.",
+        f"Commit {commit()} with this benchmark, {platform.machine()}, torch {torch.__version__}. Peak memory (MB) of "
+        "a process before anything was added, and at the end; CPU seconds. pycocotools has no intervals.",
         "",
         "| what | before | at the end | more | CPU s | value |",
         "|---|---|---|---|---|---|",
