@@ -344,7 +344,7 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _is_trained_as_it_begins(self) -> "Recipe":
         """A learning rate that is not given suits the optimizer and what the model begins with, and detectors and
-        segmenters are trained with AdamW (benchmarks/results/tasks-rates.md). A model that begins as the probe of
+        segmenters are trained with AdamW (docs/log.md). A model that begins as the probe of
         pretrained branches is, unless told otherwise, the best checkpoint, so no worse than its probe by what is held
         out; and its BatchNorm stays still: its statistics are of many more images, and those of a few sources do not
         hold for others (Gulrajani & Lopez-Paz, In Search of Lost Domain Generalization, ICLR 2021, appendix D.1;
