@@ -28,7 +28,6 @@ TIMM = "timm/"  # begins the name of a backbone that is timm's
 PROBE_IMAGES = 4096
 RATES = {"sgd": 0.02, "adamw": 1e-3}
 PRETRAINED_RATES = {"sgd": 0.004, "adamw": 1e-4}  # of a model that begins as its probe
-DENSE_RATES = {"sgd": 0.01, "adamw": 5e-4}  # of a new detector or segmenter on pretrained branches
 LEFT_OUT = "left_out"  # fusion weights that are chosen by sources left out (xfer/transfer/weights.py)
 PROBES = ("feature", "quant")  # modes that train nothing after the probe
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
@@ -344,7 +343,7 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _is_trained_as_it_begins(self) -> "Recipe":
         """A learning rate that is not given suits the optimizer and what the model begins with, and detectors and
-        segmenters are trained with AdamW (docs/log.md). A model that begins as the probe of
+        segmenters are trained with AdamW (benchmarks/results/tasks-rates.md). A model that begins as the probe of
         pretrained branches is, unless told otherwise, the best checkpoint, so no worse than its probe by what is held
         out; and its BatchNorm stays still: its statistics are of many more images, and those of a few sources do not
         hold for others (Gulrajani & Lopez-Paz, In Search of Lost Domain Generalization, ICLR 2021, appendix D.1;
@@ -353,7 +352,7 @@ class Recipe(Strict):
         given, dense = self.train.model_fields_set, self.model.is_dense
         whole = not self.model.new_branches and self.train.probe_images != 0
         optimizer = "adamw" if dense and "optimizer" not in given else self.train.optimizer
-        rates = (DENSE_RATES if dense else PRETRAINED_RATES) if whole else RATES
+        rates = PRETRAINED_RATES if whole and not dense else RATES
         filled: dict[str, Any] = {"learning_rate": rates[optimizer], "freeze_batchnorm": whole, "optimizer": optimizer}
         if whole and self.steps and self.data.validation != 0:
             filled["select"] = "best"

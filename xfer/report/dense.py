@@ -32,8 +32,9 @@ SHOWN, SIDE = 6, 480  # worst images of a source, and pixels a side of their pic
 
 def dense_sections(folder: Path) -> list[Section]:
     """Of a run that is no classifier, from its evaluation.json; none of others, or before it was evaluated."""
-    recipe, result = load(folder / "recipe.yaml", Recipe), read_json(folder / "evaluation.json")
-    if not recipe.model.is_dense or not result:
+    result = read_json(folder / "evaluation.json")
+    recipe = load(folder / "recipe.yaml", Recipe) if result else None
+    if recipe is None or not recipe.model.is_dense:
         return []
     trained = open_model(folder)
     scores = {

@@ -13,7 +13,6 @@ from shards.loading.batch import Batch
 from shards.loading.frame import Frame, Resize, frame_of
 from shards.loading.open import Splits
 from shards.loading.subset import Subset
-from xfer.config import Recipe
 from xfer.labels import Teacher, annotated
 from xfer.tasks.dense import Dense, readable
 from xfer.tasks.pixels import MaskScore, MaskScores, PixelObjective, label_map
@@ -32,9 +31,6 @@ class Segment(Dense):
             if len(subset.classes) == 1
         ]
         return alone + super().label_faults(data)
-
-    def recipe_faults(self, recipe: Recipe) -> list[str]:
-        return super().recipe_faults(recipe)
 
     def loss(self, masks: Tensor, sources: Sequence[str], smoothing: float, teacher: Teacher | None) -> PixelObjective:
         return PixelObjective(masks, sources, smoothing)
