@@ -417,8 +417,9 @@ def _notes(columns: Sequence[Column]) -> list[str]:
         "torchvision's segmentation reference has it. The row `lraspp` is our model with that head.",
         "",
         "Published, by others, and not comparable: CamVid, 11 classes, test: ICNet 67.1 mIoU (Zhao et al., ECCV 2018) "
-        "and BiSeNet with ResNet-18 68.7 (Yu et al., ECCV 2018), both 960 x 720; both trained for many times as many steps. Here images have 240 x 180 pixels "
-        "before they are resized, and `val` is not trained on. BCCD has no official mark: published ones are of other "
+        "and BiSeNet with ResNet-18 68.7 (Yu et al., ECCV 2018), both 960 x 720; both trained for many times as many "
+        "steps. Here images have 240 x 180 pixels before they are resized, and `val` is not trained on. BCCD has no "
+        "official mark: published ones are of other "
         "splits.",
     ]
 
