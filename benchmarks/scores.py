@@ -116,7 +116,7 @@ def pycocotools(images: int) -> Row:
         )
     with redirect_stdout(StringIO()):
         coco = COCO()
-        coco.dataset = {
+        vars(coco)["dataset"] = {
             "images": [{"id": place + 1} for place in range(images)],
             "annotations": truth,
             "categories": [{"id": i + 1} for i in range(80)],

@@ -47,10 +47,10 @@ class Choice:
             found.append(curve[step])
         return fmean(found)
 
-    def text(self) -> str:
-        """For people, in sentences."""
+    def text(self, begun_as: str = "the linear probe") -> str:
+        """For people, in sentences. `begun_as`: what step 0 is."""
         means, count = self.means, len(self.curves)
-        which = f"step {self.step} of {self.steps}{', the linear probe,' if self.step == 0 else ''}"
+        which = f"step {self.step} of {self.steps}{f', {begun_as},' if self.step == 0 else ''}"
         above = [step for step, mean in means.items() if mean > means[self.step]]
         gone = f" (step {', '.join(map(str, above))} scored higher, without a checkpoint left)" if above else ""
         return (

@@ -223,8 +223,16 @@ def scores_text(run: Path) -> str:
         return ""
     left = {source: row["not_counted"] for source, row in left_out_scores(run).items() if row["not_counted"]}
     notes = [f"  {source}: {count} images not counted, only it has their class" for source, count in left.items()]
-    choice = read_choice(run)
-    return "\n".join([f"leave one source out: {WHAT}", *table(rows), *notes, *([choice.text()] if choice else [])])
+    chosen = choice_text(run)
+    return "\n".join([f"leave one source out: {WHAT}", *table(rows), *notes, *([chosen] if chosen else [])])
+
+
+def choice_text(run: Path) -> str:
+    """The step that left-out sources chose, in words; empty if they chose none."""
+    choice, rows = read_choice(run), left_out_scores(run)
+    if choice is None:
+        return ""
+    return choice.text() if _measure(rows) == "accuracy" else choice.text("before any training")
 
 
 def _percents(mean: Estimate) -> list[str]:

@@ -132,7 +132,10 @@ def _difference_of_scores(first: Sequence[DenseScore], second: Sequence[DenseSco
     gains = [b.value - a.value for a, b in zip(first, second, strict=True)]
     if len(gains) > 1:
         return mean_over_seeds(gains)
-    low, high = np.percentile(second[0].resampled - first[0].resampled, (2.5, 97.5))
+    differences = second[0].resampled - first[0].resampled
+    if not np.isfinite(differences).all():  # so few images that some resamples have nothing to score
+        return Estimate(gains[0], -1.0, 1.0)
+    low, high = np.percentile(differences, (2.5, 97.5))
     return Estimate(gains[0], min(float(low), gains[0]), max(float(high), gains[0]))
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from shards.decode import DecodeError, open_image, pixels
 from shards.format.fields import IMAGES
+from shards.format.whole import whole_file
 from shards.loading.frame import Resize, frame_of
 from shards.loading.transforms import Pixels, whole
 from shards.settings import ConfigError
@@ -104,6 +105,12 @@ def drawn_to(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
     if clash := [target for target in found.values() if target.resolve() in own]:
         raise ConfigError(f"{folder}: {clash[0].name} there is one of the images; give another folder")
     return found
+
+
+def keep_png(picture: Image.Image, path: Path) -> None:
+    """Writes it whole or not at all. Raises OSError naming `path`."""
+    with whole_file(path) as draft:
+        picture.save(draft, "PNG")
 
 
 def upright(path: Path) -> Image.Image:

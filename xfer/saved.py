@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from shards.format.whole import write_json, write_text
+from shards.format.whole import naming, write_json, write_text
 from shards.loading.batch import Batch
 from shards.loading.frame import frame_of
 from shards.loading.reader import Reader
@@ -71,7 +71,8 @@ class Saved:
     def _keep_mask(self, source: int, key: str, mask: Tensor) -> None:
         path = self._folder / self._subsets[source].name / "masks" / f"{_flat(key)}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(mask.numpy()).save(path)
+        with naming(path):
+            Image.fromarray(mask.numpy()).save(path)
 
     def write(self) -> None:
         """The files of the part."""

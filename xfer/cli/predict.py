@@ -53,7 +53,7 @@ def predict(
     from PIL import Image
 
     from xfer.bundle import open_model
-    from xfer.predict import by_ending, drawn_to, image_files, predictions, upright
+    from xfer.predict import by_ending, drawn_to, image_files, keep_png, predictions, upright
     from xfer.tasks.known import task_of
 
     trained, failed = open_model(model), 0
@@ -73,9 +73,9 @@ def predict(
         plain = task.plain(answer, classes, top or usual)
         print(json.dumps({"image": str(path), key: plain}) if as_json else f"{path}: {task.text(plain)}")
         if path in pictures:
-            task.draw(upright(path), answer, classes).save(pictures[path])
+            keep_png(task.draw(upright(path), answer, classes), pictures[path])
         if path in layers:
-            Image.fromarray(answer.numpy()).save(layers[path])
+            keep_png(Image.fromarray(answer.numpy()), layers[path])
     if left_out:
         print(f"left out, for they are no images that are read here: {by_ending(left_out)}", file=sys.stderr)
     if failed:

@@ -10,9 +10,8 @@ from shards.settings import ConfigError
 from shards.text import counted
 from xfer import figures
 from xfer.bundle import open_model, weights_sha256
-from xfer.choice import read_choice
 from xfer.cost import cost_rows
-from xfer.folds import score_rows
+from xfer.folds import choice_text, score_rows
 from xfer.history import against_probe, left_out_scores, read_metrics
 from xfer.measure import heading, measure_of, measured
 from xfer.metrics import Estimate, mean_of
@@ -66,8 +65,8 @@ def run_sections(folder: Path) -> list[Section]:
     text = f"{counted(steps, 'step')}." if steps else "No steps: the linear probe is the model."
     sections = [Section("Training", text, plots)]
     if left_out := score_rows(folder):
-        text, choice = "Each training source, scored by the model of a run that never saw it.", read_choice(folder)
-        text = f"{text} {choice.text()}." if choice else text
+        text, choice = "Each training source, scored by the model of a run that never saw it.", choice_text(folder)
+        text = f"{text} {choice}." if choice else text
         sections.append(Section("Leave one source out", text, table=left_out))
     weights, chosen = open_model(folder).model.fusion_weights, read_chosen(folder)
     if weights and len(weights) > 1:
