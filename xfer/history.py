@@ -140,8 +140,10 @@ def gain_markdown(folder: Path) -> list[str]:
 
 
 def best_step(found: Mapping[int, float]) -> int | None:
-    """Of `scores`, the first step with the highest; None: nothing was scored."""
-    return max(found, key=lambda step: (found[step], -step), default=None)
+    """Of `scores`, the first step with the highest; None: nothing was scored. Where none is above 0 it is the last: a
+    detector of few steps finds nothing yet, and its step 0 has a head of chance values.
+    """
+    return max(found, key=lambda step: (found[step], -step if found[step] else step), default=None)
 
 
 def is_stalled(found: Mapping[int, float], patience: int | None) -> bool:

@@ -48,6 +48,11 @@ class Annotations:
             mask = table[mask]
         return replace(self, boxes=boxes, mask=mask)
 
+    @property
+    def ignored(self) -> int:
+        """How many boxes are crowds or difficult objects."""
+        return 0 if self.boxes is None else int(self.boxes[:, 5].sum())
+
     def class_counts(self, label: int, num_classes: int) -> list[int]:
         """How often each class occurs: as the sample's own class (`label`; -1: none), as boxes, as pixels."""
         counts = np.zeros(num_classes, np.int64)

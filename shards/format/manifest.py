@@ -41,13 +41,16 @@ class File:
 
 @dataclass(frozen=True)
 class Stats:
-    """Class counts; smallest and largest width and height; mean and standard deviation of R, G, B in 0..1."""
+    """Class counts; smallest and largest width and height; mean and standard deviation of R, G, B in 0..1; how many of
+    the counted boxes are crowds or difficult objects (0 in manifests of older builds).
+    """
 
     class_counts: tuple[int, ...]
     width: tuple[int, int]
     height: tuple[int, int]
     channel_mean: tuple[float, float, float]
     channel_std: tuple[float, float, float]
+    ignored: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,12 @@ _VALUES = np.arange(256)
 
 @dataclass
 class Tally:
-    """Sums over images. `class_counts`: samples, boxes or mask pixels of each class; `images`: extensions met."""
+    """Sums over images. `class_counts`: samples, boxes or mask pixels of each class; `ignored`: how many of these boxes
+    are crowds or difficult objects; `images`: extensions met.
+    """
 
     class_counts: list[int]
+    ignored: int = 0
     width: list[int] = field(default_factory=lambda: [1 << 30, 0])
     height: list[int] = field(default_factory=lambda: [1 << 30, 0])
     pixels: int = 0
@@ -22,10 +25,11 @@ class Tally:
     channel_squares: list[int] = field(default_factory=lambda: [0, 0, 0])
     images: list[str] = field(default_factory=list)
 
-    def add(self, image: np.ndarray, extension: str, class_counts: Sequence[int]) -> None:
+    def add(self, image: np.ndarray, extension: str, class_counts: Sequence[int], ignored: int) -> None:
         """Counts one image, uint8 [H, W, 3], and what its annotation holds of each class."""
         height, width = image.shape[:2]
         self.class_counts = [a + int(b) for a, b in zip(self.class_counts, class_counts, strict=True)]
+        self.ignored += ignored
         self.width = [min(self.width[0], width), max(self.width[1], width)]
         self.height = [min(self.height[0], height), max(self.height[1], height)]
         self.pixels += height * width
@@ -38,6 +42,7 @@ class Tally:
     def merge(self, other: "Tally") -> None:
         """Adds another shard's sums."""
         self.class_counts = [a + b for a, b in zip(self.class_counts, other.class_counts, strict=True)]
+        self.ignored += other.ignored
         self.width = [min(self.width[0], other.width[0]), max(self.width[1], other.width[1])]
         self.height = [min(self.height[0], other.height[0]), max(self.height[1], other.height[1])]
         self.pixels += other.pixels
@@ -58,4 +63,5 @@ class Tally:
             (self.height[0], self.height[1]),
             (red, green, blue),
             (red_std, green_std, blue_std),
+            self.ignored,
         )

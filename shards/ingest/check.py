@@ -22,7 +22,7 @@ from shards.sources import Refused
 @dataclass(frozen=True)
 class Checked:
     """A sound sample: members to pack, decoded image uint8 [H, W, 3], its extension, class index (-1: none), what it
-    holds of each class (samples, boxes, mask pixels), and why boxes were dropped.
+    holds of each class (samples, boxes, mask pixels), how many of its boxes are ignored, and why boxes were dropped.
     """
 
     members: dict[str, bytes]
@@ -30,6 +30,7 @@ class Checked:
     extension: str
     label: int
     class_counts: Sequence[int]
+    ignored: int
     dropped: tuple[str, ...] = ()
 
 
@@ -47,7 +48,8 @@ def check(members: dict[str, bytes], roles: Mapping[str, str], num_classes: int,
         said = annotations(members, roles, num_classes, width, height)
     except (DecodeError, ValueError) as error:
         raise Refused(str(error)) from None
-    return Checked(members, image, extension, label, said.class_counts(label, num_classes), tuple(dropped))
+    counts = said.class_counts(label, num_classes)
+    return Checked(members, image, extension, label, counts, said.ignored, tuple(dropped))
 
 
 def _image_extension(members: Mapping[str, bytes]) -> str:

@@ -182,7 +182,7 @@ class _Scan:
         image = decode(members[extension])
         height, width = image.shape[:2]
         said = annotations(members, roles.fields(), self.task.num_classes, width, height)
-        self.tally.add(image, extension, said.class_counts(-1, self.task.num_classes))
+        self.tally.add(image, extension, said.class_counts(-1, self.task.num_classes), said.ignored)
         content = content_key(members[extension])
         if text is None:
             return -1, content

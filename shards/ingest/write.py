@@ -120,7 +120,7 @@ def _pack(
                 tar.write({"__key__": member_key(item.key), **sample.members})
                 content = content_key(sample.members[sample.extension])
                 rows.append((start, tar.tarstream.offset - start, 0, name_key(item.key), sample.label, content))
-                tally.add(sample.image, sample.extension, sample.class_counts)
+                tally.add(sample.image, sample.extension, sample.class_counts, sample.ignored)
                 dropped += [[item.key, reason] for reason in sample.dropped]
             advance(1)
     return rows, refused, dropped, tally

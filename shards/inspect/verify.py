@@ -173,7 +173,8 @@ def _check(manifest: Manifest, reader: Reader, number: int, row: int, key: int, 
     height, width = image.shape[:2]
     said = annotations(sample.fields, manifest.fields, len(manifest.classes), width, height)
     if tally is not None:
-        tally.add(image, sample.extension, said.class_counts(sample.label, len(manifest.classes)))
+        counts = said.class_counts(sample.label, len(manifest.classes))
+        tally.add(image, sample.extension, counts, said.ignored)
 
 
 def _described(folder: Path, file: File) -> File | str:

@@ -133,6 +133,7 @@ def test_the_best_is_the_first_of_the_highest_and_patience_counts_steps():
     assert found == pytest.approx({0: 0.3, 5: 0.45, 10: 0.4, 15: 0.45, 20: 0.35})
     assert best_step(found) == 5
     assert best_step({}) is None
+    assert best_step({0: 0.0, 5: 0.0, 10: 0.0}) == 10, "nothing is right yet: no step is better than more training"
     assert [is_stalled(found, patience) for patience in (None, 15, 16)] == [False, True, False]
     assert not is_stalled({}, 1)
 

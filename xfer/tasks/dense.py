@@ -38,9 +38,9 @@ class Dense:
     def label_faults(self, data: Splits) -> list[str]:
         """See `Task`."""
         faults = [
-            f"data.sources.{subset.name}: no {self.annotates} has a class in {subset.folder}; there is nothing to learn"
+            f"data.sources.{subset.name}: {reason}; there is nothing to learn"
             for subset in data.train
-            if not any(subset.manifest.stats.class_counts)
+            for reason in self._empty(subset)
         ]
         trained = {subset.name for subset in data.train}
         held = [(one, f"data.sources.{one.name}") for one in data.validation if one.name not in trained]
@@ -49,7 +49,18 @@ class Dense:
 
     def scoring_faults(self, subset: Subset, classes: Sequence[str], where: str) -> list[str]:
         """See `Task`."""
-        return names.scoring_faults(subset, classes, where, self.faults(subset))
+        unfit = self.faults(subset)
+        empty = [f"{reason}; there is nothing to score" for reason in self._empty(subset) if not unfit]
+        return names.scoring_faults(subset, classes, where, unfit + empty)
+
+    def _empty(self, subset: Subset) -> list[str]:
+        """Why a subset whose samples have what the task needs has no object for it."""
+        stats, where = subset.manifest.stats, subset.folder
+        if not any(stats.class_counts):
+            return [f"no {self.annotates} has a class in {where}"]
+        if sum(stats.class_counts) == stats.ignored:
+            return [f"all {stats.ignored:,} boxes in {where} are crowds or difficult objects, which are ignored"]
+        return []
 
     def recipe_faults(self, recipe: Recipe) -> list[str]:
         """See `Task`."""

@@ -137,8 +137,16 @@ BREAKS = (
         "empty-sources-taken",
         "a source in which nothing is annotated is trained on",
         "xfer/tasks/dense.py",
-        "            if not any(subset.manifest.stats.class_counts)\n",
-        "            if False\n",
+        "        if not any(stats.class_counts):\n",
+        "        if False:\n",
+        REFUSALS,
+    ),
+    Break(
+        "crowds-trained-on",
+        "a source of crowds and difficult objects alone is trained on",
+        "xfer/tasks/dense.py",
+        "        if sum(stats.class_counts) == stats.ignored:\n",
+        "        if False:\n",
         REFUSALS,
     ),
 )

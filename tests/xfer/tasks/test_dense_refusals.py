@@ -112,15 +112,20 @@ def pictures(folder: Path, count: int = 6) -> Path:
     return folder
 
 
-def test_a_source_without_any_box_is_refused(values: Values, scene_shards, tmp_path):
+@pytest.mark.parametrize("crowds", [False, True])
+def test_a_source_without_any_box_that_counts_is_refused(values: Values, tmp_path, crowds):
     images = pictures(tmp_path / "images")
     rows = [{"id": i, "file_name": f"{i}.png", "width": 56, "height": 40} for i in range(6)]
-    content = {"images": rows, "annotations": [], "categories": [{"id": 1, "name": "circle"}]}
+    box = {"bbox": [4, 4, 20, 20], "category_id": 1, "iscrowd": 1}
+    boxes = [{"id": i, "image_id": i, **box} for i in range(6)] if crowds else []
+    content = {"images": rows, "annotations": boxes, "categories": [{"id": 1, "name": "circle"}]}
     (tmp_path / "coco.json").write_text(json.dumps(content))
     build(tmp_path / "coco.json", tmp_path / "none", SourceOptions(images=images), processes=1)
-    given = values("fcos")
-    given["data"]["sources"]["none"] = {"path": str(tmp_path / "none")}
-    one(faults(given), "data.sources.none", "no box has a class", "nothing to learn")
+    why = "all 6 boxes" if crowds else "no box has a class"
+    for part, end in (("sources", "nothing to learn"), ("test", "nothing to score")):
+        given = values("fcos")
+        given["data"] |= {part: {**given["data"].get(part, {}), "none": {"path": str(tmp_path / "none")}}}
+        one(faults(given), f"data.{part}.none", why, str(tmp_path / "none"), end)
 
 
 def test_a_source_whose_masks_are_all_void_is_refused(values: Values, tmp_path):
