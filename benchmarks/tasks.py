@@ -60,6 +60,7 @@ REST = (MASKED, NAIVE, "frozen", "staged", "two branches", "lraspp")
 MODES = (*FIRST, *REST)
 PARTS = {"red": ("RBC",), "others": ("Platelets", "WBC")}
 """Sources of the rows `masked` and `naive`, and the classes that each of them annotates."""
+PARTLY = ("AP50", "recall")
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 Answers = Callable[[Tensor, list[Frame]], Sequence[Any]]
@@ -352,6 +353,8 @@ def _score(answers: Answers, job: Job, recipe: Recipe, classes: Sequence[str]) -
         return {"mIoU": round(score.miou, 5), "pixel accuracy": round(score.pixel_accuracy, 5)}
     scores = boxes.result()
     found = {f"AP50 {name}": round(scores[name].ap50, 5) for name in classes}
+    for name in classes:  # at an overlap of half, of everything that scores 0.05 or more
+        found[f"recall {name}"] = max(0, sum(p > 0 for p in scores[name].curves.get(name, ())) - 1) / 100
     return {"AP": round(scores["all"].ap, 5), "AP50": round(scores["all"].ap50, 5), **found}
 
 
@@ -389,7 +392,8 @@ def _write(options: argparse.Namespace, jobs: Iterable[Job], rows: list[Row]) ->
                 lines += ["", *_table(f"less {other}", column.measures, shared, other)]
         parts = {key: row for key, row in found.items() if row["mode"] in (MASKED, NAIVE)}
         if parts:
-            measures = ("AP", "AP50", *(f"AP50 {name}" for own in PARTS.values() for name in own))
+            measures = ("AP", "AP50", *(f"{what} {one}" for own in PARTS.values() for one in own for what in PARTLY))
+            measures = [one for one in measures if all(one in row["scores"] for row in parts.values())]
             lines += ["", f"Two sources, each of half of the images: {_said()}.", ""]
             lines += [*_table("", measures, parts, None), "", *_table(f"less {NAIVE}", measures, parts, NAIVE)]
     if not options.rates:

@@ -182,6 +182,7 @@ def confusions(scores: Mapping[str, Any], most: int = 3) -> list[str]:
         pairs = [(count, truth, said) for truth, row in confusion.items() for said, count in row.items()]
         pairs = [pair for pair in pairs if pair[1] != pair[2]]
         pairs.sort(key=lambda pair: (-pair[0], *pair[1:]))
-        shown = ", ".join(f"{truth} for {said} ({count})" for count, truth, said in pairs[:most])
+        unit = " pixels" if hasattr(score, "pixels") else ""
+        shown = ", ".join(f"{truth} for {said} ({count:,}{unit})" for count, truth, said in pairs[:most])
         lines += [f"{name}: most often took {shown}"] if pairs else []
     return lines

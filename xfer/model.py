@@ -7,7 +7,6 @@ numbers per image. A DenseModel fuses the maps of each level that its head reads
 """
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,9 @@ AnyBranch = Branch | TimmBranch
 class FusionModel(nn.Module):
     """Images uint8 [B, 3, S, S] -> logits float [B, K].
 
-    `sizes`: pixels each branch sees (None: as given). `trunk` of a branch never sees another branch's features.
+    `sizes`: pixels each branch sees (None: as given). `trunk` of a branch never sees another branch's features. `kind`:
+    of the head.
     """
-
-    kind: HeadKind = "linear"
 
     def __init__(
         self,
@@ -42,8 +40,10 @@ class FusionModel(nn.Module):
         width: int,
         num_classes: int,
         dropout: float = 0.0,
+        kind: HeadKind = "linear",
     ):
         super().__init__()
+        self.kind: HeadKind = kind
         self.branches = nn.ModuleDict(branches)
         self.sizes, self.width = dict(sizes), width
         self.projections = nn.ModuleDict({name: self._projection(branch) for name, branch in branches.items()})
@@ -111,27 +111,13 @@ class DenseModel(FusionModel):
     all levels. Maps of a branch that sees another size are brought to the grid of the first branch.
     """
 
-    def __init__(
-        self,
-        branches: Mapping[str, AnyBranch],
-        sizes: Mapping[str, int | None],
-        fusion: str,
-        weights: Mapping[str, float] | None,
-        width: int,
-        num_classes: int,
-        dropout: float = 0.0,
-        kind: HeadKind = "fpn",
-    ):
-        self.kind, self._dropout = kind, dropout
-        super().__init__(branches, sizes, fusion, weights, width, num_classes)
-
     def _projection(self, branch: AnyBranch) -> nn.Module:
         return nn.ModuleDict(
             {level: project(branch.channels[int(level[1])], self.width) for level in levels_of(self.kind)}
         )
 
     def _head(self, channels: int, num_classes: int) -> Any:
-        return HEADS[self.kind].build(channels, num_classes, self._dropout)
+        return HEADS[self.kind].build(channels, num_classes, self.dropout.p)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The fused maps [B, d, h, w] of each level that the head reads."""
@@ -174,8 +160,7 @@ def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: 
                 faults.append(f"model.branches.{name}: {error}")
         if faults:
             raise ConfigError(faults)
-        build = partial(DenseModel, kind=config.head.kind) if config.is_dense else FusionModel
-        model = build(
+        model = (DenseModel if config.is_dense else FusionModel)(
             branches,
             {name: b.size for name, b in config.branches.items()},
             config.fusion.kind,
@@ -183,6 +168,7 @@ def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: 
             config.fusion.width,
             num_classes,
             config.dropout,
+            config.head.kind,
         )
     for name, branch in config.branches.items():
         if branch.weights and load_weights and not model_branch(branch.weights):

@@ -217,6 +217,8 @@ class Comparison:
         """What the numbers come to, in one sentence."""
         worth = "" if self._scored else f"; one image is worth up to {100 * self.image_worth:.2f} points"
         of = "seeds and images" if self._over_seeds else "images"
+        if _says_nothing(self.mean_difference):
+            return "there are too few of these images to tell which is better"
         if self.within_noise:
             return f"the difference is within the noise of these {of}: they do not tell which is better{worth}"
         mean = self.mean_difference
@@ -239,6 +241,11 @@ def _percents(*values: float) -> list[str]:
     return [f"{100 * value:.1f} %" for value in values]
 
 
+def _says_nothing(difference: Estimate) -> bool:
+    """Whether the interval is all there can be: there were too few images for one."""
+    return difference.low <= -1 and difference.high >= 1
+
+
 def _points(difference: Estimate) -> list[str]:
     value, low, high = (round(100 * number, 1) + 0.0 for number in difference)  # + 0.0: no -0.0
-    return [f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}"]
+    return [f"{value:+.1f}", "too few images" if _says_nothing(difference) else f"{low:+.1f} to {high:+.1f}"]

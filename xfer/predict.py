@@ -64,19 +64,23 @@ def predictions(trained: Trained, paths: Iterable[Path]) -> Iterator[tuple[Path,
     """For each image the answer of the model (see its `Task`); or why it could not be read. In the order of `paths`,
     `TOGETHER` at a time.
     """
-    device, size, resize = default_device(), trained.image_size, trained.resize
-    model, task = trained.model.to(device), task_of(trained.model.task)
     waiting = iter(paths)
     while some := list(islice(waiting, TOGETHER)):
-        seen = {path: _seen(path, size, resize) for path in some}
+        seen = {path: _seen(path, trained.image_size, trained.resize) for path in some}
         sound = {path: one for path, one in seen.items() if not isinstance(one, str)}
         answers: dict[Path, Answer] = {}
         if sound:
-            images = torch.stack([one.image for one in sound.values()]).to(device)
-            frames = [frame_of(*one.original, size, resize) for one in sound.values()]
-            with torch.inference_mode():
-                answers = dict(zip(sound, task.answers(model(images), frames), strict=True))
+            answers = dict(zip(sound, answers_to(trained, list(sound.values())), strict=True))
         yield from ((path, answers[path] if path in answers else cast(str, seen[path])) for path in some)
+
+
+def answers_to(trained: Trained, seen: Sequence[Pixels]) -> list[Answer]:
+    """What the model says of images of its size, all at once (see its `Task`)."""
+    device = default_device()
+    frames = [frame_of(*one.original, trained.image_size, trained.resize) for one in seen]
+    with torch.inference_mode():
+        output = trained.model.to(device)(torch.stack([one.image for one in seen]).to(device))
+    return task_of(trained.model.task).answers(output, frames)
 
 
 def _seen(path: Path, size: int, resize: Resize) -> Pixels | str:
@@ -87,20 +91,23 @@ def _seen(path: Path, size: int, resize: Resize) -> Pixels | str:
         return f"not readable as an image ({error})"
 
 
-def drawn_to(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
-    """Where the picture of each image goes: its own name, as PNG, numbered where several have the same. Raises
-    ConfigError if the folder cannot be made, or has such a file that is an image to be read.
+def drawn_to(folder: Path, paths: Sequence[Path], given: Sequence[Path]) -> dict[Path, Path]:
+    """Where the picture of each image goes: its own name, as PNG, in the sub-folder that it has in one of the folders
+    `given`; numbered where several have the same. Raises ConfigError if the folder cannot be made, or has such a file
+    that is an image to be read.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
-    taken, found = set(), {}
-    for path in paths:
-        names = (f"{path.stem}.png" if n == 1 else f"{path.stem}-{n}.png" for n in range(1, len(paths) + 2))
-        name = next(one for one in names if one not in taken)
-        taken.add(name)
-        found[path] = folder / name
+    taken: set[Path] = set()
+    found: dict[Path, Path] = {}
+    for path in dict.fromkeys(paths):  # an image that is named twice has one picture
+        inside = (path.relative_to(one) for one in given if one in path.parents)
+        place = folder / next((one for one in inside if ".." not in one.parts), Path(path.name)).with_suffix(".png")
+        names = (place if n == 1 else place.with_stem(f"{place.stem}-{n}") for n in range(1, len(paths) + 2))
+        found[path] = next(one for one in names if one not in taken)
+        taken.add(found[path])
     own = {path.resolve() for path in paths}
     if clash := [target for target in found.values() if target.resolve() in own]:
         raise ConfigError(f"{folder}: {clash[0].name} there is one of the images; give another folder")
@@ -108,7 +115,8 @@ def drawn_to(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
 
 
 def keep_png(picture: Image.Image, path: Path) -> None:
-    """Writes it whole or not at all. Raises OSError naming `path`."""
+    """Writes it whole or not at all, in a folder that is made if need be. Raises OSError naming `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as draft:
         picture.save(draft, "PNG")
 

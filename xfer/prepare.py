@@ -19,7 +19,7 @@ from shards.settings import ConfigError, SchemaError, Strict, load, read_yaml
 from xfer.backbone import STAGES
 from xfer.checkpoint import Checkpoint, find_checkpoint
 from xfer.classes import label_notes
-from xfer.config import LEFT_OUT, RESNETS, BranchConfig, ModelConfig, Recipe, TrainConfig, TransferConfig
+from xfer.config import LEFT_OUT, RESNETS, TASKS, BranchConfig, ModelConfig, Recipe, TrainConfig, TransferConfig
 from xfer.engine import shares
 from xfer.model import build_branch, build_model, check_weights_exist
 from xfer.tasks.known import task_of
@@ -59,13 +59,26 @@ def load_document(
         data, model, train, transfer = (error.sections.get(name) for name in ("data", "model", "train", "transfer"))
         # which classes the model has beside those of its sources is not known here
         keeps = isinstance(transfer, TransferConfig) and transfer.head == "keep"
-        task = task_of(model.task if isinstance(model, ModelConfig) else "classification")
-        opens = partial(open_data, unfit=task.faults) if keeps else partial(open_labelled, task=task)
+        task = _task(model, read_yaml(path))
+        if task is None:
+            opens = open_data
+        else:
+            opens = partial(open_data, unfit=task.faults) if keeps else partial(open_labelled, task=task)
         faults = _faults_of(lambda: opens(data)) if isinstance(data, DataConfig) else []
         faults += check_weights_exist(model) if isinstance(model, ModelConfig) else []
         faults += teacher_faults(train.teacher, None) if isinstance(train, TrainConfig) else []
         faults += more(error.sections)
         raise ConfigError([*error.faults, *faults], error.origin) from None
+
+
+def _task(model: object, document: Mapping[str, Any]) -> Task | None:
+    """What a document's model is for, though its section may have a fault; None: it does not say."""
+    if isinstance(model, ModelConfig):
+        return task_of(model.task)
+    given = document.get("model")
+    head = given.get("head", {"kind": "linear"}) if isinstance(given, Mapping) else None
+    kind = head.get("kind") if isinstance(head, Mapping) else None
+    return task_of(TASKS[kind]) if isinstance(kind, str) and kind in TASKS else None
 
 
 def open_labelled(config: DataConfig, known: Sequence[str] = (), task: Task | None = None) -> Splits:
@@ -99,7 +112,8 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
         data = open_labelled(recipe.data, known, task)
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
-    faults += augment_faults(data.train, recipe.data) + teacher_faults(recipe.train.teacher, data.classes)
+    faults += augment_faults(data.train, recipe.data)
+    faults += [] if recipe.model.is_dense else teacher_faults(recipe.train.teacher, data.classes)
     faults += leak_faults(recipe, data) + fusion_faults(recipe, data)
     if faults:
         raise ConfigError(faults)

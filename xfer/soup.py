@@ -50,10 +50,11 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class Soup:
-    """accuracy: on the held-out parts, of each run alone, and of the soup before and after BatchNorm's statistics were
-    made again; used: the runs that are in it.
+    """The accuracy, or what else `measure` names, on the held-out parts: of each run alone, and of the soup before and
+    after BatchNorm's statistics were made again; used: the runs that are in it.
     """
 
+    measure: str
     alone: Mapping[str, float]
     used: Sequence[str]
     before: float
@@ -61,7 +62,7 @@ class Soup:
 
     def text(self) -> str:
         """For a terminal."""
-        rows = [["run", "accuracy alone", "in the soup"]]
+        rows = [["run", f"{self.measure} alone", "in the soup"]]
         rows += [
             [name, f"{100 * value:.1f} %", "yes" if name in self.used else "no"] for name, value in self.alone.items()
         ]
@@ -99,7 +100,7 @@ def make_soup(runs: Sequence[Path], out: Path) -> Soup:
         if _accuracy(tried) >= _accuracy(row):
             used, soup, row, before = [*used, one], settled, tried, raw
     alone = {str(one.path): _accuracy(rows[one.path]) for one in order}
-    result = Soup(alone, [str(one.path) for one in used], before, _accuracy(row))
+    result = Soup(task_of(model.task).measure, alone, [str(one.path) for one in used], before, _accuracy(row))
     _write(out, best, soup, result, row)
     keep_entries(out, [entry for one in used for entry in read_entries(one.path)])
     return result
@@ -181,6 +182,8 @@ def _ingredient(run: Path) -> Ingredient:
 def _differences(first: Ingredient, one: Ingredient) -> Iterable[str]:
     if one.start != first.start:
         yield "began with other weights (step 0 differs): the mean of such runs is no model"
+        if one.recipe.model.is_dense and one.recipe.train.seed != first.recipe.train.seed:
+            yield f"train.seed: {one.recipe.train.seed}, not {first.recipe.train.seed}: it draws the head of step 0"
     if one.checkpoint.state.classes != first.checkpoint.state.classes:
         yield f"has other classes: {', '.join(one.checkpoint.state.classes)}"
     for key in ("validation", "image_size", "resize", "sources"):

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, cast, overload
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from shards.decode import DecodeError
 from shards.loading.batch import Slot
-from shards.loading.frame import frame_of
 from shards.loading.open import open_data
-from shards.loading.transforms import squared, whole
+from shards.loading.transforms import Pixels, squared, whole
 from shards.settings import ConfigError, parse, replace
 from shards.settings import load as load_yaml
 from xfer import run as runs
@@ -22,13 +21,14 @@ from xfer.begin import begin, features_folder
 from xfer.bundle import Trained, open_model
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
-from xfer.engine import build_engine, default_device
+from xfer.engine import build_engine
 from xfer.evaluate import evaluate_subsets
 from xfer.folds import prepare_folds, quantize_run, train_folds
 from xfer.follow import follow
 from xfer.history import last_step, left_out_scores, read_metrics
 from xfer.metrics import Estimate
 from xfer.model import FusionModel
+from xfer.predict import answers_to
 from xfer.prepare import load_document, prepare
 from xfer.report.run import write_run_report
 from xfer.seeds import RESULT, check_not_seeded, read_seeds, seed_folder, train_seeds
@@ -67,16 +67,16 @@ class Model:
         return [self._answer(one, at, top) for at, one in enumerate(several)]
 
     def _answer(self, image: Picture, at: int, top: int) -> Any:
-        device, size, resize = default_device(), self.image_size, self._trained.resize
-        model, task = self.model.to(device), task_of(self.model.task)
+        size, resize, task = self.image_size, self._trained.resize, task_of(self.model.task)
         if isinstance(image, (str, Path)):
-            seen = whole(Path(image).read_bytes(), size, resize)
-            square, original = seen.image, seen.original
+            try:
+                seen = whole(Path(image).read_bytes(), size, resize)
+            except DecodeError as error:
+                raise DecodeError(f"{image}: {error}") from None
         else:
             given = _pixels(image, at)
-            square, original = squared(given, size, resize), (given.shape[1], given.shape[0])
-        with torch.inference_mode():
-            (answer,) = task.answers(model(square[None].to(device)), [frame_of(*original, size, resize)])
+            seen = Pixels(squared(given, size, resize), original=(given.shape[1], given.shape[0]))
+        (answer,) = answers_to(self._trained, [seen])
         return answer if task.sees_whole else task.plain(answer, self.classes, top)
 
     def __repr__(self) -> str:

@@ -36,7 +36,8 @@ def predict(
 
     Boxes are x0, y0, x1, y1 in pixels of the image as it is shown (EXIF turned), each with a score; a line counts and a
     picture shows those of 0.5 and more, --json has all. A mask has the size of its image; its pixels are class numbers,
-    in the order of the model's classes.
+    in the order of the model's classes. Both are named after the image, in the sub-folder that it has in a folder that
+    is given, and numbered where two would have one name; --json says which file is whose.
 
     Folders are searched as `xfer shards build` does: hidden files are passed over, and what is no jpg, jpeg, png, webp
     or bmp is counted on stderr. An image that cannot be read is named in its place; the exit status is 1 at the end.
@@ -62,20 +63,24 @@ def predict(
     if masks and task.name != "segmentation":
         raise ConfigError(f"--masks: {model} is for {task.name}, and only a segmenter makes masks; see --draw")
     left_out: Counter[str] = Counter()
-    files = image_files([*images, *(_named(listed) if listed else ())], left_out)
-    pictures = drawn_to(draw, files) if draw else {}
-    layers = drawn_to(masks, files) if masks else {}
+    given = [*images, *(_named(listed) if listed else ())]
+    files = image_files(given, left_out)
+    pictures = drawn_to(draw, files, given) if draw else {}
+    layers = drawn_to(masks, files, given) if masks else {}
     for path, answer in predictions(trained, files):
         if isinstance(answer, str):
             failed += 1
             print(json.dumps({"image": str(path), "error": answer}) if as_json else f"{path}: {answer}")
             continue
         plain = task.plain(answer, classes, top or usual)
-        print(json.dumps({"image": str(path), key: plain}) if as_json else f"{path}: {task.text(plain)}")
+        made = {}
         if path in pictures:
             keep_png(task.draw(upright(path), answer, classes), pictures[path])
+            made["drawn"] = str(pictures[path])
         if path in layers:
             keep_png(Image.fromarray(answer.numpy()), layers[path])
+            made["mask"] = str(layers[path])
+        print(json.dumps({"image": str(path), key: plain, **made}) if as_json else f"{path}: {task.text(plain)}")
     if left_out:
         print(f"left out, for they are no images that are read here: {by_ending(left_out)}", file=sys.stderr)
     if failed:
@@ -85,7 +90,7 @@ def predict(
 def _named(listed: Path) -> list[Path]:
     """The images that a file names. Raises ConfigError."""
     try:
-        return [Path(line) for line in listed.read_text().splitlines() if line.strip()]
+        return [Path(line.strip()) for line in listed.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ConfigError(f"--list: {listed} cannot be read ({why})") from None

@@ -11,7 +11,6 @@ from PIL import Image
 from shards.decode import DecodeError, open_image, pixels
 from shards.format.annotations import annotations
 from shards.format.whole import read_json
-from shards.loading.frame import frame_of
 from shards.loading.open import open_data
 from shards.loading.reader import DamagedSampleError, read_sample
 from shards.loading.subset import Subset
@@ -20,9 +19,9 @@ from shards.settings import ConfigError, load
 from xfer import figures
 from xfer.bundle import Trained, open_model
 from xfer.config import Recipe
-from xfer.engine import default_device
 from xfer.heads.fcos import Detections
 from xfer.measure import measure_of
+from xfer.predict import answers_to
 from xfer.records import is_stale
 from xfer.report.page import Section, percent
 from xfer.tasks.known import task_of
@@ -61,7 +60,10 @@ def _classes(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> Section:
 
 def _curves(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[Section]:
     plots = [
-        (figures.precision_curves(score["curves"]), f"{source}: at an overlap of 0.5, with AP50 below each curve.")
+        (
+            figures.precision_curves(score["curves"]),
+            f"{source}: at an overlap of 0.5; the numbers are AP50.",
+        )
         for (_, source), score in scores.items()
         if score.get("curves")
     ]
@@ -99,10 +101,7 @@ def _side_by_side(trained: Trained, subset: Subset, row: int) -> tuple[Image.Ima
     sample = read_sample(Subset(subset.name, subset.folder, manifest, (), subset.index_path, subset.store), row)
     said = annotations(sample.fields, manifest.fields, len(manifest.classes)).renumbered(subset.renumber)
     seen = whole(sample.image, trained.image_size, trained.resize)
-    device = default_device()
-    with torch.inference_mode():
-        output = trained.model.to(device)(seen.image[None].to(device))
-        (answer,) = task.answers(output, [frame_of(*seen.original, trained.image_size, trained.resize)])
+    (answer,) = answers_to(trained, [seen])
     upright = Image.fromarray(pixels(open_image(sample.image)).array)
     halves = [task.draw(upright, one, trained.classes) for one in (_truth(said.boxes, said.mask), answer)]
     for half in halves:

@@ -56,7 +56,7 @@ class Detect(Dense):
 
     def text(self, plain: Sequence[Mapping[str, Any]]) -> str:
         sure = Counter(one["class"] for one in plain if one["score"] >= SURE)
-        shown = ", ".join(f"{count} {name}" for name, count in sure.most_common())
+        shown = ", ".join(f"{count} x {name}" for name, count in sure.most_common())
         return f"{shown or 'nothing'} with a score of {SURE:g} or more"
 
     def draw(self, picture: Image.Image, answer: Detections, classes: Sequence[str]) -> Image.Image:

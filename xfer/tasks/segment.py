@@ -49,7 +49,7 @@ class Segment(Dense):
         counts = torch.bincount(answer.flatten().int(), minlength=len(classes)) / max(1, answer.numel())
         best = counts.topk(min(top, len(classes)))
         names = [classes[int(i)] for i in best.indices.tolist()]
-        return {name: share for name, share in zip(names, best.values.tolist(), strict=True) if share}
+        return {name: round(share, 6) for name, share in zip(names, best.values.tolist(), strict=True) if share}
 
     def text(self, plain: dict[str, float]) -> str:
         return "   ".join(f"{name} {100 * share:.1f} % of the pixels" for name, share in plain.items())

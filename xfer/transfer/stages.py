@@ -62,7 +62,7 @@ def transfer_faults(recipe: Recipe) -> list[str]:
         )
     if recipe.transfer.l2_sp and not recipe.steps:
         faults.append(f"transfer.l2_sp: must be left out with transfer.mode {mode}, which trains no branch")
-    if recipe.transfer.head == "keep" and recipe.model.from_ is None:
+    if recipe.transfer.head == "keep" and recipe.model.from_ is None and not recipe.model.is_dense:
         faults.append("transfer.head: keep takes rows of the head of another model: give model.from, or use fit")
     if mode == "full":
         return faults

@@ -75,6 +75,24 @@ def test_the_verb_says_and_draws_what_the_model_says(trained, scenes, tmp_path, 
         assert drawn.width >= 150
 
 
+def test_pictures_and_masks_keep_sub_folders_and_none_takes_the_place_of_another(trained, scenes, tmp_path, capsys):
+    """The same name in two sub-folders, another ending beside it, and an image that is named twice."""
+    inside = tmp_path / "photos"
+    places = [inside / "a" / "one.png", inside / "b" / "one.png", inside / "b" / "one.bmp"]
+    for path in places:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(scenes).save(path)
+    to = "--draw", tmp_path / "drawn", "--masks", tmp_path / "masks"
+    verb("predict", trained("fpn").folder, inside, places[0], *to, "--json")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in rows] == [str(path) for path in (places[0], places[2], places[1], places[0])]
+    for kind, folder in (("drawn", tmp_path / "drawn"), ("mask", tmp_path / "masks")):
+        names = ["a/one.png", "b/one.png", "b/one-2.png", "a/one.png"]
+        assert [row[kind] for row in rows] == [str(folder / name) for name in names]
+        found = {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
+        assert found == set(names)
+
+
 @pytest.mark.parametrize("resize", ["letterbox", "stretch"])
 def test_boxes_come_back_from_the_square_to_their_places(resize):
     """Of an image of 150 x 90: the corner of what the square shows is the image's corner."""
