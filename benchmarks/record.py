@@ -23,3 +23,12 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     mean = statistics.fmean(values)
     half = T_95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
     return Estimate(mean, mean - half, mean + half)
+
+
+def cell(values: Sequence[float], signed: bool) -> str:
+    """For a table: the mean and half of its interval; one value alone as it is."""
+    form = "+.1f" if signed else ".1f"
+    if len(values) < 2:
+        return format(values[0], form) if values else "-"
+    mean, low, high = over_seeds(values)
+    return f"{mean:{form}} ± {(high - low) / 2:.1f}"

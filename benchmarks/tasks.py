@@ -39,7 +39,7 @@ from torch import Tensor
 
 import xfer
 from benchmarks.plain_tasks import train_fcos, train_lraspp
-from benchmarks.record import commit, over_seeds
+from benchmarks.record import cell, commit
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
 from shards.loading.frame import Frame, frame_of
@@ -441,7 +441,7 @@ def _table(title: str, measures: Sequence[str], of: dict[tuple[str, int], Row], 
                 values = [
                     own - 100 * of[against, seed]["scores"][measure] for own, seed in zip(values, seeds, strict=True)
                 ]
-            cells.append(_cell(values, signed=against is not None))
+            cells.append(cell(values, signed=against is not None))
         cells.append(str(len(seeds)))
         if not against:
             mine = [of[mode, seed] for seed in seeds]
@@ -452,14 +452,6 @@ def _table(title: str, measures: Sequence[str], of: dict[tuple[str, int], Row], 
 
 def _place(mode: str) -> tuple[int, str]:
     return MODES.index(mode.split(",")[0]), mode
-
-
-def _cell(values: list[float], signed: bool) -> str:
-    form = "+.1f" if signed else ".1f"
-    if len(values) < 2:
-        return format(values[0], form) if values else "-"
-    mean, low, high = over_seeds(values)
-    return f"{mean:{form}} ± {(high - low) / 2:.1f}"
 
 
 if __name__ == "__main__":

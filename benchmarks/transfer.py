@@ -37,7 +37,7 @@ from torchvision.models import resnet18
 
 import shards
 import xfer
-from benchmarks.record import commit, over_seeds
+from benchmarks.record import cell, commit
 from shards.loading.open import open_data
 from shards.progress import progress
 from shards.settings import replace
@@ -316,7 +316,7 @@ def _table(title: str, names: list[str], rows: list[Row], against: str | None) -
                 if all((one, name, seed) in of for one in (mode, against or mode) for name in members)
             ]
             seeds.append(len(pairs))
-            cells.append(_cell(pairs, signed=against is not None))
+            cells.append(cell(pairs, signed=against is not None))
         mine = [row for row in rows if row["mode"] == mode]
         cells.append(str(min(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}")
         if not against:
@@ -334,14 +334,6 @@ def _accuracy(of: dict[tuple[str, str, int], Row], mode: str, name: str, seed: i
 def _num_seeds(rows: list[Row]) -> int:
     """How many seeds the rows may be of."""
     return 1 + max((row["seed"] for row in rows), default=-1)
-
-
-def _cell(values: list[float], signed: bool) -> str:
-    form = "+.1f" if signed else ".1f"
-    if len(values) < 2:
-        return format(values[0], form) if values else "-"
-    mean, low, high = over_seeds(values)
-    return f"{mean:{form}} ± {(high - low) / 2:.1f}"
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """`make mutants`: applies each break to a copy of the project, runs the tests that should see it, and reports which do.
 
-    python -m tests.mutants                        # all of them; writes benchmarks/results/mutants.md
-    python -m tests.mutants clip-ignored wsum-norm # only these; writes nothing
+    python -m tests.mutants                        # those that are new or stale; writes benchmarks/results/mutants.md
+    python -m tests.mutants clip-ignored wsum-norm # only these
 
-A break is caught if its tests fail; one that survives is a hole in the tests. First the tests named by the breaks run
-on the unbroken copy: they have to pass, or a failure would prove nothing. Costs 5 to 30 seconds a break.
+A break is caught if its tests fail; one that survives is a hole in the tests. Before it is tried its tests run on the
+unbroken copy: they have to pass, or a failure would prove nothing. Costs 5 to 60 seconds a break. What was found is
+kept in mutants.jsonl until the break, its file or its tests change: a command that was stopped goes on.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import platform
 import shutil
@@ -15,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.record import commit
@@ -25,17 +28,20 @@ from tests.mutants.broken import Break
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "mutants.md"
+KEPT = RESULT.with_suffix(".jsonl")
 TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`caught`: its tests failed. `by`: the first test that did, or why there is none."""
+    """`caught`: its tests failed. `by`: the first test that did, or why there is none. `of`: see `_fingerprint`."""
 
-    broken: Break
+    name: str
+    of: str
     caught: bool
     by: str
     seconds: float
+    commit: str
 
 
 def main() -> int:
@@ -46,26 +52,42 @@ def main() -> int:
     if unknown:
         print(f"no such break: {', '.join(unknown)}; there are {', '.join(b.name for b in BREAKS)}", file=sys.stderr)
         return 2
-    chosen = [broken for broken in BREAKS if not names or broken.name in names]
+    kept, at = _kept(), commit()  # now, for what is written here makes the checkout dirty
+    chosen = [broken for broken in BREAKS if (broken.name in names if names else broken.name not in kept)]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = _copy(Path(folder) / "project")
-        failure = _run(copy, sorted({test for broken in chosen for test in broken.tests}), 20 * TIMEOUT_S)
-        if failure:
-            print(f"without any break the tests fail already: {failure}", file=sys.stderr)
-            return 1
-        outcomes = []
+        sound: set[str] = set()  # tests that pass on the unbroken copy
         with progress("breaks", len(chosen), "tried") as advance:
             for broken in chosen:
-                outcomes.append(_try(copy, broken))
-                advance(1, f"{sum(outcome.caught for outcome in outcomes)} caught")
-    survivors = [outcome for outcome in outcomes if not outcome.caught]
-    for outcome in survivors:
-        print(f"NOT CAUGHT {outcome.broken.name}: {outcome.broken.file}: {outcome.broken.what}")
-    print(f"{len(outcomes) - len(survivors)} of {len(outcomes)} caught")
-    if not names:
-        RESULT.write_text(_report(outcomes))
-        print(f"written: {RESULT}")
+                failure = _run(copy, [test for test in broken.tests if test not in sound], 20 * TIMEOUT_S)
+                if failure:
+                    print(f"without any break the tests fail already: {failure}", file=sys.stderr)
+                    return 1
+                sound.update(broken.tests)
+                kept[broken.name] = _try(copy, broken, at)
+                _write(kept)
+                advance(1, f"{sum(kept[one.name].caught for one in chosen if one.name in kept)} caught")
+    _write(kept)
+    survivors = [broken for broken in BREAKS if broken.name in kept and not kept[broken.name].caught]
+    for broken in survivors:
+        print(f"NOT CAUGHT {broken.name}: {broken.file}: {broken.what}")
+    print(f"{len(kept) - len(survivors)} of {len(kept)} caught, {len(BREAKS) - len(kept)} not tried; written: {RESULT}")
     return 1 if survivors else 0
+
+
+def _kept() -> dict[str, Outcome]:
+    """What was found of breaks that are what they were, and so are their files and tests."""
+    rows = [Outcome(**json.loads(line)) for line in KEPT.read_text().splitlines()] if KEPT.is_file() else []
+    now = {broken.name: _fingerprint(broken) for broken in BREAKS}
+    return {row.name: row for row in rows if now.get(row.name) == row.of}
+
+
+def _fingerprint(broken: Break) -> str:
+    """Of a break, its file and its tests."""
+    named = {ROOT / broken.file, *(ROOT / test.partition("::")[0] for test in broken.tests)}
+    files = {file for path in named for file in (path.rglob("*.py") if path.is_dir() else [path])}
+    parts = [repr(broken), *(path.read_text() for path in sorted(files))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _copy(target: Path) -> Path:
@@ -78,7 +100,7 @@ def _copy(target: Path) -> Path:
     return target
 
 
-def _try(copy: Path, broken: Break) -> Outcome:
+def _try(copy: Path, broken: Break, at: str) -> Outcome:
     path, started = copy / broken.file, time.monotonic()
     text = path.read_text()
     path.write_text(broken.apply(text))
@@ -86,11 +108,14 @@ def _try(copy: Path, broken: Break) -> Outcome:
         failure = _run(copy, list(broken.tests), TIMEOUT_S)
     finally:
         path.write_text(text)
-    return Outcome(broken, bool(failure), failure or "nothing", time.monotonic() - started)
+    seconds = round(time.monotonic() - started, 1)
+    return Outcome(broken.name, _fingerprint(broken), bool(failure), failure or "nothing", seconds, at)
 
 
 def _run(copy: Path, tests: list[str], timeout_s: float) -> str:
     """The first test that fails, or empty."""
+    if not tests:
+        return ""
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *tests]
     try:
@@ -105,25 +130,31 @@ def _run(copy: Path, tests: list[str], timeout_s: float) -> str:
     return failed[0].split(" - ")[0].split(maxsplit=1)[1] if failed else f"pytest ended with {done.returncode}"
 
 
-def _report(outcomes: list[Outcome]) -> str:
-    caught = sum(outcome.caught for outcome in outcomes)
+def _write(kept: dict[str, Outcome]) -> None:
+    found = [(broken, kept[broken.name]) for broken in BREAKS if broken.name in kept]
+    KEPT.write_text("".join(json.dumps(asdict(outcome)) + "\n" for _, outcome in found))
+    RESULT.write_text(_report(found))
+
+
+def _report(found: list[tuple[Break, Outcome]]) -> str:
+    caught = sum(o.caught for _, o in found)
     rows = [
-        f"| {o.broken.name} | `{o.broken.file}` | {o.broken.what} | {'yes' if o.caught else '**no**'} | `{o.by}` "
-        f"| {o.seconds:.0f} |"
-        for o in outcomes
+        f"| {one.name} | `{one.file}` | {one.what} | {'yes' if o.caught else '**no**'} | `{o.by}` | {o.seconds:.0f} "
+        f"| {o.commit} |"
+        for one, o in found
     ]
+    rest = f", {len(BREAKS) - len(found)} not tried yet" if len(found) < len(BREAKS) else ""
     return "\n".join(
         [
             "# Breaks that the tests must catch",
             "",
             "Command: `make mutants`",
-            f"Commit: {commit()}. Machine: {platform.machine()}, {os.cpu_count()} CPUs, "
-            f"Python {platform.python_version()}.",
+            f"Machine: {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}.",
             "",
-            f"**{caught} of {len(outcomes)} caught.** The breaks: `tests/mutants/breaks/`.",
+            f"**{caught} of {len(found)} caught{rest}.** The breaks: `tests/mutants/breaks/`.",
             "",
-            "| break | file | what is broken | caught | first test that fails | seconds |",
-            "|---|---|---|---|---|---|",
+            "| break | file | what is broken | caught | first test that fails | seconds | commit |",
+            "|---|---|---|---|---|---|---|",
             *rows,
             "",
         ]

@@ -1,6 +1,17 @@
-"""What tests of pretrained runs share."""
+"""What tests of models share."""
+
+from collections.abc import Iterator
 
 import pytest
+
+from tests.xfer.ranks import Ranks, started
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    """Two ranks."""
+    with started(2) as ranks:
+        yield ranks
 
 
 @pytest.fixture

@@ -6,11 +6,17 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from shards.loading.batch import Slot
+from xfer import run
+from xfer.config import Recipe
+from xfer.engine import build_engine
 
 PATIENCE_S = 300
 
@@ -77,3 +83,9 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
             pipe.send((False, function(*arguments)))
         except BaseException:
             pipe.send((True, traceback.format_exc()))
+
+
+def fit_share(recipe: Recipe, zero_stage: int) -> None:
+    """A rank's part of a run under DeepSpeed."""
+    engine = partial(build_engine, kind="deepspeed", zero_stage=zero_stage, device=torch.device("cpu"))
+    run.fit(recipe, Slot(dist.get_rank(), dist.get_world_size()), engine, lambda row: None)

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import xfer
 from tests.xfer.test_cli import status
 from xfer.compare import model_names
+from xfer.outcomes import Comparison
+from xfer.tasks.average_precision import BoxScore
 
 
 @pytest.fixture
@@ -73,3 +76,16 @@ def test_names_are_the_shortest_ends_that_tell_models_apart():
     assert model_names([Path("/runs/a/bundle"), Path("/runs/b/bundle"), Path("/runs/b")]) == [
         "a/bundle", "b/bundle", "runs/b"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("images", [3, 100])
+def test_what_has_too_few_images_for_an_interval_says_so(images):
+    """Detectors on so few images that some resamples of them have no object: their difference is not a number there."""
+    few = images == 3
+    resampled = np.random.default_rng(0).normal(0.5, 0.01, 200)
+    resampled[:2] = np.nan if few else 0.5
+    scores = [BoxScore(0.5 + gain, count=images, resampled=resampled + gain) for gain in (0, 0.1)]
+    found = Comparison("test", {"cells": (scores[0],)}, {"cells": (scores[1],)}, ("a", "b"), "AP")
+    assert ("too few images" in found.text()) == few
+    assert ("too few of these images" in found.verdict()) == few
+    assert ("gains" in found.verdict()) != few

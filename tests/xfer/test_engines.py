@@ -101,12 +101,6 @@ def one() -> Iterator[Ranks]:
         yield ranks
 
 
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    with started(2) as ranks:
-        yield ranks
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()

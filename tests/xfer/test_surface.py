@@ -7,6 +7,7 @@ import yaml
 from PIL import Image
 
 import xfer
+from shards.decode import DecodeError
 
 
 def test_a_recipe_becomes_a_run_a_bundle_and_predictions(recipe_values, images):
@@ -29,6 +30,9 @@ def test_a_recipe_becomes_a_run_a_bundle_and_predictions(recipe_values, images):
     assert all(answer == answers[0] for answer in answers)
     assert sum(answers[0].values()) == pytest.approx(1, abs=1e-4)
     assert again.predict(file, top=1) == [dict([next(iter(answers[0].items()))])]
+    (broken := run.folder / "broken.jpg").write_bytes(b"text")
+    with pytest.raises(DecodeError, match=r"broken\.jpg"):
+        run.predict([file, broken])
     with pytest.raises(xfer.ConfigError, match=r"images\[1\]"):
         again.predict([file, array.astype(float)])
     for wrong, got in (([None], "NoneType"), (3, "int"), (torch.stack([tensor] * 2), r"uint8 \[2, 3, 40, 40\]")):

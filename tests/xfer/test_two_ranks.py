@@ -1,17 +1,13 @@
 """A whole run on two real ranks, BatchNorm trained: golden losses, and the logged score is that of the checkpoint."""
 
 import json
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch.distributed as dist
 
 from shards.loading.batch import Slot
 from shards.loading.open import open_data
-from tests.xfer.ranks import Ranks, started
+from tests.xfer.ranks import fit_share
 from xfer import run
 from xfer.begin import begin
 from xfer.checkpoint import chosen, latest_checkpoint
@@ -25,25 +21,13 @@ pytestmark = [pytest.mark.deepspeed]
 GOLDEN = Path(__file__).parent / "golden-two-ranks.json"
 
 
-def fit(values: dict[str, Any], stage: int) -> None:
-    """This rank's part of a run."""
-    engine = partial(build_engine, kind="deepspeed", zero_stage=stage)
-    run.fit(Recipe.model_validate(values), Slot(dist.get_rank(), dist.get_world_size()), engine, lambda row: None)
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    with started(2) as ranks:
-        yield ranks
-
-
 @pytest.mark.parametrize(("stage", "ema"), [(1, None), (3, None), (1, 0.9), (3, 0.9)])
 def test_the_logged_score_is_that_of_the_checkpoint_and_the_losses_are_golden(two, recipe_values, stage, ema):
     """An average of the weights is what is saved and scored; what is trained, and its losses, stay as they are."""
     recipe_values["train"] |= {"freeze_batchnorm": False, "ema": ema}
     recipe = Recipe.model_validate(recipe_values)
     begin(recipe)
-    two.run(fit, recipe_values, stage)
+    two.run(fit_share, recipe, stage)
     rows = read_metrics(recipe.folder)
     losses = [loss for row in rows for loss in row.get("losses", ())]
     assert losses == pytest.approx(json.loads(GOLDEN.read_text()), abs=1e-3)
@@ -69,7 +53,7 @@ def test_patience_ends_two_ranks_where_it_ends_one_process_and_the_same_checkpoi
         if name == "one":
             run.fit(recipe, Slot(), build_engine, lambda row: None)
         else:
-            two.run(fit, recipe.model_dump(mode="json", by_alias=True), 1)
+            two.run(fit_share, recipe, 1)
         ends.append((max(scores(read_metrics(recipe.folder))), chosen(recipe.folder / "checkpoints")))
     assert ends[0] == ends[1]
     assert ends[0][0] < 12

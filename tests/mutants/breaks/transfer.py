@@ -34,8 +34,8 @@ BREAKS = (
         "batchnorm-moves",
         "BatchNorm of a pretrained model moves",
         "xfer/config.py",
-        '"freeze_batchnorm": whole}',
-        '"freeze_batchnorm": False}',
+        '"freeze_batchnorm": whole,',
+        '"freeze_batchnorm": False,',
         DEFAULTS,
     ),
     Break(

@@ -1,13 +1,11 @@
 """A detector and a segmenter have the losses of one plain process under every ZeRO stage: see ../test_engines.py."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from shards.loading.batch import Batch, Slot
-from tests.xfer.ranks import Ranks, started
 from tests.xfer.test_engines import make
 from xfer.config import ModelConfig
 from xfer.engine import Engine
@@ -71,12 +69,6 @@ def steps(engine: Engine, kind: str, batch: int, count: int = STEPS) -> list[flo
 
 def losses(engine: str, kind: str, optimizer: str, options: dict[str, Any], batch: int) -> list[float]:
     return steps(make(engine, optimizer, config=config(kind), **options), kind, batch)
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    with started(2) as ranks:
-        yield ranks
 
 
 @pytest.mark.parametrize("stage", GRID)

@@ -1,36 +1,16 @@
 """A whole run of a detector and of a segmenter on two real ranks: losses and scores of one process."""
 
-from collections.abc import Iterator
-from functools import partial
-from typing import Any
-
 import pytest
-import torch.distributed as dist
 
-from shards.loading.batch import Slot
 from shards.settings import replace
-from tests.xfer.ranks import Ranks, started
+from tests.xfer.ranks import fit_share
 from tests.xfer.tasks.conftest import Values
 from tests.xfer.tasks.runs import fit, losses, scores
-from xfer import run
 from xfer.begin import begin
 from xfer.config import Recipe
-from xfer.engine import build_engine
 from xfer.surface import Run
 
 pytestmark = [pytest.mark.deepspeed]
-
-
-def fit_share(values: dict[str, Any], stage: int) -> None:
-    """This rank's part of a run."""
-    engine = partial(build_engine, kind="deepspeed", zero_stage=stage)
-    run.fit(Recipe.model_validate(values), Slot(dist.get_rank(), dist.get_world_size()), engine, lambda row: None)
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    with started(2) as ranks:
-        yield ranks
 
 
 @pytest.mark.parametrize(("kind", "stage"), [("fcos", 1), ("fcos", 3), ("fpn", 1), ("lraspp", 3)])
@@ -41,7 +21,7 @@ def test_losses_and_scores_are_those_of_one_process_and_of_the_checkpoint(two, v
     alone, both = replace(recipe, {"name": "alone"}), replace(recipe, {"name": "both"})
     expected = fit(alone)
     begin(both)
-    two.run(fit_share, both.model_dump(mode="json", by_alias=True), stage)
+    two.run(fit_share, both, stage)
     assert losses(both.folder) == pytest.approx(expected, abs=1e-4)
     logged = scores(both.folder, kind)
     assert logged == pytest.approx(scores(alone.folder, kind), abs=2e-3)

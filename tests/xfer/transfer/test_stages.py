@@ -1,8 +1,6 @@
 """transfer.mode: what is trained when, under every engine; a stopped run goes on in the middle of a stage."""
 
 import shutil
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import xfer
 from shards.loading.batch import Slot
 from shards.loading.open import open_data
 from shards.settings import ConfigError, replace
-from tests.xfer.ranks import Ranks, started
+from tests.xfer.ranks import fit_share
 from xfer import run as runs
 from xfer.begin import begin
 from xfer.bundle import open_model
@@ -56,18 +54,6 @@ TRAINED = [  # five stages over seven steps: 1, 1, 2, 1, 2 steps
 ]
 
 
-def train_rank(recipe: Recipe, zero_stage: int) -> None:
-    """One of two ranks under DeepSpeed."""
-    engine = partial(build_engine, kind="deepspeed", zero_stage=zero_stage, device=torch.device("cpu"))
-    runs.fit(recipe, Slot(torch.distributed.get_rank(), 2), engine, lambda row: None)
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with started(2) as both:
-        yield both
-
-
 @pytest.mark.parametrize("zero", [None, *[pytest.param(at, marks=pytest.mark.deepspeed) for at in (1, 3)]])
 def test_each_stage_trains_one_layer_more_and_batchnorm_is_still_until_the_last(staged, zero, request):
     recipe = Recipe.model_validate(staged)
@@ -75,7 +61,7 @@ def test_each_stage_trains_one_layer_more_and_batchnorm_is_still_until_the_last(
     if zero is None:
         runs.fit(recipe, Slot(), build_engine, lambda row: None)
     else:
-        request.getfixturevalue("ranks").run(train_rank, recipe, zero)
+        request.getfixturevalue("two").run(fit_share, recipe, zero)
     models = saved(recipe.folder)
     assert [moved(models[step], models[step + 1]) for step in range(7)] == TRAINED
     statistics = [name for name in models[0] if "running_" in name]
