@@ -3,9 +3,17 @@
 import math
 import statistics
 import subprocess
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from shards.progress import progress
 from xfer.metrics import Estimate
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -32,3 +40,21 @@ def cell(values: Sequence[float], signed: bool) -> str:
         return format(values[0], form) if values else "-"
     mean, low, high = over_seeds(values)
     return f"{mean:{form}} ± {(high - low) / 2:.1f}"
+
+
+def each_on_a_core(name: str, jobs: int, run: Callable[..., Any], todo: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """What `run(*arguments)` returns for each of `todo`, as it ends: in processes of their own with one thread each,
+    `jobs` at a time. One that fails is told at once and costs no other; raises SystemExit at the end if any did.
+    """
+    failed = 0
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,), max_tasks_per_child=1)
+    with progress(name, len(todo), "runs") as advance, pool:
+        for done in as_completed([pool.submit(run, *one) for one in todo]):
+            if error := done.exception():
+                failed += 1
+                print("".join(traceback.format_exception(error)), file=sys.stderr)
+            else:
+                yield done.result()
+            advance()
+    if failed:
+        raise SystemExit(f"{failed} of {len(todo)} runs failed; the same command tries them again")

@@ -28,9 +28,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +37,11 @@ from torch import Tensor
 
 import xfer
 from benchmarks.plain_tasks import train_fcos, train_lraspp
-from benchmarks.record import cell, commit
+from benchmarks.record import cell, commit, each_on_a_core
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
 from shards.loading.frame import Frame, frame_of
 from shards.loading.open import open_data
-from shards.progress import progress
 from shards.settings import parse
 from xfer.config import Recipe
 from xfer.heads.fcos import FcosObjective
@@ -161,17 +158,11 @@ def main() -> None:
     rows = [row for row in rows if _key(row) in wanted]
     known = {_key(row) for row in rows}
     todo = [job for job in jobs if job.key not in known]
-    context = get_context("spawn")
-    with (
-        progress("tasks", len(todo), "runs") as advance,
-        ProcessPoolExecutor(options.jobs, context, torch.set_num_threads, (1,), max_tasks_per_child=1) as pool,
-    ):
-        for done in as_completed([pool.submit(_run, job) for job in todo]):
-            rows.append(done.result())
-            with kept.open("a") as file:
-                file.write(json.dumps(done.result()) + "\n")
-            _write(options, jobs, rows)
-            advance()
+    for row in each_on_a_core("tasks", options.jobs, _run, [(job,) for job in todo]):
+        rows.append(row)
+        with kept.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        _write(options, jobs, rows)
     _write(options, jobs, rows)
 
 

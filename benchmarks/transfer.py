@@ -23,9 +23,7 @@ import resource
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +35,8 @@ from torchvision.models import resnet18
 
 import shards
 import xfer
-from benchmarks.record import cell, commit
+from benchmarks.record import cell, commit, each_on_a_core
 from shards.loading.open import open_data
-from shards.progress import progress
 from shards.settings import replace
 from xfer.bundle import open_model
 from xfer.config import RATES
@@ -114,17 +111,11 @@ def main() -> None:
         for seed, mode, name in itertools.product(range(options.seeds), options.modes, names)
         if (mode, name, seed) not in known and (mode != SCRATCH or not seed)
     ]
-    context = get_context("spawn")
-    with (
-        progress("transfer", len(todo), "runs") as advance,
-        ProcessPoolExecutor(options.jobs, context, torch.set_num_threads, (1,), max_tasks_per_child=1) as pool,
-    ):
-        for done in as_completed([pool.submit(_run, setting, *one) for one in todo]):
-            rows += done.result()
-            with kept.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in done.result())
-            _write(options, names, rows)
-            advance()
+    for found in each_on_a_core("transfer", options.jobs, _run, [(setting, *one) for one in todo]):
+        rows += found
+        with kept.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in found)
+        _write(options, names, rows)
     _write(options, names, rows)
 
 
