@@ -61,10 +61,6 @@ def space_faults(job: Job, space: Mapping[str, Distribution]) -> list[str]:
             "transfer.mode: quant keeps the bits of branches and projections, which a study chooses; use feature, or "
             "xfer fit and xfer quantize"
         )
-    if job.recipe.model.is_dense:
-        faults.append(
-            f"model.head.kind: must be linear, got {job.recipe.model.head.kind}; studies search for classifiers so far"
-        )
     if job.recipe.data.validation == 0:
         faults.append(
             "data.validation: 0 leaves no images that all trials can be compared on; hold out a part of each source, "

@@ -40,7 +40,7 @@ def tune(study: Path, *overrides: str, retry_failed: bool = False) -> None:
         print("xfer: every trial failed; --retry-failed tries them again. The first:", file=sys.stderr)
         print(f"  {failed[0].error}" if failed else "  nothing ran", file=sys.stderr)
         sys.exit(1)
-    print("; beaten by none in accuracy and bytes, with 95 % intervals:")
+    print(f"; beaten by none in {best.measure} and bytes, with 95 % intervals:")
     for row in front(rows):
         low, high = row.interval
         chosen = "   <- best.yaml" if row.trial == best.trial else ""

@@ -52,9 +52,10 @@ def remarks(rows: Sequence[Row], best: Row, tolerance: float) -> list[str]:
     low, high = top.interval
     if top.counts and tolerance < (half := (high - low) / 2):
         found.append(
-            f"search.tolerance of {100 * tolerance:.3g} points is below the noise: the best accuracy, {_percent(top)}, "
-            f"is known to +-{100 * half:.1f} points (95 % interval, {sum(top.counts.values())} images), and one image "
-            f"is worth up to {100 * top.step:.2f}; more search.images make it smaller, as far as more are held out"
+            f"search.tolerance of {100 * tolerance:.3g} points is below the noise: the best {top.measure}, "
+            f"{_percent(top)}, is known to +-{100 * half:.1f} points (95 % interval, {sum(top.counts.values())} images)"
+            f"{f', and one image is worth up to {100 * top.step:.2f}' if top.step else ''}; more search.images make it "
+            "smaller, as far as more are held out"
         )
     alike = [row for row in candidates_of(rows) if row is not best and row.accuracy >= low]
     if top.counts and alike:

@@ -22,8 +22,10 @@ from xfer.metrics import Estimate, mean_of, wilson
 class Row:
     """One attempt at one trial. `error` is None if it went well; otherwise accuracy and bytes say nothing.
 
-    correct, counts: images of each source that were scored. baseline: what the row is compared with the search for,
-    such as "plain 8 bits"; None for a trial. in_space: whether the search could draw it, so that it may be chosen.
+    accuracy: the mean over sources of what `measure` names. counts: images of each source that were scored; correct:
+    how many of them are right, or, of a detector or a segmenter, intervals: those of its scores. baseline: what the row
+    is compared with the search for, such as "plain 8 bits"; None for a trial. in_space: whether the search could draw
+    it, so that it may be chosen.
     """
 
     trial: str
@@ -31,7 +33,9 @@ class Row:
     accuracy: float = 0.0
     bytes: int = 0
     by_source: dict[str, float] = field(default_factory=dict)
+    measure: str = "accuracy"
     correct: dict[str, int] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     host: str = ""
@@ -45,17 +49,24 @@ class Row:
     def interval(self) -> tuple[float, float]:
         """95 % interval of the accuracy, a mean over sources.
 
-        Wilson's intervals of the sources, joined by square and add (Zou & Donner, Statistics in Medicine 2008).
+        Intervals of the sources, Wilson's of accuracies, joined by square and add (Zou & Donner, Statistics in Medicine
+        2008).
         """
         if not self.counts:
             return (0.0, 1.0)
-        sources = [(self.correct[source], count) for source, count in self.counts.items()]
-        mean = mean_of([Estimate(c / n if n else 0.5, *wilson(c, n)) for c, n in sources])
+        if self.intervals:
+            sources = [Estimate(self.by_source[name], *ends) for name, ends in self.intervals.items()]
+        else:
+            right = [(self.correct[source], count) for source, count in self.counts.items()]
+            sources = [Estimate(c / n if n else 0.5, *wilson(c, n)) for c, n in right]
+        mean = mean_of(sources)
         return max(0.0, mean.low), min(1.0, mean.high)
 
     @property
     def step(self) -> float:
-        """What one more right image is worth in accuracy, in the source where it is worth most."""
+        """What one more right image is worth in accuracy, in the source where it is worth most; 0 of other measures."""
+        if self.intervals:
+            return 0.0
         counts = [count for count in self.counts.values() if count]
         return 1 / (min(counts) * len(counts)) if counts else 0.0
 

@@ -12,6 +12,7 @@ from tuning.record import Row, chosen_run, num_trials, read_rows
 from xfer import figures
 from xfer.bundle import is_bundle
 from xfer.history import against_probe
+from xfer.measure import heading
 from xfer.report.page import Section, percent, sentence, write_page
 from xfer.report.run import write_run_report
 from xfer.seeds import is_seeded
@@ -65,20 +66,21 @@ def _search_section(folder: Path, rows: Sequence[Row], best: Row, study: Study, 
         [(row.bytes, row.accuracy) for row in best_of],
         (best.bytes, best.accuracy),
         (reference["bytes"], reference["accuracy"]) if reference else None,
+        best.measure,
     )
     sizes = [row.bytes for row in good]
     if min(sizes) == max(sizes):
-        spread = "All have one size, so accuracy alone decides."
+        spread = f"All have one size, so {best.measure} alone decides."
     else:
-        spread = f"Hypervolume {hypervolume(rows, max(sizes)):.3f} (full accuracy at no bytes would be 1)."
+        spread = f"Hypervolume {hypervolume(rows, max(sizes)):.3f} (full {best.measure} at no bytes would be 1)."
     tolerance = 100 * study.search.tolerance
     text = f"{counts} Chosen: the smallest within {tolerance:g} point{'s' * (tolerance != 1)} of the best. {spread}"
     notes = [f"{remark}." for remark in remarks(rows, best, study.search.tolerance)]
     shown = [*best_of, *(row for row in [best, *good] if (row.baseline or row is best) and row not in best_of)]
-    table: list[list[Any]] = [["bytes", "accuracy", "95 % interval", "values"]]
+    table: list[list[Any]] = [["bytes", best.measure, "95 % interval", "values"]]
     for row in shown:
         low, high = row.interval
         interval = f"{100 * low:.1f} - {100 * high:.1f}" if row.counts else "unknown"
         table.append([f"{row.bytes:,}", percent(row.accuracy), interval, describe(row)])
-    caption = "Accuracy on held-out images of the training sources: the test source is not looked at."
+    caption = f"{heading(best.measure)} on held-out images of the training sources: the test source is not looked at."
     return Section("Search", text, [(plot, caption)], table=table, marked=shown.index(best), notes=notes)

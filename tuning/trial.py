@@ -1,5 +1,7 @@
 """One trial, one process: fusion weights set and the head refitted, weights rounded, scored on held-out images.
 
+The head of a detector or a segmenter is no linear map of one feature vector: it stays as it was trained.
+
 Everything the trials share is computed once and handed to each worker once: pooled branch features for the head,
 calibration images, and the images that are scored. A trial then costs two forward passes over calibration and one
 over the scored images.
@@ -9,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from cluster.config import Job
 from shards.loading.batch import Batch, Slot
 from shards.loading.few import few
 from shards.loading.open import Splits, open_data
+from shards.loading.subset import Subset
 from shards.settings import replace
 from xfer.begin import begin
 from xfer.bundle import open_model
@@ -27,15 +30,16 @@ from xfer.evaluate import evaluate
 from xfer.folds import choose_among_folds, folds
 from xfer.fusion import WeightedSum
 from xfer.labels import annotated, masked_cross_entropy
-from xfer.metrics import Score, Scores, mean_accuracy
 from xfer.model import FusionModel, build_model
-from xfer.outcomes import Comparison, outcomes
+from xfer.outcomes import Comparison, outcomes_of
 from xfer.quant.bits import layer_bits
 from xfer.quant.cost import predicted_bytes
 from xfer.quant.fold import fold
 from xfer.quant.weights import Quantized
 from xfer.quantize import calibration_images, quantize_model
 from xfer.run import fit
+from xfer.tasks.known import task_of
+from xfer.tasks.task import Score, mean_score
 from xfer.train import DivergedError
 from xfer.transfer.head import kept_classes
 from xfer.transfer.linear import minimise
@@ -49,8 +53,8 @@ PULL = 1e-3  # of the refitted head towards the trained one
 @dataclass(frozen=True)
 class Shared:
     """What trials on one trained run have in common. features: [n, N, d] float32; targets: [n] int64; masks: [n, K]
-    bool; targets are numbered by the classes of the run; num_classes: of the model on all sources, which a fold may
-    know fewer of.
+    bool; targets are numbered by the classes of the run; of a detector or a segmenter there are none. subsets: what
+    `scored` is of; num_classes: of the model on all sources, which a fold may know fewer of.
     """
 
     run: Path
@@ -59,7 +63,7 @@ class Shared:
     masks: Tensor
     calibration: list[Tensor]
     scored: list[Batch]
-    sources: tuple[str, ...]
+    subsets: tuple[Subset, ...]
     num_classes: int
 
 
@@ -81,17 +85,15 @@ def share_run(recipe: Recipe, num_images: int, num_classes: int) -> Shared:
     """Reads the trained run of `recipe` and makes what trials on it share."""
     trained = open_model(recipe.folder)
     data = open_data(recipe.data).numbered(trained.classes)
-    features, targets, masks = _features(trained.model, data, recipe)
-    scored = list(few(data.validation, recipe.data, num_images, batch_size=SCORED_BATCH)) if data.validation else []
+    whole = task_of(trained.model.task).sees_whole
+    scored = few(data.validation, recipe.data, num_images, batch_size=SCORED_BATCH, originals=whole)
     return Shared(
         recipe.folder,
-        features,
-        targets,
-        masks,
-        calibration_images(data, recipe.data, recipe.quantize.calibration),
-        scored,
-        tuple(subset.name for subset in data.validation),
-        num_classes,
+        *(_features(trained.model, data, recipe) if not whole else [torch.zeros(0)] * 3),
+        calibration=calibration_images(data, recipe.data, recipe.quantize.calibration),
+        scored=list(scored) if data.validation else [],
+        subsets=data.validation,
+        num_classes=num_classes,
     )
 
 
@@ -129,7 +131,8 @@ def refit_head(model: FusionModel, shared: Shared, steps: int = 30) -> None:
 def trial(
     values: Mapping[str, Any], run: Path, job: Mapping[str, Any], num_images: int, shared: Sequence[Shared] | None
 ) -> dict[str, Any]:
-    """What one set of values comes to: accuracy, bytes, and images right and scored by source, as plain values.
+    """What one set of values comes to, as plain values: a `Row`'s accuracy, or what else its measure is, bytes, and by
+    source the images that were scored, with how many are right or an interval.
 
     Without `shared` the trial first trains its own run in `run`, or its folds there, going on with what is there of
     them. Raises ValueError if that diverged or nothing was scored. `job` is given as plain values: they cross process
@@ -145,16 +148,19 @@ def trial(
     scores: dict[str, Score] = {}
     for each in shared:
         scores |= _score(realize(one.recipe, each).model, each)
-    accuracy = mean_accuracy(scores)
-    if not math.isfinite(accuracy):
+    mean, task = mean_score(scores), task_of(one.recipe.model.task)
+    if not math.isfinite(mean):
         raise ValueError("no validation image has a class that the model knows")
-    return {
-        "accuracy": accuracy,
+    scores = {name: score for name, score in scores.items() if score.count}
+    found = {
+        "accuracy": mean,
         "bytes": packed_bytes(one.recipe, shared[0].num_classes),
-        "by_source": {name: score.accuracy for name, score in scores.items() if score.count},
-        "correct": {name: score.correct for name, score in scores.items() if score.count},
-        "counts": {name: score.count for name, score in scores.items() if score.count},
+        "by_source": {name: score.value for name, score in scores.items()},
+        "counts": {name: score.count for name, score in scores.items()},
     }
+    if task.sees_whole:
+        return found | {"measure": task.measure, "intervals": {name: one.interval for name, one in scores.items()}}
+    return found | {"correct": {name: score.kept()["correct"] for name, score in scores.items()}}
 
 
 def packed_bytes(recipe: Recipe, num_classes: int) -> int:
@@ -169,16 +175,17 @@ def realize(recipe: Recipe, shared: Shared) -> Quantized:
     weights = recipe.model.fusion.given
     if weights and isinstance(model.fusion, WeightedSum):
         model.fusion.set_weights([weights[name] for name in model.branches])
-        refit_head(model, shared)
+        if len(shared.features):
+            refit_head(model, shared)
     return quantize_model(model, recipe.quantize, shared.calibration)
 
 
 def float_row(job: Job, shared: Sequence[Shared]) -> dict[str, Any]:
-    """Accuracy and bytes of the trained run as it is, on the images the trials are scored on."""
+    """Accuracy, or the task's measure, and bytes of the trained run as it is, on the images trials are scored on."""
     scores: dict[str, Score] = {}
     for each in shared:
         scores |= _score(open_model(each.run).model, each)
-    return {"accuracy": mean_accuracy(scores), "bytes": open_model(job.recipe.folder).weights_bytes}
+    return {"accuracy": mean_score(scores), "bytes": open_model(job.recipe.folder).weights_bytes}
 
 
 def compared(recipe: Recipe, shared: Sequence[Shared]) -> Comparison:
@@ -187,14 +194,16 @@ def compared(recipe: Recipe, shared: Sequence[Shared]) -> Comparison:
     for each in shared:
         trained = open_model(each.run)
         models = {"float32": trained.model, "packed": realize(recipe, each).model}
-        found = outcomes(models, each.scored, each.sources, torch.device("cpu"))
+        found = outcomes_of(models, each.scored, each.subsets, trained.classes, trained.resize, CPU)
         before, after = before | found["float32"], after | found["packed"]
-    return Comparison("the images the search chose by", before, after)
+    measure = task_of(recipe.model.task).measure
+    return Comparison("the images the search chose by", before, after, measure=measure)
 
 
 def _score(model: nn.Module, shared: Shared) -> dict[str, Score]:
-    scores = Scores(shared.sources, open_model(shared.run).classes, CPU)
-    return {name: cast(Score, score) for name, score in evaluate(model, shared.scored, scores, CPU).items()}
+    trained = open_model(shared.run)
+    scores = task_of(trained.model.task).scores(shared.subsets, trained.classes, trained.resize, CPU)
+    return dict(evaluate(model, shared.scored, scores, CPU))
 
 
 def _train(recipe: Recipe) -> None:

@@ -168,11 +168,12 @@ def front_scatter(
     front: Sequence[tuple[float, float]],
     chosen: tuple[float, float],
     reference: tuple[float, float] | None,
+    measure: str = "accuracy",
 ) -> str:
-    """Accuracy against size: (bytes, accuracy) of all trials, of those beaten by none, the chosen one, and the float
-    model.
+    """Accuracy, or another measure, against size: (bytes, accuracy) of all trials, of those beaten by none, the chosen
+    one, and the float model.
     """
-    figure, axes = _axes("size (MB)", "accuracy on the search images (%)")
+    figure, axes = _axes("size (MB)", f"{measure} on the search images (%)")
     draw = [(b / 1e6, 100 * a) for b, a in points]
     axes.scatter(*zip(*draw, strict=True), color="#94a3b8", s=22, label="trials")
     line = [(b / 1e6, 100 * a) for b, a in front]

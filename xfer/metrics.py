@@ -121,12 +121,6 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(value, value - low, value + high)
 
 
-def mean_accuracy(scores: Mapping[str, Score]) -> float:
-    """Unweighted mean over sources: a big source does not hide a small one."""
-    values = [score.accuracy for score in scores.values() if score.count]
-    return sum(values) / len(values) if values else math.nan
-
-
 class Scores:
     """Running sums, float64, on the device of the logits: by source and class correct, count, loss and top 5 [S, K, 4];
     by source and bin of confidence count, confidence and correct [S, 15, 3]; by source, class and answer a count

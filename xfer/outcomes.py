@@ -18,6 +18,7 @@ from torch import nn
 from shards.config import DataConfig
 from shards.loading.batch import Batch, Slot
 from shards.loading.evaluate import eval_stream
+from shards.loading.frame import Resize
 from shards.loading.subset import Subset
 from shards.progress import progress
 from shards.text import markdown, table
@@ -26,7 +27,7 @@ from xfer.measure import heading
 from xfer.metrics import Estimate, mean_of, paired_difference
 from xfer.repeated import difference_over_seeds, mean_over_seeds
 from xfer.tasks.known import task_of
-from xfer.tasks.task import DenseScore, Scores
+from xfer.tasks.task import DenseScore, Scores, Task
 
 Outcome = np.ndarray | tuple[DenseScore, ...]
 Outcomes = dict[str, Any]
@@ -69,19 +70,36 @@ def outcomes_on(
     models: Mapping[str, nn.Module], subsets: Sequence[Subset], config: DataConfig, classes: Sequence[str], what: str
 ) -> dict[str, Outcomes]:
     """As `outcomes`, on all images of `subsets` in the order they are stored in, with progress."""
-    names = [subset.name for subset in subsets]
-    task = task_of(next(getattr(model, "task", "classification") for model in models.values()))
     numbered = [subset.numbered(classes) for subset in subsets]
-    batches = eval_stream(numbered, config, Slot(), originals=task.sees_whole)
+    batches = eval_stream(numbered, config, Slot(), originals=_task(models).sees_whole)
     with progress(what, batches.num_samples, "images") as advance:
-        if task.sees_whole:
-            collected = {name: task.scores(numbered, classes, config.resize, default_device()) for name in models}
-            found = _scored(models, batches, collected, default_device(), advance)
-        else:
-            found = outcomes(models, batches, names, default_device(), advance)
+        found = outcomes_of(models, batches, numbered, classes, config.resize, default_device(), advance)
     if batches.damaged:
         print(f"left out of {what}: {batches.damage.table()}", file=sys.stderr)
     return found
+
+
+def outcomes_of(
+    models: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    subsets: Sequence[Subset],
+    classes: Sequence[str],
+    resize: Resize,
+    device: torch.device,
+    after_batch: Callable[[int], None] = lambda count: None,
+) -> dict[str, Outcomes]:
+    """As `outcomes`, for models of any task; `subsets` are numbered by `classes`, batches of a detector or a segmenter
+    have the originals, which came to their size by `resize`.
+    """
+    task = _task(models)
+    if not task.sees_whole:
+        return outcomes(models, batches, [subset.name for subset in subsets], device, after_batch)
+    collected = {name: task.scores(subsets, classes, resize, device) for name in models}
+    return _scored(models, batches, collected, device, after_batch)
+
+
+def _task(models: Mapping[str, nn.Module]) -> Task:
+    return task_of(next(getattr(model, "task", "classification") for model in models.values()))
 
 
 def _scored(

@@ -62,9 +62,3 @@ def test_a_list_that_is_short_only_for_a_faulty_value_in_it_is_no_second_fault(s
     assert "train.learning_rate.uniform.0: must be a finite number, got NaN" in text
     assert "more values" not in text
     assert "train.teacher.from: /no/teacher" in text
-
-
-def test_a_study_of_a_segmenter_is_refused(recipe_values, tmp_path, capsys):
-    recipe_values["model"] |= {"fusion": {"width": 32}, "head": {"kind": "fpn"}}
-    study = {"name": "s", "job": {"recipe": recipe_values}, "space": {"quantize.bits": {"choice": [4, 8]}}}
-    assert "model.head.kind: must be linear, got fpn; studies" in said_by_tune(study, tmp_path, capsys)

@@ -90,7 +90,7 @@ def test_with_one_source_left_out_a_trial_is_scored_on_each_source_by_the_run_wi
     assert not space_faults(left_out, {"quantize.bits": Distribution.model_validate({"choice": [2, 8]})})
     xfer.fit(recipe, quiet=True)
     shared = share(left_out, 40)
-    assert [list(each.sources) for each in shared] == [["outline"], ["paint"]]
+    assert [[one.name for one in each.subsets] for each in shared] == [["outline"], ["paint"]]
     row = trial({"quantize.bits": 3}, recipe.folder, left_out.model_dump(mode="json"), 40, shared)
     assert set(row["counts"]) == {"outline", "paint"}
     assert all(10 <= count <= 20 for count in row["counts"].values())
@@ -99,7 +99,7 @@ def test_with_one_source_left_out_a_trial_is_scored_on_each_source_by_the_run_wi
         images = shared[["outline", "paint"].index(source)]
         assert images.run == fold.folder
         quantized = quantize_model(open_model(fold.folder).model, fold.quantize, images.calibration)
-        right = outcomes({"m": quantized.model}, images.scored, images.sources, torch.device("cpu"))["m"]
+        right = outcomes({"m": quantized.model}, images.scored, [source], torch.device("cpu"))["m"]
         assert right[source].sum() == row["correct"][source]
     assert {n: r.sum() for n, r in compared(replace(recipe, {"quantize.bits": 3}), shared).second.items()} == row[
         "correct"
@@ -135,7 +135,7 @@ def synthetic(features: torch.Tensor, num_classes: int = 5, known: int = 5) -> t
     model = build_model(config, num_classes, 0)
     masks = (torch.arange(num_classes) < known).expand(len(features), -1)
     targets = torch.arange(len(features)) % 2
-    return model, Shared(None, features, targets, masks, [], [], {}, 5)  # pyright: ignore[reportArgumentType]
+    return model, Shared(None, features, targets, masks, [], [], (), 5)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("known", [2, 5])

@@ -5,7 +5,8 @@ import torch
 
 from shards.loading.batch import Batch
 from xfer.evaluate import confusions, score_rows
-from xfer.metrics import MOST_CONFUSED, Score, Scores, mean_accuracy, wilson
+from xfer.metrics import MOST_CONFUSED, Score, Scores, wilson
+from xfer.tasks.task import mean_score
 
 CPU = torch.device("cpu")
 
@@ -43,7 +44,7 @@ def test_wilson_agrees_with_the_published_value():
 
 def test_a_big_source_does_not_hide_a_small_one():
     scores = {"big": Score(900, 1000, 0.1), "small": Score(1, 10, 2.0), "none": Score(0, 0, 0.0)}
-    assert mean_accuracy(scores) == pytest.approx((0.9 + 0.1) / 2)
+    assert mean_score(scores) == pytest.approx((0.9 + 0.1) / 2)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -54,8 +55,13 @@ def of_wandb(folder: Path) -> tuple[int, Curves, str]:
     wandb_internal_pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     files, curves, config = list(folder.glob("wandb/offline-run-*/run-*.wandb")), {}, ""
     for file in files:
-        for data in leveldb_records(file.read_bytes()):
-            record = wandb_internal_pb2.Record.FromString(data)
+        deadline = time.monotonic() + 60
+        while True:  # W&B's own process writes the end of it some time after `finish` has returned
+            records = [wandb_internal_pb2.Record.FromString(data) for data in leveldb_records(file.read_bytes())]
+            if any(record.HasField("exit") for record in records) or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        for record in records:
             if record.HasField("run"):
                 config += str(record.run.config)
             row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}

@@ -3,6 +3,7 @@
 The loop, the engines, checkpoints and the verbs know no task by name; they take the object of `xfer/tasks/known.py`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -58,6 +59,12 @@ class Score(Protocol):
     def kept(self) -> dict[str, Any]:
         """As plain values, for evaluation.json."""
         ...
+
+
+def mean_score(scores: Mapping[str, Score]) -> float:
+    """Unweighted mean over sources, so a big source does not hide a small one; NaN if none could be scored."""
+    values = [score.value for score in scores.values() if score.count]
+    return sum(values) / len(values) if values else math.nan
 
 
 class Worst(NamedTuple):
