@@ -66,7 +66,7 @@ def score(images: Images) -> BoxScore:
 
 
 def as_coco(images: Images, coco: ModuleType, evaluation: type) -> tuple[np.ndarray, np.ndarray]:
-    """By a library: ap, ap50, ap75, small, medium, large; and by class, NaN without truth."""
+    """By a library: ap, ap50, ap75, small, medium, large, ar; and by class, NaN without truth."""
 
     def xywh(box: Tensor) -> list[float]:
         x0, y0, x1, y1 = box.double().tolist()
@@ -93,11 +93,12 @@ def as_coco(images: Images, coco: ModuleType, evaluation: type) -> tuple[np.ndar
         measured.summarize()
     each = measured.eval["precision"][:, :, :, 0, -1]
     by_class = [part[part > -1].mean() if (part > -1).any() else math.nan for part in np.moveaxis(each, 2, 0)]
-    return np.where(np.array(measured.stats[:6]) < 0, math.nan, measured.stats[:6]), np.array(by_class)
+    stats = np.array([*measured.stats[:6], measured.stats[8]])
+    return np.where(stats < 0, math.nan, stats), np.array(by_class)
 
 
 def numbers(of: BoxScore) -> list[float]:
-    return [of.ap, of.ap50, of.ap75, of.ap_small, of.ap_medium, of.ap_large]
+    return [of.ap, of.ap50, of.ap75, of.ap_small, of.ap_medium, of.ap_large, of.ar]
 
 
 LIBRARIES = {
@@ -199,7 +200,7 @@ def test_without_true_boxes_there_is_nothing_to_count():
 def test_without_detections_the_score_is_zero():
     images = [(NONE, rows) for _, rows in some(10)]
     own = score(images)
-    assert numbers(own) == [0] * 6
+    assert numbers(own) == [0] * 7
     assert own.interval == (0, 0)
 
 

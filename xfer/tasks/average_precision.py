@@ -35,8 +35,9 @@ class BoxScore:
     """Average precision of one source, 0 to 1, NaN where there is nothing to count.
 
     ap: the mean over classes and over overlaps of .50 to .95; ap50, ap75: at one overlap; ap_small, ap_medium,
-    ap_large: of boxes of less than 32 x 32, of up to 96 x 96 and of more pixels; per_class: ap by class that has truth;
-    count: images, 0 if none has a box; boxes: true ones, without the ignored; interval: 95 % of the ap;
+    ap_large: of boxes of less than 32 x 32, of up to 96 x 96 and of more pixels; ar: over the same classes and overlaps
+    the share of true boxes that are found by at most 100 detections of a class in an image; per_class: ap by class that
+    has truth; count: images, 0 if none has a box; boxes: true ones, without the ignored; interval: 95 % of the ap;
     curves: by class its precision at each recall of 0, .01, to 1, at an overlap of half; worst: images by their own F1;
     resampled: the ap of each of 200 resamples of the images, which depend on their number alone.
     """
@@ -47,6 +48,7 @@ class BoxScore:
     ap_small: float = math.nan
     ap_medium: float = math.nan
     ap_large: float = math.nan
+    ar: float = math.nan
     per_class: Mapping[str, float] = field(default_factory=dict)
     count: int = 0
     boxes: int = 0
@@ -64,13 +66,13 @@ class BoxScore:
     def extras(self) -> dict[str, float]:
         """What else is shown of it."""
         extras = {"AP50": self.ap50, "AP75": self.ap75}
-        extras |= {"AP small": self.ap_small, "AP medium": self.ap_medium, "AP large": self.ap_large}
+        extras |= {"AP small": self.ap_small, "AP medium": self.ap_medium, "AP large": self.ap_large, "AR": self.ar}
         return {name: value for name, value in extras.items() if not math.isnan(value)}
 
     def kept(self) -> dict[str, Any]:
         """As plain values."""
         parts = {"AP": self.ap, "AP50": self.ap50, "AP75": self.ap75}
-        parts |= {"AP_small": self.ap_small, "AP_medium": self.ap_medium, "AP_large": self.ap_large}
+        parts |= {"AP_small": self.ap_small, "AP_medium": self.ap_medium, "AP_large": self.ap_large, "AR": self.ar}
         plain = {name: None if math.isnan(value) else value for name, value in parts.items()}
         counts = {"count": self.count, "boxes": self.boxes}
         counts |= {"interval": self.interval, "per_class": dict(self.per_class)}
@@ -150,13 +152,14 @@ class BoxScores:
         hits, left_out = (_unpack(found[:, i]).reshape(-1, len(_AREAS), len(_OVERLAPS)) for i in (3, 4))
         areas = _unpack(true[:, 2])[:, : len(_AREAS)]
         once, drawn = np.ones((1, len(positions)), np.uint8), _draw(len(positions))
-        values, resampled, curves = {}, [], {}
+        values, recalls, resampled, curves = {}, [], [], {}
         for number in np.unique(true[:, 1]):
             own, own_true = slice(*np.searchsorted(found[:, 1], (number, number + 1))), true[:, 1] == number
             parts = [(hits[own, a], left_out[own, a], of[own], true_of[own_true & areas[:, a]]) for a in range(4)]
             values[self.classes[int(number)]] = np.concatenate([average_precision(*part, once) for part in parts])
             resampled.append(average_precision(*parts[0], drawn).mean(1))
             if len(parts[0][3]):
+                recalls.append((hits[own, 0] & ~left_out[own, 0]).sum(0) / len(parts[0][3]))
                 curves[self.classes[int(number)]] = _curve(hits[own, 0, 0], left_out[own, 0, 0], len(parts[0][3]))
         table = np.stack(list(values.values()))  # [classes, areas, overlaps]
         ap, means = _mean(table[:, 0]), _means(np.stack(resampled))
@@ -167,6 +170,7 @@ class BoxScores:
             ap_small=_mean(table[:, 1]),
             ap_medium=_mean(table[:, 2]),
             ap_large=_mean(table[:, 3]),
+            ar=_mean(np.stack(recalls)),
             per_class={name: float(value[0].mean()) for name, value in values.items()},
             count=len(positions),
             boxes=len(true),
