@@ -131,8 +131,7 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
             raise ConfigError(faults)
         build_model(recipe.model, 2, 0)  # do the files fit? Known here it costs a second, in the workers a minute
     if faults:
-        hint = f"choose another name=... or remove {recipe.folder}"
-        raise ConfigError([*faults, hint], f"{recipe.folder} holds another run")
+        raise ConfigError(faults, f"{recipe.folder} holds another run; choose another name=... or remove it")
     named = {subset.name: subset.classes for subset in data.train}
     if known and not checkpoint:
         named[f"{recipe.model.from_} (rows kept)"] = known
@@ -244,8 +243,9 @@ def _differences(recipe: Recipe, checkpoint: Checkpoint, data: Splits) -> list[s
         pairs |= {f"data.{key}": (getattr(before.data, key), getattr(recipe.data, key)) for key in SEEN}
         faults += [f"{path}: was {old}, is now {new}" for path, (old, new) in pairs.items() if old != new]
     faults += _new_classes(checkpoint.state.classes, {subset.name: subset.classes for subset in data.train})
-    faults += _faults_of(lambda: resume(data.train, recipe.data, StreamState(**checkpoint.state.stream)))
-    return faults
+    told = tuple(f"data.{key}:" for key in SEEN)
+    stream = _faults_of(lambda: resume(data.train, recipe.data, StreamState(**checkpoint.state.stream)))
+    return faults + [fault for fault in stream if not fault.startswith(told)]
 
 
 def _new_classes(trained: Sequence[str], sources: Mapping[str, Sequence[str]]) -> list[str]:

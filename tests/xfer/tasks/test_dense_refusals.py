@@ -10,7 +10,7 @@ from PIL import Image
 
 from shards.ingest.build import build
 from shards.scenes import generate_scenes
-from shards.settings import ConfigError
+from shards.settings import ConfigError, replace
 from shards.sources.source import SourceOptions
 from tests.xfer.tasks.conftest import Values
 from tests.xfer.tasks.runs import verb
@@ -167,3 +167,11 @@ def test_models_of_two_tasks_are_not_compared(trained):
     with pytest.raises(ConfigError, match="is for detection") as caught:
         verb("compare", trained("fcos").folder, trained("fpn").folder)
     assert "is for segmentation" in str(caught.value)
+
+
+def test_another_resize_of_a_run_that_has_begun_is_one_fault(trained):
+    """A letterbox is part of what a run is and of the plan of its data; it is said once."""
+    with pytest.raises(ConfigError) as caught:
+        prepare(replace(trained("fcos"), {"data.resize": "stretch"}))
+    one(list(caught.value.faults), "data.resize: was letterbox, is now stretch")
+    assert "choose another name" in str(caught.value)
