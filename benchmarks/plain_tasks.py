@@ -24,7 +24,7 @@ from shards.config import DataConfig
 from shards.format.annotations import VOID
 from shards.loading.batch import Batch
 from shards.loading.frame import Frame
-from xfer.heads.fcos import Detections
+from xfer.heads.detections import Detections
 from xfer.model import MEAN, STD
 from xfer.tasks.segment import Segment
 from xfer.train import learning_rate

@@ -71,7 +71,7 @@ def _drawn(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 def boxes(images: int) -> Row:
     """Ours."""
-    from xfer.heads.fcos import Detections
+    from xfer.heads.detections import Detections
     from xfer.tasks.average_precision import BoxScores
 
     scores = BoxScores(["s"], [f"c{i}" for i in range(80)], torch.ones(1, 80, dtype=torch.bool))

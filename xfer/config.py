@@ -31,10 +31,11 @@ PRETRAINED_RATES = {"sgd": 0.004, "adamw": 1e-4}  # of a model that begins as it
 LEFT_OUT = "left_out"  # fusion weights that are chosen by sources left out (xfer/transfer/weights.py)
 PROBES = ("feature", "quant")  # modes that train nothing after the probe
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
-HeadKind = Literal["linear", "fcos", "fpn", "lraspp"]
+HeadKind = Literal["linear", "fcos", "retinanet", "fpn", "lraspp"]
 TASKS: dict[HeadKind, str] = {
     "linear": "classification",
     "fcos": "detection",
+    "retinanet": "detection",
     "fpn": "segmentation",
     "lraspp": "segmentation",
 }
@@ -108,7 +109,7 @@ class FusionConfig(Strict):
 class HeadConfig(Strict):
     """What stands on the fused features; it says what the model is for."""
 
-    kind: HeadKind = "linear"  # classifier; fcos: detector; fpn, lraspp: segmenters
+    kind: HeadKind = "linear"  # classifier; fcos, retinanet: detectors; fpn, lraspp: segmenters
 
 
 class ModelConfig(Strict):
@@ -185,10 +186,11 @@ class ModelConfig(Strict):
             raise ValueError(
                 f"fusion.weights: {LEFT_OUT} chooses by the linear probe, which {self.head.kind} has none of"
             )
-        if self.head.kind == "fcos" and self.fusion.width % 32:
-            raise ValueError(f"fusion.width: must be a multiple of 32 for the head fcos, got {self.fusion.width}")
-        if self.head.kind == "fcos" and self.dropout:
-            raise ValueError(f"dropout: must be left out for the head fcos, which has none, got {self.dropout:g}")
+        kind, detects = self.head.kind, self.task == "detection"
+        if detects and self.fusion.width % 32:
+            raise ValueError(f"fusion.width: must be a multiple of 32 for the head {kind}, got {self.fusion.width}")
+        if detects and self.dropout:
+            raise ValueError(f"dropout: must be left out for the head {kind}, which has none, got {self.dropout:g}")
         return self
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xfer.heads.fcos import Detections
+from xfer.heads.detections import Detections
 from xfer.tasks import average_precision
 from xfer.tasks.average_precision import BoxScore, BoxScores
 

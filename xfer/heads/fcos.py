@@ -10,15 +10,15 @@ Legend: B images, N points of all levels, finest first, K classes.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.fcos import FCOSHead
-from torchvision.ops import batched_nms, clip_boxes_to_image, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from shards.loading.batch import Batch
+from xfer.heads.detections import Detections, best_of
 from xfer.heads.pyramid import Pyramid
 
 _GROUPS = 32  # of channels, that FCOSHead normalises
@@ -175,16 +175,6 @@ def _centerness(points: Tensor, boxes: Tensor) -> Tensor:
     return (torch.minimum(one, other) / torch.maximum(one, other)).prod(1).sqrt()
 
 
-class Detections(NamedTuple):
-    """What was found in an image, best first: boxes float32 [n, 4], x0, y0, x1, y1 in pixels; scores float32 [n], 0 to
-    1; labels int64 [n], class index.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-
-
 @torch.no_grad()
 def decode(
     output: Mapping[str, Tensor],
@@ -195,28 +185,9 @@ def decode(
     most: int = 100,
     annotated: Tensor | None = None,
 ) -> list[Detections]:
-    """What an output of `Fcos` on images of `size`, height and width, means: detections of each image, in its pixels.
-
-    Of each level the `candidates` best above `score`, sqrt(p(class) x centerness); of these, class by class, what does
-    not overlap a better one by more than `nms`, intersection over union; of these the `most` best. What is not a number
-    is no detection. annotated [B, K] bool: the classes that may be answers in each image, so that others do not take
-    their places; None: all.
+    """What an output of `Fcos` on images of `size`, height and width, means: detections of each image, in its pixels,
+    by their scores, sqrt(p(class) x centerness). The rest as in `best_of`.
     """
-    num_classes, split = output["classes"].shape[-1], _levels(output["points"])
-    boxes = clip_boxes_to_image(_decode(output["boxes"], output["points"]), size)
+    boxes = _decode(output["boxes"], output["points"])
     scores = (output["classes"].float().sigmoid() * output["centerness"].float().sigmoid()).sqrt()
-    scores = scores.masked_fill(boxes.isnan().any(-1, keepdim=True), 0)
-    if annotated is not None:
-        scores = scores.masked_fill(~annotated[:, None].to(scores.device), 0)
-    found = []
-    for own_boxes, own_scores in zip(boxes, scores, strict=True):
-        parts = []
-        for level_boxes, level_scores in zip(own_boxes.split(split), own_scores.split(split), strict=True):
-            places = (level_scores.flatten() > score).nonzero()[:, 0]
-            best, chosen = level_scores.flatten()[places].topk(min(candidates, len(places)))
-            places = places[chosen]
-            parts.append((level_boxes[places // num_classes], best, places % num_classes))
-        every = Detections(*(torch.cat(part) for part in zip(*parts, strict=True)))
-        keep = batched_nms(*every, nms)[:most]
-        found.append(Detections(*(part[keep] for part in every)))
-    return found
+    return best_of(boxes, scores, _levels(output["points"]), size, score, nms, candidates, most, annotated)

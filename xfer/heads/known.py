@@ -7,6 +7,7 @@ from torch import nn
 
 from xfer.heads.fcos import Fcos
 from xfer.heads.lraspp import Lraspp
+from xfer.heads.retinanet import RetinaNet
 from xfer.heads.semantic_fpn import SemanticFpn
 
 
@@ -20,6 +21,7 @@ class Head:
 
 HEADS: dict[str, Head] = {
     "fcos": Head(Fcos.levels, lambda width, num_classes, dropout: Fcos(width, num_classes)),
+    "retinanet": Head(RetinaNet.levels, lambda width, num_classes, dropout: RetinaNet(width, num_classes)),
     "fpn": Head(SemanticFpn.levels, SemanticFpn),
     "lraspp": Head(Lraspp.levels, Lraspp),
 }

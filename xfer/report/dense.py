@@ -19,7 +19,7 @@ from shards.settings import ConfigError, load
 from xfer import figures
 from xfer.bundle import Trained, open_model
 from xfer.config import Recipe
-from xfer.heads.fcos import Detections
+from xfer.heads.detections import Detections
 from xfer.measure import measure_of
 from xfer.predict import answers_to
 from xfer.records import is_stale

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xfer.heads.fcos import Detections
+from xfer.heads.detections import Detections
 from xfer.tasks.task import Worst, worst_of
 
 _OVERLAPS = np.linspace(0.5, 0.95, 10)

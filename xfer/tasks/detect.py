@@ -14,7 +14,8 @@ from shards.loading.batch import Batch
 from shards.loading.frame import Frame, Resize, frame_of
 from shards.loading.subset import Subset
 from xfer.config import Recipe
-from xfer.heads.fcos import Detections, FcosObjective, decode
+from xfer.heads import fcos, retinanet
+from xfer.heads.detections import Detections
 from xfer.labels import Teacher, annotated
 from xfer.tasks.average_precision import SURE, BoxScore, BoxScores
 from xfer.tasks.dense import Dense, readable
@@ -29,13 +30,13 @@ class Detect(Dense):
         faults = super().recipe_faults(recipe)
         if recipe.train.label_smoothing:
             faults.append(
-                "train.label_smoothing: must be 0 for the head fcos, whose classes are answered one by one, got "
-                f"{recipe.train.label_smoothing:g}"
+                f"train.label_smoothing: must be 0 for the head {recipe.model.head.kind}, whose classes are answered "
+                f"one by one, got {recipe.train.label_smoothing:g}"
             )
         return faults
 
-    def loss(self, masks: Tensor, sources: Sequence[str], smoothing: float, teacher: Teacher | None) -> FcosObjective:
-        return FcosObjective(masks, sources)
+    def loss(self, masks: Tensor, sources: Sequence[str], smoothing: float, teacher: Teacher | None) -> "_Objective":
+        return _Objective(masks, sources)
 
     def scores(
         self, subsets: Sequence[Subset], classes: Sequence[str], resize: Resize, device: torch.device
@@ -44,7 +45,7 @@ class Detect(Dense):
 
     def answers(self, output: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Detections]:
         size = max(max(frame.rows, frame.columns) for frame in frames)
-        found = decode(output, (size, size))
+        found = _decode(output, (size, size))
         return [_back(one, frame) for one, frame in zip(found, frames, strict=True)]
 
     def plain(self, answer: Detections, classes: Sequence[str], top: int) -> list[dict[str, Any]]:
@@ -68,6 +69,22 @@ class Detect(Dense):
         return drawn
 
 
+class _Objective:
+    """The training loss of the head that made an output: which one it is shows in what its places are."""
+
+    def __init__(self, masks: Tensor, sources: Sequence[str]):
+        self.sources = tuple(sources)
+        self._of_points = fcos.FcosObjective(masks, sources)
+        self._of_anchors = retinanet.RetinaNetObjective(masks, sources)
+
+    def __call__(self, output: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        return (self._of_anchors if "anchors" in output else self._of_points)(output, batch)
+
+
+def _decode(output: Mapping[str, Tensor], size: tuple[int, int], annotated: Tensor | None = None) -> list[Detections]:
+    return (retinanet if "anchors" in output else fcos).decode(output, size, annotated=annotated)
+
+
 def _back(found: Detections, frame: Frame) -> Detections:
     """In pixels of the original, on the CPU; what lies in the padding alone is no detection."""
     boxes = frame.to_original(found.boxes).cpu()
@@ -87,7 +104,7 @@ class _Scores:
         assert batch.originals is not None
         size = batch.images.shape[-1]
         places = batch.valid.nonzero()[:, 0].tolist()
-        found = decode(output, (size, size), annotated=self._known[batch.sources.cpu()].to(batch.sources.device))
+        found = _decode(output, (size, size), annotated=self._known[batch.sources.cpu()].to(batch.sources.device))
         answers, truths = [], []
         for at in places:
             original = batch.originals[at]

@@ -9,7 +9,7 @@ import pytest
 from shards.ingest.build import build
 from shards.scenes import generate_scenes
 from shards.sources.source import SourceOptions
-from tests.xfer.tasks.runs import fit
+from tests.xfer.tasks.runs import BOXES, fit
 from xfer.config import Recipe
 
 STYLES = {"paint": ["circle", "square"], "neon": ["circle", "star"]}
@@ -58,7 +58,7 @@ def recipe_values(kind: str, root: Path, output: Path) -> dict[str, Any]:
         "name": "tiny",
         "output": str(output / "runs"),
         "data": {
-            "root": str(root / ("boxes" if kind == "fcos" else "masks")),
+            "root": str(root / ("boxes" if kind in BOXES else "masks")),
             "sources": {"paint": {"path": "paint"}, "neon": {"path": "neon"}},
             "validation": 0.25,
             "image_size": 64,

@@ -12,8 +12,9 @@ from xfer.engine import build_engine
 from xfer.history import read_metrics
 from xfer.prepare import prepare
 
-KINDS = ("fcos", "fpn", "lraspp")
-MEASURES = {"fcos": "AP", "fpn": "mIoU", "lraspp": "mIoU"}
+BOXES, MASKS = ("fcos", "retinanet"), ("fpn", "lraspp")  # heads of detectors, of segmenters
+KINDS = (*BOXES, *MASKS)
+MEASURES = {kind: "AP" if kind in BOXES else "mIoU" for kind in KINDS}
 
 
 def losses(folder: Path) -> list[float]:

@@ -19,7 +19,7 @@ from shards.loading.train import train_stream
 from shards.settings import replace
 from shards.sources.source import SourceOptions
 from tests.xfer.tasks.conftest import Values
-from tests.xfer.tasks.runs import MEASURES, fit, verb
+from tests.xfer.tasks.runs import BOXES, KINDS, MEASURES, fit, verb
 from xfer.bundle import open_model
 from xfer.config import Recipe
 from xfer.evaluate import evaluate_subsets, named_data
@@ -34,13 +34,13 @@ SHAPES = [(1, 1), (2000, 3), (3, 2000), (50, 40)]  # width, height
 
 def last_layer(model, kind: str) -> torch.nn.Module:
     """What gives the logits of classes."""
-    head = model.head.head if kind in ("fcos", "lraspp") else model.head
-    if kind == "fcos":
+    head = model.head.head if kind in (*BOXES, "lraspp") else model.head
+    if kind in BOXES:
         return head.classification_head.cls_logits
     return [part for part in head.modules() if isinstance(part, torch.nn.Conv2d)][-1]
 
 
-@pytest.mark.parametrize("kind", ["fcos", "fpn", "lraspp"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_source_gives_no_gradient_to_classes_that_it_does_not_annotate(values: Values, kind):
     """A batch of neon alone, which has no squares: to the bit, through loader, numbering, model and loss."""
     recipe = Recipe.model_validate(values(kind))
@@ -105,7 +105,7 @@ def odd(tmp_path):
             rows.append({"id": i, "file_name": f"{i}.png", "width": width, "height": height})
             box = {"bbox": [0, 0, width, height], "area": width * height, "category_id": 1, "iscrowd": 0}
             boxes.append({"id": i, "image_id": i, **box})
-        if kind == "fcos":
+        if kind in BOXES:
             content = {"images": rows, "annotations": boxes, "categories": [{"id": 1, "name": "circle"}]}
             (tmp_path / "coco.json").write_text(json.dumps(content))
             build(tmp_path / "coco.json", tmp_path / "odd", SourceOptions(images=images), processes=1)
@@ -118,7 +118,7 @@ def odd(tmp_path):
 
 
 @pytest.mark.parametrize("resize", ["letterbox", "stretch"])
-@pytest.mark.parametrize("kind", ["fcos", "fpn", "lraspp"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_images_of_one_pixel_and_of_thin_lines_are_scored_trained_on_and_answered(
     trained, values: Values, odd, kind, resize
 ):
@@ -128,21 +128,21 @@ def test_images_of_one_pixel_and_of_thin_lines_are_scored_trained_on_and_answere
     (score,) = evaluate_subsets(model.model, open_data(config).train, config, model.classes, "odd").values()
     assert score.count == len(SHAPES)
     assert 0 <= score.value <= 1
-    if kind != "fcos":
+    if kind not in BOXES:
         assert score.pixels == sum(width * height for width, height in SHAPES), "those of the originals"
     answers = load(trained(kind).folder).predict([images / f"{i}.png" for i in range(len(SHAPES))])
-    if kind != "fcos":
+    if kind not in BOXES:
         assert [tuple(answer.shape) for answer in answers] == [(height, width) for width, height in SHAPES]
     given = values(kind)
     given["data"] |= {"sources": {"odd": {"path": str(folder)}}, "validation": 0, "batch_size": 4, "resize": resize}
-    if kind == "fcos":  # its masks have one class and the background
+    if kind in BOXES:  # its masks have one class and the background
         given["data"]["sources"]["neon"] = {"path": "neon"}
     assert all(np.isfinite(fit(Recipe.model_validate(given))))
 
 
 @pytest.mark.parametrize("kind", ["fcos", "fpn"])
 def test_a_damaged_image_is_left_out_of_the_score_and_named(values: Values, scene_shards, tmp_path, kind, capsys):
-    what = "boxes" if kind == "fcos" else "masks"
+    what = "boxes" if kind in BOXES else "masks"
     root = shutil.copytree(scene_shards / what, tmp_path / "shards")
     given = values(kind)
     given["data"]["root"] = str(root)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from shards.loading.batch import Batch, Slot
+from tests.xfer.tasks.runs import BOXES, KINDS
 from tests.xfer.test_engines import make
 from xfer.config import ModelConfig
 from xfer.engine import Engine
@@ -62,7 +63,7 @@ def steps(engine: Engine, kind: str, batch: int, count: int = STEPS) -> list[flo
     """Losses, summed over ranks."""
     set_training(engine.module, freeze_batchnorm=True)
     masks = torch.tensor([[True, True, False], [True, True, True]])
-    objective = task_of("detection" if kind == "fcos" else "segmentation").loss(masks, ["s", "t"], 0.0, None)
+    objective = task_of("detection" if kind in BOXES else "segmentation").loss(masks, ["s", "t"], 0.0, None)
     slot = Slot(engine.rank, engine.world_size)
     return [engine.sum(train_step(engine, share(step, batch, slot), objective, batch)).item() for step in range(count)]
 
@@ -81,7 +82,7 @@ def test_every_stage_on_two_ranks_gives_the_plain_losses(two, kind, stage):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["fcos", "fpn", "lraspp"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_bf16_is_used_and_stays_near_fp32(two, kind):
     expected = losses("plain", kind, "sgd", {}, 4)
     for found in (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shards.loading.frame import frame_of
 from tests.xfer.tasks.conftest import Values
-from tests.xfer.tasks.runs import KINDS, fit, verb
+from tests.xfer.tasks.runs import BOXES, KINDS, fit, verb
 from xfer.config import ModelConfig, Recipe
 from xfer.model import DenseModel, build_model
 from xfer.surface import load
@@ -41,7 +41,7 @@ def test_path_picture_and_arrays_have_one_answer_in_pixels_of_the_original(train
     model = load(trained(kind).folder)
     first, *others = model.predict([path, image, array, torch.from_numpy(array).permute(2, 0, 1)])
     assert all(same(first, other) for other in others)
-    if kind == "fcos":
+    if kind in BOXES:
         boxes = first.boxes
         assert len(boxes) == len(first.scores) == len(first.labels) > 0
         assert (boxes >= 0).all()
@@ -61,10 +61,10 @@ def test_the_verb_says_and_draws_what_the_model_says(trained, scenes, tmp_path, 
     path, recipe = tmp_path / "picture.png", trained(kind)
     picture(scenes).save(path)
     (answer,) = load(recipe.folder).predict(path)
-    key = "boxes" if kind == "fcos" else "pixels"
+    key = "boxes" if kind in BOXES else "pixels"
     verb("predict", recipe.folder, path, "--json", "--draw", tmp_path / "drawn")
     said = json.loads(capsys.readouterr().out)[key]
-    if kind == "fcos":
+    if kind in BOXES:
         assert [one["box"] for one in said] == [[round(edge, 1) for edge in box] for box in answer.boxes.tolist()]
     else:
         assert sum(said.values()) == pytest.approx(1)

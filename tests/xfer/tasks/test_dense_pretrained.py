@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from shards.settings import replace
 from tests.xfer.tasks.conftest import Values
-from tests.xfer.tasks.runs import fit, losses
+from tests.xfer.tasks.runs import KINDS, fit, losses
 from xfer.begin import begin
 from xfer.checkpoint import START, latest_checkpoint
 from xfer.config import Recipe
@@ -30,7 +30,7 @@ def statistics(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.T
     return {name: value for name, value in tensors.items() if name.startswith(part) and "running" in name}
 
 
-@pytest.mark.parametrize("kind", ["fcos", "fpn", "lraspp"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_batchnorm_above_pretrained_branches_begins_with_statistics_of_images(
     pretrained_values: Values, branch_weights, kind
 ):

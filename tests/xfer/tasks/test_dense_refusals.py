@@ -13,7 +13,7 @@ from shards.scenes import generate_scenes
 from shards.settings import ConfigError, replace
 from shards.sources.source import SourceOptions
 from tests.xfer.tasks.conftest import Values
-from tests.xfer.tasks.runs import verb
+from tests.xfer.tasks.runs import BOXES, KINDS, verb
 from xfer.config import Recipe
 from xfer.prepare import prepare
 
@@ -48,6 +48,8 @@ KEYS = {
     "concat, segmenter": ("lraspp", "model.fusion", {"kind": "concat"}, ("fusion.kind", "wsum or gate", "lraspp")),
     "width": ("fcos", "model.fusion", {"width": 48}, ("fusion.width", "multiple of 32", "48")),
     "dropout": ("fcos", "model", {"dropout": 0.1}, ("dropout", "fcos")),
+    "anchors, smoothing": ("retinanet", "train", {"label_smoothing": 0.1}, ("train.label_smoothing", "retinanet")),
+    "anchors, width": ("retinanet", "model.fusion", {"width": 48}, ("fusion.width", "multiple of 32", "retinanet")),
     "mixup": ("fpn", "data", {"augment": {"mixup": 0.2}}, ("mixup", "boxes or masks")),
 }
 
@@ -81,7 +83,7 @@ def test_fusion_weights_by_left_out_sources_are_refused(pretrained_values: Value
     one(faults(given), "fusion.weights: left_out", "linear probe", "fpn")
 
 
-@pytest.mark.parametrize("kind", ["linear", "fcos", "fpn", "lraspp"])
+@pytest.mark.parametrize("kind", ["linear", *KINDS])
 def test_sources_of_another_task_are_refused_by_name(values: Values, scene_shards, shards_root, kind):
     """Sources of all three tasks in one recipe: those that the head cannot use are named, and no other."""
     paths = {
@@ -89,7 +91,7 @@ def test_sources_of_another_task_are_refused_by_name(values: Values, scene_shard
         "boxes": scene_shards / "boxes" / "paint",
         "masks": scene_shards / "masks" / "paint",
     }
-    fit = {"linear": "classes", "fcos": "boxes"}.get(kind, "masks")
+    fit = {"linear": "classes", **dict.fromkeys(BOXES, "boxes")}.get(kind, "masks")
     given = values(kind)
     given["data"] |= {"sources": {name: {"path": str(path)} for name, path in paths.items()}}
     found = faults(given)
@@ -100,7 +102,7 @@ def test_sources_of_another_task_are_refused_by_name(values: Values, scene_shard
         assert str(paths[name]) in fault
         assert {"classes": "classification", "boxes": "detection", "masks": "segmentation"}[name] in fault
     if kind == "linear":
-        assert "model.head.kind: fcos" in found[0] + found[1]
+        assert "model.head.kind: fcos or retinanet" in found[0] + found[1]
         assert "model.head.kind: fpn or lraspp" in found[0] + found[1]
 
 
