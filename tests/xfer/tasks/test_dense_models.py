@@ -141,7 +141,7 @@ def test_a_branch_of_all_the_weight_is_the_model_of_that_branch_alone(kind):
     for one, other in zip(parts(both(IMAGES)), parts(alone(IMAGES)), strict=True):
         assert torch.equal(one, other)
     other = built(branches(kind, a={"weight": 0.5}, b={"weight": 0.5, "size": 48}), both)
-    assert not torch.equal(parts(other(IMAGES))[0], parts(both(IMAGES))[0])
+    assert any(not torch.equal(one, two) for one, two in zip(parts(other(IMAGES)), parts(both(IMAGES)), strict=True))
 
 
 @torch.no_grad()
