@@ -5,8 +5,8 @@
 BCCD: FCOS, trained on its list `train`, scored on `test`. CamVid: a semantic FPN, the same. Rows: all layers of a
 pretrained ResNet-18; the script that anybody would write of torchvision's parts, with the same weights, images,
 changes, size, steps and batch (`plain_tasks.py`); the recipe from scratch; pretrained and frozen; pretrained and
-unfrozen from the top; the same weights at two sizes, the second half the first; for CamVid also our model with the
-script's head. Two more rows of BCCD are of two sources that know different classes: half of the images says only where
+unfrozen from the top; the same weights at two sizes, the second half the first; our model with another head: that of
+the script for CamVid, RetinaNet's for BCCD. Two more rows of BCCD are of two sources that know different classes: half of the images says only where
 red cells are, the other half only where white cells and platelets are; `masked` is our loss, `naive` takes for
 background what a source does not annotate.
 
@@ -53,7 +53,8 @@ from xfer.tasks.pixels import MaskScores
 
 PLAIN, SCRATCH, MASKED, NAIVE = "plain script", "scratch", "masked", "naive"
 FIRST = ("full", PLAIN, SCRATCH)
-REST = (MASKED, NAIVE, "frozen", "staged", "two branches", "lraspp")
+HEADS = ("lraspp", "retinanet")
+REST = (MASKED, NAIVE, "frozen", "staged", "two branches", *HEADS)
 MODES = (*FIRST, *REST)
 PARTS = {"red": ("RBC",), "others": ("Platelets", "WBC")}
 """Sources of the rows `masked` and `naive`, and the classes that each of them annotates."""
@@ -96,7 +97,7 @@ BCCD = Column(
 )
 CAMVID = Column(
     *("CamVid", "segmentation", "fpn", 64, 192, 150, Rate("adamw", 5e-4), Rate("adamw", 1e-4)),
-    not_here=(MASKED, NAIVE),
+    not_here=(MASKED, NAIVE, "retinanet"),
     measures=("mIoU", "pixel accuracy"),
 )
 
@@ -260,7 +261,7 @@ def _recipe(job: Job) -> Recipe:
         "model": {
             "branches": branches,
             "fusion": {"width": column.width},
-            "head": {"kind": "lraspp" if mode == "lraspp" else column.head},
+            "head": {"kind": mode if mode in HEADS else column.head},
         },
         "train": {
             "steps": column.steps,
@@ -409,7 +410,7 @@ def _notes(columns: Sequence[Column]) -> list[str]:
         "What the script does otherwise than `full`: FCOS of torchvision at our width in place of its 256, three "
         "stages of the ResNet trained and its BatchNorm frozen, as torchvision's detectors have it, losses divided by "
         "the positive points of the batch; LR-ASPP on the ResNet's second and fourth stage, its BatchNorm moving, as "
-        "torchvision's segmentation reference has it. The row `lraspp` is our model with that head.",
+        "torchvision's segmentation reference has it. The rows `lraspp` and `retinanet` are our model with that head.",
         "",
         "Published, by others, and not comparable: CamVid, 11 classes, test: ICNet 67.1 mIoU (Zhao et al., ECCV 2018) "
         "and BiSeNet with ResNet-18 68.7 (Yu et al., ECCV 2018), both 960 x 720; both trained for many times as many "
