@@ -6,9 +6,9 @@ BCCD: FCOS, trained on its list `train`, scored on `test`. CamVid: a semantic FP
 pretrained ResNet-18; the script that anybody would write of torchvision's parts, with the same weights, images,
 changes, size, steps and batch (`plain_tasks.py`); the recipe from scratch; pretrained and frozen; pretrained and
 unfrozen from the top; the same weights at two sizes, the second half the first; our model with another head: that of
-the script for CamVid, RetinaNet's for BCCD. Two more rows of BCCD are of two sources that know different classes: half of the images says only where
-red cells are, the other half only where white cells and platelets are; `masked` is our loss, `naive` takes for
-background what a source does not annotate.
+the script for CamVid, RetinaNet's for BCCD. Two more rows of BCCD are of two sources that know different classes: half
+of the images says only where red cells are, the other half only where white cells and platelets are; `masked` is our
+loss, `naive` takes for background what a source does not annotate.
 
 `--on val` scores on the split that rates are chosen by, and `--rates` makes a row of each to choose among; test images
 are read by the runs that the table is of, once each, and nothing is chosen by them. Every run is a process of its own
