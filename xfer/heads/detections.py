@@ -1,11 +1,96 @@
-"""What a detector finds, and how the many boxes that a head gives come to the few that are worth a look."""
+"""What heads of detectors share: a pyramid under torchvision's head, a loss over sources that annotate different
+classes, and how the many boxes that a head gives come to the few that are worth a look.
 
-from collections.abc import Sequence
+The loss is one of each image, so that it does not depend on how a batch is divided over ranks and steps. And, as in
+`xfer.labels`, a source says nothing about classes that it does not annotate: on its images they are not background.
+
+Legend: B images, N places (points or anchors) of all levels, finest first, K classes.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, clip_boxes_to_image, sigmoid_focal_loss
+
+from shards.loading.batch import Batch
+from xfer.heads.pyramid import Pyramid
+
+GROUPS = 32  # of channels, that the heads normalise
+
+
+class BoxHead(nn.Module):
+    """Levels P3 to P7 of the fused maps, and `head`, one of torchvision's, on all of them.
+
+    `width`: channels of the maps. Raises ValueError if it is not a multiple of 32.
+    """
+
+    levels = ("C3", "C4", "C5")
+    head: nn.Module
+
+    def __init__(self, width: int):
+        super().__init__()
+        if width % GROUPS:
+            raise ValueError(
+                f"width {width}: must be a multiple of {GROUPS}, as the head normalises channels in {GROUPS} groups"
+            )
+        self.pyramid = Pyramid(self.levels, width, extra=True)
+
+    def raw(self, maps: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[tuple[int, int]], torch.device]:
+        """What `head` makes of maps by level [B, width, h, w]; heights and widths of the pyramid's levels."""
+        pyramid = list(self.pyramid(maps).values())
+        num_images = len(pyramid[0])
+        if pyramid[-1].numel() == GROUPS:  # torch refuses to normalise single numbers, unless there are two images
+            pyramid = [x.expand(2, -1, -1, -1) for x in pyramid]
+        found = {name: value[:num_images] for name, value in self.head(pyramid).items()}
+        return found, [(x.shape[-2], x.shape[-1]) for x in pyramid], pyramid[0].device
+
+
+class BoxObjective:
+    """The training loss of a detector: focal loss of the classes, and what its head adds for the boxes, each divided by
+    the positive places of the image, added up over the samples of a batch.
+
+    The classification loss runs over the classes that the source annotates; the gradient on others is exactly zero.
+    Boxes that are flagged as ignored, such as crowds, are no object and no background.
+    """
+
+    places = ""
+    """Under which name an output has the places."""
+
+    def __init__(self, masks: Tensor, sources: Sequence[str]):
+        """masks [S, K] bool: the classes that each of the `sources` annotates, on the device of the outputs."""
+        self.masks, self.sources = masks, tuple(sources)
+
+    def targets(self, places: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For each of places [N, ...] the box that it answers for [N, 5], whether there is one, and whether it is
+        neither object nor background, bool [N]. boxes: of one image [n, 6].
+        """
+        raise NotImplementedError
+
+    def of_boxes(self, output: Mapping[str, Tensor], image: Tensor, place: Tensor, boxes: Tensor) -> Tensor:
+        """The loss of the boxes at p positive places, [p] float32; image, place [p]: where they are in the output,
+        boxes [p, 4]: what is true there.
+        """
+        raise NotImplementedError
+
+    def __call__(self, output: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """output: of the head; boxes of the batch: float32 [n, 6], x0, y0, x1, y1, class index, 1 where ignored. Boxes
+        of no class, -1, are background. Returns the sum over valid samples, float32.
+        """
+        assert batch.own_share is None, "boxes are not mixed"
+        places, logits = output[self.places], output["classes"].float()
+        given = [places.new_zeros(0, 6)] * len(logits) if batch.boxes is None else batch.boxes
+        boxes, positive, left_out = map(torch.stack, zip(*(self.targets(places, one) for one in given), strict=True))
+        positive = positive & batch.valid[:, None]
+        image, place = positive.nonzero(as_tuple=True)
+
+        counts = (self.masks[batch.sources] & batch.valid[:, None])[:, None] & ~left_out[..., None]
+        truth = torch.zeros_like(logits)
+        truth[image, place, boxes[image, place, 4].long()] = 1
+        loss = (sigmoid_focal_loss(logits.masked_fill(~counts, 0), truth) * counts).sum((1, 2))
+        loss = loss.index_add(0, image, self.of_boxes(output, image, place, boxes[image, place, :4]))
+        return (loss / positive.sum(1).clamp_min(1)).sum()
 
 
 class Detections(NamedTuple):

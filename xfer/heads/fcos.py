@@ -1,9 +1,8 @@
 """FCOS on fused maps (Tian et al., FCOS: Fully Convolutional One-Stage Object Detection, ICCV 2019): the head, its loss
 over sources that annotate different classes, and the detections that its numbers mean.
 
-What torchvision's FCOS computes is computed here from plain tensors, with torchvision's parts. Two things differ. The
-loss is one of each image, so that it does not depend on how a batch is divided over ranks and steps. And, as in
-`xfer.labels`, a source says nothing about classes that it does not annotate: on its images they are not background.
+What torchvision's FCOS computes is computed here from plain tensors, with torchvision's parts; in what the loss differs
+says `detections.py`.
 
 Legend: B images, N points of all levels, finest first, K classes.
 """
@@ -12,34 +11,21 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.fcos import FCOSHead
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import generalized_box_iou_loss
 
-from shards.loading.batch import Batch
-from xfer.heads.detections import Detections, best_of
-from xfer.heads.pyramid import Pyramid
+from xfer.heads.detections import BoxHead, BoxObjective, Detections, best_of
 
-_GROUPS = 32  # of channels, that FCOSHead normalises
 _RADIUS = 1.5  # strides around the centre of a box within which its points are positive
 
 
-class Fcos(nn.Module):
-    """Fused maps -> at each point logits of classes, distances to the sides of a box, and how central the point is.
-
-    `width`: channels of the maps. Raises ValueError if it is not a multiple of 32.
-    """
-
-    levels = ("C3", "C4", "C5")
+class Fcos(BoxHead):
+    """Fused maps -> at each point logits of classes, distances to the sides of a box, and how central the point is."""
 
     def __init__(self, width: int, num_classes: int):
-        super().__init__()
-        if width % _GROUPS:
-            raise ValueError(
-                f"width {width}: must be a multiple of {_GROUPS}, as FCOS normalises channels in {_GROUPS} groups"
-            )
-        self.pyramid = Pyramid(self.levels, width, extra=True)
+        super().__init__(width)
         self.head = FCOSHead(width, num_anchors=1, num_classes=num_classes, num_convs=4)
 
     def forward(self, maps: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
@@ -48,16 +34,12 @@ class Fcos(nn.Module):
         classes [B, N, K]: logits; boxes [B, N, 4]: distances left, up, right and down from the point, in strides, not
         negative; centerness [B, N, 1]: logits; points [N, 3] float32: x, y and stride, in pixels (see `points`).
         """
-        pyramid = list(self.pyramid(maps).values())
-        num_images = len(pyramid[0])
-        if pyramid[-1].numel() == _GROUPS:  # torch refuses to normalise single numbers, unless there are two images
-            pyramid = [x.expand(2, -1, -1, -1) for x in pyramid]
-        head = self.head(pyramid)
+        found, shapes, device = self.raw(maps)
         return {
-            "classes": head["cls_logits"][:num_images],
-            "boxes": head["bbox_regression"][:num_images],
-            "centerness": head["bbox_ctrness"][:num_images],
-            "points": points([(x.shape[-2], x.shape[-1]) for x in pyramid], size, pyramid[0].device),
+            "classes": found["cls_logits"],
+            "boxes": found["bbox_regression"],
+            "centerness": found["bbox_ctrness"],
+            "points": points(shapes, size, device),
         }
 
 
@@ -120,52 +102,25 @@ def match(points: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
     return torch.where(area < torch.inf, smallest, -1)
 
 
-class FcosObjective:
-    """The training loss of a detector: focal loss of the classes, GIoU loss of the boxes and cross-entropy of the
-    centerness (sec. 3; the GIoU loss in place of IoU is torchvision's), each divided by the positive points of the
-    image, added up over the samples of a batch.
-
-    The classification loss runs over the classes that the source annotates; the gradient on others is exactly zero.
-    Boxes that are flagged as ignored, such as crowds, are no object and no background: points inside that are not
-    positive by another box are left out of it.
+class FcosObjective(BoxObjective):
+    """The loss of the boxes is GIoU and cross-entropy of the centerness (sec. 3; GIoU for IoU is torchvision's). Points
+    inside an ignored box that are not positive by another box are left out of the classes' loss.
     """
 
-    def __init__(self, masks: Tensor, sources: Sequence[str]):
-        """masks [S, K] bool: the classes that each of the `sources` annotates, on the device of the outputs."""
-        self.masks, self.sources = masks, tuple(sources)
+    places = "points"
 
-    def __call__(self, output: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """output: of `Fcos`; boxes of the batch: float32 [n, 6], x0, y0, x1, y1, class index, 1 where ignored. Boxes of
-        no class, -1, are background. Returns the sum over valid samples, float32.
-        """
-        assert batch.own_share is None, "boxes are not mixed"
-        points, logits = output["points"], output["classes"].float()
-        given = [points.new_zeros(0, 6)] * len(logits) if batch.boxes is None else batch.boxes
-        boxes, positive, left_out = map(torch.stack, zip(*(_targets(points, one) for one in given), strict=True))
-        positive = positive & batch.valid[:, None]
-        image, point = positive.nonzero(as_tuple=True)
+    def targets(self, places: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ignored = boxes[:, 5] > 0
+        matched = match(places, boxes[:, :4], ~ignored & (boxes[:, 4] >= 0))
+        inside = (_distances(places[:, None], boxes).amin(2) > 0) & ignored
+        own = boxes[matched.clamp_min(0), :5] if len(boxes) else boxes.new_zeros(len(places), 5)
+        return own, matched >= 0, (matched < 0) & inside.any(1)
 
-        counts = (self.masks[batch.sources] & batch.valid[:, None])[:, None] & ~left_out[..., None]
-        truth = torch.zeros_like(logits)
-        truth[image, point, boxes[image, point, 4].long()] = 1
-        loss = (sigmoid_focal_loss(logits.masked_fill(~counts, 0), truth) * counts).sum((1, 2))
-
-        points, boxes = points[point], boxes[image, point, :4]
-        overlap = generalized_box_iou_loss(_decode(output["boxes"][image, point], points), boxes)
-        logits, central = output["centerness"][image, point, 0].float(), _centerness(points, boxes)
-        loss = loss.index_add(0, image, overlap + F.binary_cross_entropy_with_logits(logits, central, reduction="none"))
-        return (loss / positive.sum(1).clamp_min(1)).sum()
-
-
-def _targets(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each point the box that it answers for [N, 5], whether there is one, and whether it is neither object nor
-    background, bool [N]. boxes: of one image [n, 6].
-    """
-    ignored = boxes[:, 5] > 0
-    matched = match(points, boxes[:, :4], ~ignored & (boxes[:, 4] >= 0))
-    inside = (_distances(points[:, None], boxes).amin(2) > 0) & ignored
-    own = boxes[matched.clamp_min(0), :5] if len(boxes) else boxes.new_zeros(len(points), 5)
-    return own, matched >= 0, (matched < 0) & inside.any(1)
+    def of_boxes(self, output: Mapping[str, Tensor], image: Tensor, place: Tensor, boxes: Tensor) -> Tensor:
+        points = output["points"][place]
+        overlap = generalized_box_iou_loss(_decode(output["boxes"][image, place], points), boxes)
+        logits, central = output["centerness"][image, place, 0].float(), _centerness(points, boxes)
+        return overlap + F.binary_cross_entropy_with_logits(logits, central, reduction="none")
 
 
 def _centerness(points: Tensor, boxes: Tensor) -> Tensor:

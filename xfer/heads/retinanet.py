@@ -1,13 +1,13 @@
 """RetinaNet on fused maps (Lin et al., Focal Loss for Dense Object Detection, ICCV 2017): the head, its loss over
 sources that annotate different classes, and the detections that its numbers mean.
 
-Anchors, head and matching are torchvision's, of its second version: groups of channels normalised, GIoU loss. As in
-`fcos.py` the loss is one of each image, and a source says nothing about classes that it does not annotate.
+Anchors, head and matching are torchvision's, of its second version: groups of channels normalised, GIoU loss. In what
+the loss differs says `detections.py`.
 
 Legend: B images, N anchors of all levels, finest first, nine at each place, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -15,37 +15,24 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_iou, generalized_box_iou_loss
 
-from shards.loading.batch import Batch
-from xfer.heads.detections import Detections, best_of
-from xfer.heads.pyramid import Pyramid
+from xfer.heads.detections import GROUPS, BoxHead, BoxObjective, Detections, best_of
 
-_GROUPS = 32  # of channels, that the head normalises
 _SIZES = tuple((side, int(side * 2 ** (1 / 3)), int(side * 2 ** (2 / 3))) for side in (32, 64, 128, 256, 512))
 _RATIOS = (0.5, 1.0, 2.0)  # height over width
 _HIGH, _LOW = 0.5, 0.4  # an anchor that overlaps an object by so much answers for it, by less than so much for none
 _CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
 
-class RetinaNet(nn.Module):
-    """Fused maps -> at each anchor logits of classes, and how a box differs from it.
-
-    `width`: channels of the maps. Raises ValueError if it is not a multiple of 32.
-    """
-
-    levels = ("C3", "C4", "C5")
+class RetinaNet(BoxHead):
+    """Fused maps -> at each anchor logits of classes, and how a box differs from it."""
 
     def __init__(self, width: int, num_classes: int):
-        super().__init__()
-        if width % _GROUPS:
-            raise ValueError(
-                f"width {width}: must be a multiple of {_GROUPS}, as the head normalises channels in {_GROUPS} groups"
-            )
-        self.pyramid = Pyramid(self.levels, width, extra=True)
+        super().__init__(width)
         self.anchors = AnchorGenerator(_SIZES, (_RATIOS,) * len(_SIZES))
         num_anchors = self.anchors.num_anchors_per_location()[0]
-        self.head = RetinaNetHead(width, num_anchors, num_classes, partial(nn.GroupNorm, _GROUPS))
+        self.head = RetinaNetHead(width, num_anchors, num_classes, partial(nn.GroupNorm, GROUPS))
 
     def forward(self, maps: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """maps: by level [B, width, h, w]; size: height and width of the images in pixels. Returns
@@ -53,16 +40,12 @@ class RetinaNet(nn.Module):
         classes [B, N, K]: logits; boxes [B, N, 4]: differences from the anchors (R-CNN, sec. C: of the centre in sizes
         of the anchor, of the sizes in logarithms); anchors [N, 4] float32: x0, y0, x1, y1 in pixels; level [N].
         """
-        pyramid = list(self.pyramid(maps).values())
-        num_images = len(pyramid[0])
-        if pyramid[-1].numel() == _GROUPS:  # torch refuses to normalise single numbers, unless there are two images
-            pyramid = [x.expand(2, -1, -1, -1) for x in pyramid]
-        head = self.head(pyramid)
-        anchors = self._anchors([(x.shape[-2], x.shape[-1]) for x in pyramid], size, pyramid[0].device)
-        level = torch.cat([torch.full((len(one),), float(i), device=one.device) for i, one in enumerate(anchors)])
+        found, shapes, device = self.raw(maps)
+        anchors = self._anchors(shapes, size, device)
+        level = torch.cat([torch.full((len(one),), float(i), device=device) for i, one in enumerate(anchors)])
         return {
-            "classes": head["cls_logits"][:num_images],
-            "boxes": head["bbox_regression"][:num_images],
+            "classes": found["cls_logits"],
+            "boxes": found["bbox_regression"],
             "anchors": torch.cat(anchors),
             "level": level,
         }
@@ -76,54 +59,29 @@ class RetinaNet(nn.Module):
         return self.anchors.grid_anchors([list(grid) for grid in grids], strides)
 
 
-class RetinaNetObjective:
-    """The training loss of a detector: focal loss of the classes and GIoU loss of the boxes, each divided by the
-    positive anchors of the image, added up over the samples of a batch.
-
-    The classification loss runs over the classes that the source annotates; the gradient on others is exactly zero.
-    Anchors between the two overlaps are left out of it, and so are those that lie for the most part in a box that is
-    flagged as ignored, such as a crowd, and answer for no other.
+class RetinaNetObjective(BoxObjective):
+    """The loss of the boxes is GIoU. Left out of the classes' loss are anchors between the two overlaps, and those that
+    lie for the most part in an ignored box and answer for no other. The best anchor of each object answers for it at
+    any overlap.
     """
 
-    def __init__(self, masks: Tensor, sources: Sequence[str]):
-        """masks [S, K] bool: the classes that each of the `sources` annotates, on the device of the outputs."""
-        self.masks, self.sources = masks, tuple(sources)
+    places = "anchors"
 
-    def __call__(self, output: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """output: of `RetinaNet`; boxes of the batch: float32 [n, 6], x0, y0, x1, y1, class index, 1 where ignored.
-        Boxes of no class, -1, are background. Returns the sum over valid samples, float32.
-        """
-        assert batch.own_share is None, "boxes are not mixed"
-        anchors, logits = output["anchors"], output["classes"].float()
-        given = [anchors.new_zeros(0, 6)] * len(logits) if batch.boxes is None else batch.boxes
-        boxes, positive, left_out = map(torch.stack, zip(*(_targets(anchors, one) for one in given), strict=True))
-        positive = positive & batch.valid[:, None]
-        image, anchor = positive.nonzero(as_tuple=True)
+    def targets(self, places: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ignored = boxes[:, 5] > 0
+        objects, crowds = boxes[~ignored & (boxes[:, 4] >= 0)], boxes[ignored]
+        matched = torch.full((len(places),), Matcher.BELOW_LOW_THRESHOLD, device=places.device)
+        if len(objects):
+            matched = Matcher(_HIGH, _LOW, allow_low_quality_matches=True)(box_iou(objects[:, :4], places))
+        left_out = matched == Matcher.BETWEEN_THRESHOLDS
+        if len(crowds):
+            left_out |= (matched < 0) & (_inside(places, crowds[:, :4]) > 0.5).any(1)
+        own = objects[matched.clamp_min(0), :5] if len(objects) else boxes.new_zeros(len(places), 5)
+        return own, matched >= 0, left_out
 
-        counts = (self.masks[batch.sources] & batch.valid[:, None])[:, None] & ~left_out[..., None]
-        truth = torch.zeros_like(logits)
-        truth[image, anchor, boxes[image, anchor, 4].long()] = 1
-        loss = (sigmoid_focal_loss(logits.masked_fill(~counts, 0), truth) * counts).sum((1, 2))
-
-        found = _CODER.decode_single(output["boxes"][image, anchor].float(), anchors[anchor])
-        loss = loss.index_add(0, image, generalized_box_iou_loss(found, boxes[image, anchor, :4]))
-        return (loss / positive.sum(1).clamp_min(1)).sum()
-
-
-def _targets(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each anchor the box that it answers for [N, 5], whether there is one, and whether it is neither object nor
-    background, bool [N]. boxes: of one image [n, 6]. The best anchor of each object answers for it at any overlap.
-    """
-    ignored = boxes[:, 5] > 0
-    objects, crowds = boxes[~ignored & (boxes[:, 4] >= 0)], boxes[ignored]
-    matched = torch.full((len(anchors),), Matcher.BELOW_LOW_THRESHOLD, device=anchors.device)
-    if len(objects):
-        matched = Matcher(_HIGH, _LOW, allow_low_quality_matches=True)(box_iou(objects[:, :4], anchors))
-    left_out = matched == Matcher.BETWEEN_THRESHOLDS
-    if len(crowds):
-        left_out |= (matched < 0) & (_inside(anchors, crowds[:, :4]) > 0.5).any(1)
-    own = objects[matched.clamp_min(0), :5] if len(objects) else boxes.new_zeros(len(anchors), 5)
-    return own, matched >= 0, left_out
+    def of_boxes(self, output: Mapping[str, Tensor], image: Tensor, place: Tensor, boxes: Tensor) -> Tensor:
+        found = _CODER.decode_single(output["boxes"][image, place].float(), output["anchors"][place])
+        return generalized_box_iou_loss(found, boxes)
 
 
 def _inside(anchors: Tensor, boxes: Tensor) -> Tensor:

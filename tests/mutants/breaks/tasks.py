@@ -3,6 +3,7 @@
 from tests.mutants.broken import Break
 
 FCOS = "xfer/heads/fcos.py"
+BOXES = "xfer/heads/detections.py"
 PIXELS = "xfer/tasks/pixels.py"
 DETECT = "xfer/tasks/detect.py"
 SEGMENT = "xfer/tasks/segment.py"
@@ -23,7 +24,7 @@ BREAKS = (
     Break(
         "focal-mask-ignored",
         "a source pushes down classes of boxes that it does not annotate",
-        FCOS,
+        BOXES,
         "counts = (self.masks[batch.sources] & batch.valid[:, None])",
         "counts = (torch.ones_like(self.masks[batch.sources]) & batch.valid[:, None])",
         GRADIENTS,
