@@ -378,7 +378,7 @@ def _write(options: argparse.Namespace, jobs: Iterable[Job], rows: list[Row]) ->
         shared = {key: row for key, row in found.items() if row["mode"] not in (MASKED, NAIVE)}
         seen = f"{column.image_size} px, {column.steps} steps of {options.batch_size}, width {column.width}"
         lines += ["", f"## {column.name}: {column.task}, {seen}", ""]
-        lines += _table("", column.measures, shared, None)
+        lines += _table("", column.measures, shared, None) if shared else []
         for other in (PLAIN, SCRATCH):
             if any(mode == other for mode, _ in shared):
                 lines += ["", *_table(f"less {other}", column.measures, shared, other)]
@@ -386,7 +386,7 @@ def _write(options: argparse.Namespace, jobs: Iterable[Job], rows: list[Row]) ->
         if parts:
             measures = ("AP", "AP50", *(f"{what} {one}" for own in PARTS.values() for one in own for what in PARTLY))
             measures = [one for one in measures if all(one in row["scores"] for row in parts.values())]
-            lines += ["", f"Two sources, each of half of the images: {_said()}.", ""]
+            lines += [""] * bool(shared) + [f"Two sources, each of half of the images: {_said()}.", ""]
             lines += [*_table("", measures, parts, None), "", *_table(f"less {NAIVE}", measures, parts, NAIVE)]
     if not options.rates:
         lines += ["", *_notes(columns)]
