@@ -8,7 +8,7 @@ Legend: B images, N places (points or anchors) of all levels, finest first, K cl
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class BoxHead(nn.Module):
     """
 
     levels = ("C3", "C4", "C5")
-    head: nn.Module
+    head: Any
 
     def __init__(self, width: int):
         super().__init__()

@@ -24,6 +24,8 @@ _RADIUS = 1.5  # strides around the centre of a box within which its points are 
 class Fcos(BoxHead):
     """Fused maps -> at each point logits of classes, distances to the sides of a box, and how central the point is."""
 
+    head: FCOSHead
+
     def __init__(self, width: int, num_classes: int):
         super().__init__(width)
         self.head = FCOSHead(width, num_anchors=1, num_classes=num_classes, num_convs=4)

@@ -28,6 +28,8 @@ _CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))
 class RetinaNet(BoxHead):
     """Fused maps -> at each anchor logits of classes, and how a box differs from it."""
 
+    head: RetinaNetHead
+
     def __init__(self, width: int, num_classes: int):
         super().__init__(width)
         self.anchors = AnchorGenerator(_SIZES, (_RATIOS,) * len(_SIZES))
