@@ -44,15 +44,18 @@ class ConfigError(Exception):
 class SchemaError(ConfigError):
     """A document that is not as its schema says. `sections`: its sections and the documents in it, by name, each
     without what is faulty in it, for checks that go on all the same; those of which too little is left are not there.
+    `given`: the same as they were written, as plain values.
     """
 
-    def __init__(self, faults: Sequence[str], origin: str | Path | None, sections: Mapping[str, Any]):
+    def __init__(
+        self, faults: Sequence[str], origin: str | Path | None, sections: Mapping[str, Any], given: Mapping[str, Any]
+    ):
         super().__init__(faults, origin)
-        self.sections = dict(sections)
+        self.sections, self.given = dict(sections), dict(given)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """It crosses processes: pickle would make it from its message alone."""
-        return type(self), (self.faults, self.origin, self.sections)
+        return type(self), (self.faults, self.origin, self.sections, self.given)
 
 
 class Strict(BaseModel):
@@ -263,7 +266,7 @@ def _build(
         faults += switches(content, config.model_dump(mode="json"))
         if not faults:
             return config
-    raise SchemaError(list(dict.fromkeys(faults)), origin, _sound(kind, content))
+    raise SchemaError(list(dict.fromkeys(faults)), origin, *_sound(kind, content))
 
 
 def _change(kind: type[Strict], content: dict[str, Any], changes: Mapping[str, Any]) -> Iterator[str]:
@@ -302,14 +305,19 @@ def _plain(value: Any, where: str, faults: list[str]) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
-def _sound(kind: type[Strict], content: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a document and the documents in it, with their sections, by name, without what is faulty."""
+def _sound(kind: type[Strict], content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sections of a document and the documents in it, with their sections, by name: without what is faulty, and as
+    they were written.
+    """
     sections: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     documents = dict(_documents(kind))
     for name, info in kind.model_fields.items():
-        given = content.get(name)
-        if isinstance(given, dict):
-            sections |= _sound(documents[name], given) if name in documents else {}
-            found, _ = rest(info.annotation, given)
-            sections |= {} if found is None else {name: found}
-    return sections
+        value = content.get(name)
+        given |= {name: value} if name in content else {}
+        if isinstance(value, dict):
+            inner = _sound(documents[name], value) if name in documents else ({}, {})
+            found, _ = rest(info.annotation, value)
+            sections |= inner[0] | ({} if found is None else {name: found})
+            given |= inner[1]
+    return sections, given

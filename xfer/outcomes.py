@@ -236,7 +236,7 @@ class Comparison:
         worth = "" if self._scored else f"; one image is worth up to {100 * self.image_worth:.2f} points"
         of = "seeds and images" if self._over_seeds else "images"
         if _says_nothing(self.mean_difference):
-            return "there are too few of these images to tell which is better"
+            return f"there are too few of these {of} to tell which is better"
         if self.within_noise:
             return f"the difference is within the noise of these {of}: they do not tell which is better{worth}"
         mean = self.mean_difference
@@ -260,10 +260,10 @@ def _percents(*values: float) -> list[str]:
 
 
 def _says_nothing(difference: Estimate) -> bool:
-    """Whether the interval is all there can be: there were too few images for one."""
+    """Whether the interval is all there can be: there were too few images, or seeds, for one."""
     return difference.low <= -1 and difference.high >= 1
 
 
 def _points(difference: Estimate) -> list[str]:
     value, low, high = (round(100 * number, 1) + 0.0 for number in difference)  # + 0.0: no -0.0
-    return [f"{value:+.1f}", "too few images" if _says_nothing(difference) else f"{low:+.1f} to {high:+.1f}"]
+    return [f"{value:+.1f}", "too few to tell" if _says_nothing(difference) else f"{low:+.1f} to {high:+.1f}"]

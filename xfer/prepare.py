@@ -59,7 +59,7 @@ def load_document(
         data, model, train, transfer = (error.sections.get(name) for name in ("data", "model", "train", "transfer"))
         # which classes the model has beside those of its sources is not known here
         keeps = isinstance(transfer, TransferConfig) and transfer.head == "keep"
-        task = _task(model, read_yaml(path))
+        task = _task(error.given.get("model"))
         if task is None:
             opens = open_data
         else:
@@ -71,13 +71,10 @@ def load_document(
         raise ConfigError([*error.faults, *faults], error.origin) from None
 
 
-def _task(model: object, document: Mapping[str, Any]) -> Task | None:
-    """What a document's model is for, though its section may have a fault; None: it does not say."""
-    if isinstance(model, ModelConfig):
-        return task_of(model.task)
-    given = document.get("model")
-    head = given.get("head", {"kind": "linear"}) if isinstance(given, Mapping) else None
-    kind = head.get("kind") if isinstance(head, Mapping) else None
+def _task(model: Any) -> Task | None:
+    """What a model is for, from its section as it was written, which may have faults; None: it does not say."""
+    head = model.get("head", {}) if isinstance(model, Mapping) else None
+    kind = head.get("kind", "linear") if isinstance(head, Mapping) else None
     return task_of(TASKS[kind]) if isinstance(kind, str) and kind in TASKS else None
 
 

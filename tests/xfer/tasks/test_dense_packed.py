@@ -63,7 +63,7 @@ def test_its_card_and_the_comparison_speak_of_the_measure(packed, kind, capsys):
     shown = capsys.readouterr().out
     assert f"{MEASURES[kind]} on validation:" in shown
     assert "95 % interval" in shown
-    assert shown.count(" to ") + shown.count("too few images") >= 3  # of each source and their mean
+    assert shown.count(" to ") + shown.count("too few to tell") >= 3  # of each source and their mean
     assert "accuracy" not in shown
 
 

@@ -15,7 +15,7 @@ from shards.sources.source import SourceOptions
 from tests.xfer.tasks.conftest import Values
 from tests.xfer.tasks.runs import BOXES, KINDS, verb
 from xfer.config import Recipe
-from xfer.prepare import prepare
+from xfer.prepare import load_document, prepare
 
 
 def faults(given: dict) -> list[str]:
@@ -177,3 +177,27 @@ def test_another_resize_of_a_run_that_has_begun_is_one_fault(trained):
         prepare(replace(trained("fcos"), {"data.resize": "stretch"}))
     one(list(caught.value.faults), "data.resize: was letterbox, is now stretch")
     assert "choose another name" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "overrides", "expected"),
+    [
+        ({"kind": "fcoss"}, (), 1),  # what it is for is not known: the data says nothing against it
+        ({"kind": "fcos", "widht": 3}, (), 1),
+        ("fcos", (), 1),
+        (None, ("model.head.kind=fcos", "model.fusion.widht=3"), 1),
+        (None, ("model.fusion.widht=3",), 3),  # a classifier: both of its sources have boxes
+        ({"kind": "fpn", "widht": 3}, (), 3),
+    ],
+    ids=["unknown", "another key", "a word", "on the command line", "a classifier", "a segmenter"],
+)
+def test_a_fault_of_the_head_does_not_blame_the_data_for_it(values: Values, tmp_path, head, overrides, expected):
+    given = values("fcos")
+    given["model"]["head"] = head
+    if head is None:
+        del given["model"]["head"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+    with pytest.raises(ConfigError) as caught:
+        load_document(tmp_path / "recipe.yaml", Recipe, overrides)
+    assert len(caught.value.faults) == expected, caught.value.faults
+    assert sum("data.sources" in fault for fault in caught.value.faults) == expected - 1
