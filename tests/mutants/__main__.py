@@ -52,7 +52,7 @@ def main() -> int:
     if unknown:
         print(f"no such break: {', '.join(unknown)}; there are {', '.join(b.name for b in BREAKS)}", file=sys.stderr)
         return 2
-    kept, at = _kept(), commit()  # now, for what is written here makes the checkout dirty
+    kept = _kept()
     chosen = [broken for broken in BREAKS if (broken.name in names if names else broken.name not in kept)]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = _copy(Path(folder) / "project")
@@ -64,7 +64,7 @@ def main() -> int:
                     print(f"without any break the tests fail already: {failure}", file=sys.stderr)
                     return 1
                 sound.update(broken.tests)
-                kept[broken.name] = _try(copy, broken, at)
+                kept[broken.name] = _try(copy, broken)
                 _write(kept)
                 advance(1, f"{sum(kept[one.name].caught for one in chosen if one.name in kept)} caught")
     _write(kept)
@@ -100,7 +100,7 @@ def _copy(target: Path) -> Path:
     return target
 
 
-def _try(copy: Path, broken: Break, at: str) -> Outcome:
+def _try(copy: Path, broken: Break) -> Outcome:
     path, started = copy / broken.file, time.monotonic()
     text = path.read_text()
     path.write_text(broken.apply(text))
@@ -109,7 +109,7 @@ def _try(copy: Path, broken: Break, at: str) -> Outcome:
     finally:
         path.write_text(text)
     seconds = round(time.monotonic() - started, 1)
-    return Outcome(broken.name, _fingerprint(broken), bool(failure), failure or "nothing", seconds, at)
+    return Outcome(broken.name, _fingerprint(broken), bool(failure), failure or "nothing", seconds, commit())
 
 
 def _run(copy: Path, tests: list[str], timeout_s: float) -> str:

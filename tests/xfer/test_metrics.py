@@ -6,6 +6,7 @@ import torch
 from shards.loading.batch import Batch
 from xfer.evaluate import confusions, score_rows
 from xfer.metrics import MOST_CONFUSED, Score, Scores, wilson
+from xfer.tasks.pixels import MaskScore
 from xfer.tasks.task import mean_score
 
 CPU = torch.device("cpu")
@@ -110,3 +111,8 @@ def test_what_people_read_of_scores():
     ]
     assert score_rows(few, "test", 6)[1] == ["a", "4", "75.0 %", "30.1 - 95.4", "100.0 %", "12.5 %"]
     assert confusions(few) == ["a: most often took cat for dog (1)"]
+
+
+def test_confusions_of_pixels_say_so():
+    score = MaskScore(0.5, 0.5, confusion={"road": {"road": 5, "sky": 12345}}, pixels=12350)
+    assert confusions({"a": score}) == ["a: most often took road for sky (12,345 pixels)"]

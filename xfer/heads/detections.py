@@ -7,8 +7,9 @@ The loss is one of each image, so that it does not depend on how a batch is divi
 Legend: B images, N places (points or anchors) of all levels, finest first, K classes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,9 @@ class BoxHead(nn.Module):
         self.pyramid = Pyramid(self.levels, width, extra=True)
 
     def raw(self, maps: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[tuple[int, int]], torch.device]:
-        """What `head` makes of maps by level [B, width, h, w]; heights and widths of the pyramid's levels."""
+        """What `head` makes of maps by level [B, width, h, w]; heights and widths of the pyramid's levels, and where
+        they are.
+        """
         pyramid = list(self.pyramid(maps).values())
         num_images = len(pyramid[0])
         if pyramid[-1].numel() == GROUPS:  # torch refuses to normalise single numbers, unless there are two images
@@ -47,7 +50,7 @@ class BoxHead(nn.Module):
         return found, [(x.shape[-2], x.shape[-1]) for x in pyramid], pyramid[0].device
 
 
-class BoxObjective:
+class BoxObjective(ABC):
     """The training loss of a detector: focal loss of the classes, and what its head adds for the boxes, each divided by
     the positive places of the image, added up over the samples of a batch.
 
@@ -55,24 +58,24 @@ class BoxObjective:
     Boxes that are flagged as ignored, such as crowds, are no object and no background.
     """
 
-    places = ""
+    places: ClassVar[str]
     """Under which name an output has the places."""
 
     def __init__(self, masks: Tensor, sources: Sequence[str]):
         """masks [S, K] bool: the classes that each of the `sources` annotates, on the device of the outputs."""
         self.masks, self.sources = masks, tuple(sources)
 
+    @abstractmethod
     def targets(self, places: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For each of places [N, ...] the box that it answers for [N, 5], whether there is one, and whether it is
         neither object nor background, bool [N]. boxes: of one image [n, 6].
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def of_boxes(self, output: Mapping[str, Tensor], image: Tensor, place: Tensor, boxes: Tensor) -> Tensor:
         """The loss of the boxes at p positive places, [p] float32; image, place [p]: where they are in the output,
         boxes [p, 4]: what is true there.
         """
-        raise NotImplementedError
 
     def __call__(self, output: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """output: of the head; boxes of the batch: float32 [n, 6], x0, y0, x1, y1, class index, 1 where ignored. Boxes

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from shards.loading.frame import frame_of
+from shards.settings import ConfigError
 from tests.xfer.tasks.conftest import Values
 from tests.xfer.tasks.runs import BOXES, KINDS, fit, verb
 from xfer.config import ModelConfig, Recipe
@@ -174,3 +175,17 @@ def test_a_picture_lies_in_a_segmenters_square_as_in_training(trained, scenes):
         logits = model.model(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
         expected = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear")[0].argmax(0)
     assert (answer == expected).float().mean() > 0.999
+
+
+def test_images_are_named_by_a_file(trained, scenes, tmp_path, capsys):
+    path = tmp_path / "one picture.png"
+    picture(scenes).save(path)
+    (tmp_path / "names").write_text(f"  {path} \r\n\n")
+    verb("predict", trained("fcos").folder, "--list", tmp_path / "names", "--json")
+    assert json.loads(capsys.readouterr().out)["image"] == str(path)
+    for text, reason in (("gone.png\n", "gone.png: no such file"), (None, "cannot be read")):
+        (tmp_path / "names").unlink()
+        if text:
+            (tmp_path / "names").write_text(text)
+        with pytest.raises(ConfigError, match=reason):
+            verb("predict", trained("fcos").folder, "--list", tmp_path / "names")

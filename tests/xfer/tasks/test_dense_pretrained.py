@@ -4,13 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shards.settings import replace
+from shards.settings import ConfigError, replace
 from tests.xfer.tasks.conftest import Values
 from tests.xfer.tasks.runs import KINDS, fit, losses
 from xfer.begin import begin
 from xfer.checkpoint import START, latest_checkpoint
 from xfer.config import Recipe
 from xfer.prepare import prepare
+from xfer.soup import make_soup
 
 
 def begun(recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -111,3 +112,15 @@ def test_resume_of_a_pretrained_run_equals_the_uninterrupted_one(pretrained_valu
     assert checkpoint is not None
     (checkpoint.path / "model.safetensors").write_bytes(b"")
     assert fit(cut) == expected
+
+
+def test_a_soup_of_detectors_tells_their_measure_and_wants_one_head(pretrained_values, tmp_path):
+    recipe = Recipe.model_validate(pretrained_values("fcos"))
+    changes = {"one": {}, "two": {"data.seed": 1}, "other": {"data.seed": 1, "train.seed": 1}}
+    runs = {name: replace(recipe, {"name": name, **change}) for name, change in changes.items()}
+    for run in runs.values():
+        fit(run)
+    soup = make_soup([runs["one"].folder, runs["two"].folder], tmp_path / "soup")
+    assert "AP alone" in soup.text()
+    with pytest.raises(ConfigError, match=r"train\.seed: 1, not 0"):
+        make_soup([runs["one"].folder, runs["other"].folder], tmp_path / "other")

@@ -13,6 +13,7 @@ from tuning.pareto import remarks
 from tuning.record import Row
 from tuning.trial import compared, float_row, realize, share, trial
 from xfer.bundle import open_model
+from xfer.config import Recipe
 from xfer.surface import Run
 
 kinds = pytest.mark.parametrize("kind", ["fcos", "fpn"])
@@ -54,6 +55,26 @@ def test_a_row_has_the_interval_of_its_scores(trained, kind):
     (said,) = remarks([row], row, 0.001)
     assert f"the best {MEASURES[kind]}" in said
     assert "one image" not in said
+
+
+@kinds
+def test_a_trial_that_trains_is_scored_by_its_task(values, tmp_path, kind):
+    job = job_of(Recipe.model_validate(values(kind)))
+    row = trial({"train.steps": 2}, tmp_path / "trials" / "1" / "run", job.model_dump(mode="json"), ALL, None)
+    assert row["measure"] == MEASURES[kind]
+    assert set(row["by_source"]) == set(row["intervals"]) == {"paint", "neon"}
+
+
+@kinds
+def test_with_one_source_left_out_a_trial_is_scored_on_each_by_the_run_without_it(values, kind):
+    given = values(kind)
+    given["data"]["validation"] = "leave_one_source_out"
+    job = job_of(Recipe.model_validate(given))
+    xfer.fit(job.recipe, quiet=True)
+    shared = share(job, ALL)
+    assert [[one.name for one in each.subsets] for each in shared] == [["neon"], ["paint"]]
+    row = trial({"quantize.bits": 8}, job.recipe.folder, job.model_dump(mode="json"), ALL, shared)
+    assert row["counts"] == {"neon": 24, "paint": 24}
 
 
 def test_the_weights_of_a_trial_are_set_and_its_head_stays(values):
