@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cluster.config import Job
 from shards.loading.batch import Batch, Slot
 from shards.loading.few import few
+from shards.loading.frame import Resize
 from shards.loading.open import Splits, open_data
 from shards.loading.subset import Subset
 from shards.settings import replace
@@ -39,7 +40,7 @@ from xfer.quant.weights import Quantized
 from xfer.quantize import calibration_images, quantize_model
 from xfer.run import fit
 from xfer.tasks.known import task_of
-from xfer.tasks.task import Score, mean_score
+from xfer.tasks.task import Score, Task, mean_score
 from xfer.train import DivergedError
 from xfer.transfer.head import kept_classes
 from xfer.transfer.linear import minimise
@@ -54,7 +55,8 @@ PULL = 1e-3  # of the refitted head towards the trained one
 class Shared:
     """What trials on one trained run have in common. features: [n, N, d] float32; targets: [n] int64; masks: [n, K]
     bool; targets are numbered by the classes of the run; of a detector or a segmenter there are none. subsets: what
-    `scored` is of; num_classes: of the model on all sources, which a fold may know fewer of.
+    `scored` is of; classes, resize: of the run; num_classes: of the model on all sources, which a fold may know fewer
+    of.
     """
 
     run: Path
@@ -64,6 +66,8 @@ class Shared:
     calibration: list[Tensor]
     scored: list[Batch]
     subsets: tuple[Subset, ...]
+    classes: tuple[str, ...]
+    resize: Resize
     num_classes: int
 
 
@@ -85,14 +89,19 @@ def share_run(recipe: Recipe, num_images: int, num_classes: int) -> Shared:
     """Reads the trained run of `recipe` and makes what trials on it share."""
     trained = open_model(recipe.folder)
     data = open_data(recipe.data).numbered(trained.classes)
-    whole = task_of(trained.model.task).sees_whole
+    whole, none = task_of(trained.model.task).sees_whole, torch.zeros(0)
+    features, targets, masks = (none, none, none) if whole else _features(trained.model, data, recipe)
     scored = few(data.validation, recipe.data, num_images, batch_size=SCORED_BATCH, originals=whole)
     return Shared(
         recipe.folder,
-        *(_features(trained.model, data, recipe) if not whole else [torch.zeros(0)] * 3),
+        features,
+        targets,
+        masks,
         calibration=calibration_images(data, recipe.data, recipe.quantize.calibration),
         scored=list(scored) if data.validation else [],
         subsets=data.validation,
+        classes=tuple(trained.classes),
+        resize=trained.resize,
         num_classes=num_classes,
     )
 
@@ -145,10 +154,11 @@ def trial(
             _train(recipe)
         choose_among_folds(one.recipe)
         shared = share(one, num_images)
+    task = task_of(one.recipe.model.task)
     scores: dict[str, Score] = {}
     for each in shared:
-        scores |= _score(realize(one.recipe, each).model, each)
-    mean, task = mean_score(scores), task_of(one.recipe.model.task)
+        scores |= _score(realize(one.recipe, each).model, each, task)
+    mean = mean_score(scores)
     if not math.isfinite(mean):
         raise ValueError("no validation image has a class that the model knows")
     scores = {name: score for name, score in scores.items() if score.count}
@@ -184,7 +194,7 @@ def float_row(job: Job, shared: Sequence[Shared]) -> dict[str, Any]:
     """Accuracy, or the task's measure, and bytes of the trained run as it is, on the images trials are scored on."""
     scores: dict[str, Score] = {}
     for each in shared:
-        scores |= _score(open_model(each.run).model, each)
+        scores |= _score(open_model(each.run).model, each, task_of(job.recipe.model.task))
     return {"accuracy": mean_score(scores), "bytes": open_model(job.recipe.folder).weights_bytes}
 
 
@@ -192,17 +202,15 @@ def compared(recipe: Recipe, shared: Sequence[Shared]) -> Comparison:
     """The trained runs, and what `recipe` makes of them, on the images the trials are scored on."""
     before, after = {}, {}
     for each in shared:
-        trained = open_model(each.run)
-        models = {"float32": trained.model, "packed": realize(recipe, each).model}
-        found = outcomes_of(models, each.scored, each.subsets, trained.classes, trained.resize, CPU)
+        models = {"float32": open_model(each.run).model, "packed": realize(recipe, each).model}
+        found = outcomes_of(models, each.scored, each.subsets, each.classes, each.resize, CPU)
         before, after = before | found["float32"], after | found["packed"]
     measure = task_of(recipe.model.task).measure
     return Comparison("the images the search chose by", before, after, measure=measure)
 
 
-def _score(model: nn.Module, shared: Shared) -> dict[str, Score]:
-    trained = open_model(shared.run)
-    scores = task_of(trained.model.task).scores(shared.subsets, trained.classes, trained.resize, CPU)
+def _score(model: nn.Module, shared: Shared, task: Task) -> dict[str, Score]:
+    scores = task.scores(shared.subsets, shared.classes, shared.resize, CPU)
     return dict(evaluate(model, shared.scored, scores, CPU))
 
 

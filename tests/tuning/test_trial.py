@@ -135,7 +135,7 @@ def synthetic(features: torch.Tensor, num_classes: int = 5, known: int = 5) -> t
     model = build_model(config, num_classes, 0)
     masks = (torch.arange(num_classes) < known).expand(len(features), -1)
     targets = torch.arange(len(features)) % 2
-    return model, Shared(None, features, targets, masks, [], [], (), 5)  # pyright: ignore[reportArgumentType]
+    return model, Shared(None, features, targets, masks, [], [], (), (), "centre", 5)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("known", [2, 5])
