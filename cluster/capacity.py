@@ -10,15 +10,14 @@ from ray._private.state import available_resources_per_node
 from cluster.config import ClusterConfig
 from shards.settings import ConfigError
 
-WAIT_S = 900.0
-"""Longest wait for others to leave the room that the workers need, or for a lost host to come back."""
 POLL_S = 2.0
+WORD_S = 30.0  # between words while nothing happens
 
 
-def check_capacity(config: ClusterConfig, batch_size: int, wait_s: float = WAIT_S) -> None:
+def check_capacity(config: ClusterConfig, batch_size: int) -> None:
     """Returns when all workers have room on the nodes that are there, waiting for others to end if need be.
 
-    Raises ConfigError if they can never all run, at once, or if the room is still taken after `wait_s`.
+    Raises ConfigError if they can never all run, at once, or if the room is still taken after `config.wait_s`.
     """
     faults = []
     if config.workers > batch_size:
@@ -30,33 +29,37 @@ def check_capacity(config: ClusterConfig, batch_size: int, wait_s: float = WAIT_
         faults.append(f"cluster.workers: {_numbers(config)}")
     if faults:
         raise ConfigError(faults)
-    _wait(config, wait_s, may_return=False)
+    _wait(config, may_return=False)
 
 
-def await_return(config: ClusterConfig, wait_s: float = WAIT_S) -> str:
+def await_return(config: ClusterConfig) -> str:
     """Waits until all workers have room again, be it that a lost host comes back first. Returns why they have not after
-    `wait_s`; empty if they have.
+    `config.wait_s`; empty if they have.
     """
     try:
-        _wait(config, wait_s, may_return=True)
+        _wait(config, may_return=True)
     except ConfigError as error:
         left = room(total(), config.resources)
         return f"{error}; cluster.workers={left} goes on with what is left" if 0 < left < config.workers else str(error)
     return ""
 
 
-def _wait(config: ClusterConfig, wait_s: float, may_return: bool) -> None:
-    deadline = time.monotonic() + wait_s
-    looks = 0
+def _wait(config: ClusterConfig, may_return: bool) -> None:
+    """Says what it waits for, soon and every half minute: what has just ended takes a moment to leave."""
+    started = time.monotonic()
+    next_word = started + POLL_S / 2
     while room(free(), config.resources) < config.workers:
         if not may_return and room(total(), config.resources) < config.workers:  # a node has gone
             raise ConfigError(f"cluster.workers: {_numbers(config)}")
-        if time.monotonic() > deadline:
-            raise ConfigError(f"cluster.workers: {_numbers(config)}; waited {wait_s:g} s for room")
-        looks += 1
-        if looks == 2:  # what has just ended takes a moment to leave
-            print(f"waiting for room, at most {wait_s:g} s: {_numbers(config)}", file=sys.stderr)
-        time.sleep(min(POLL_S, wait_s / 2))
+        left = config.wait_s - (time.monotonic() - started)
+        if left <= 0:
+            raise ConfigError(
+                f"cluster.workers: {_numbers(config)}; waited {config.wait_s:g} s for room (cluster.wait_s)"
+            )
+        if time.monotonic() > next_word:
+            print(f"waiting for room, {left:.0f} s at most: {_numbers(config)}", file=sys.stderr)
+            next_word = time.monotonic() + WORD_S
+        time.sleep(min(POLL_S, config.wait_s / 2))
 
 
 def total() -> list[Mapping[str, float]]:

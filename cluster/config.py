@@ -1,23 +1,33 @@
 """A Job: a Recipe and the machines it runs on."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from cluster.address import address_fault
 from shards.settings import Strict
 from xfer.config import Recipe
+
+
+def _address(value: str) -> str:
+    if fault := address_fault(value):
+        raise ValueError(fault)
+    return value
 
 
 class ClusterConfig(Strict):
     """What one run takes of a Ray cluster."""
 
-    address: str | None = None  # of a running cluster (host:port, or "auto"); none: Ray on this machine, loopback only
+    address: Annotated[str, AfterValidator(_address)] | None = (
+        None  # of a running cluster (host:port, or "auto"); none: Ray on this machine, loopback only
+    )
     workers: int = Field(default=2, ge=1)  # Ray Train workers = ranks
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     zero_stage: Literal[0, 1, 2, 3] = 1  # DeepSpeed: what is partitioned over the ranks
     max_failures: int = Field(default=2, ge=0)  # restarts from the last checkpoint before the run is given up
     timeout_s: float = Field(default=1800, gt=0)  # longest wait of one rank for the others
+    wait_s: float = Field(default=900, ge=0)  # longest wait for others to leave room, or for a lost host to come back
 
     @property
     def resources(self) -> dict[str, float]:

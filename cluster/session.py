@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cluster.address import check_listens
 from cluster.cpus import usable_cpus
 from shards.settings import ConfigError
 
@@ -50,6 +51,7 @@ def connect(address: str | None = None, timeout_s: float = 1800) -> Iterator[Non
     logging.getLogger("ray").setLevel(logging.WARNING)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": True}
     if address:
+        check_listens(address)
         with _session(address=address, **quiet):
             yield
         return

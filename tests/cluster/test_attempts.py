@@ -144,7 +144,7 @@ def test_a_host_that_does_not_come_back_is_said_with_what_is_left():
     from cluster.capacity import await_return
     from cluster.config import ClusterConfig
 
-    assert await_return(ClusterConfig(workers=1), wait_s=10) == ""
-    missing = await_return(ClusterConfig(workers=1 + (os.cpu_count() or 1)), wait_s=1)
+    assert await_return(ClusterConfig(workers=1, wait_s=10)) == ""
+    missing = await_return(ClusterConfig(workers=1 + (os.cpu_count() or 1), wait_s=1))
     assert "waited 1 s for room" in missing
     assert "goes on with what is left" in missing
