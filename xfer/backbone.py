@@ -6,6 +6,7 @@ cheaper.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from torchvision.models import resnet as tv
 
 from xfer.config import PUBLISHED
 
-BACKBONES: dict[str, Callable[[], tv.ResNet]] = {
-    "resnet10": lambda: tv.ResNet(tv.BasicBlock, [1, 1, 1, 1]),
-    "resnet18": lambda: tv.ResNet(tv.BasicBlock, [2, 2, 2, 2]),
-    "resnet34": lambda: tv.ResNet(tv.BasicBlock, [3, 4, 6, 3]),
-    "resnet50": lambda: tv.ResNet(tv.Bottleneck, [3, 4, 6, 3]),
-    "resnet101": lambda: tv.ResNet(tv.Bottleneck, [3, 4, 23, 3]),
-    "resnet152": lambda: tv.ResNet(tv.Bottleneck, [3, 8, 36, 3]),
+BACKBONES: dict[str, Callable[..., tv.ResNet]] = {
+    "resnet10": partial(tv.ResNet, tv.BasicBlock, [1, 1, 1, 1]),
+    "resnet18": partial(tv.ResNet, tv.BasicBlock, [2, 2, 2, 2]),
+    "resnet34": partial(tv.ResNet, tv.BasicBlock, [3, 4, 6, 3]),
+    "resnet50": partial(tv.ResNet, tv.Bottleneck, [3, 4, 6, 3]),
+    "resnet101": partial(tv.ResNet, tv.Bottleneck, [3, 4, 23, 3]),
+    "resnet152": partial(tv.ResNet, tv.Bottleneck, [3, 8, 36, 3]),
 }
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which published weights expect
+DILATABLE = ("resnet50", "resnet101", "resnet152")  # torchvision's blocks of two convolutions are never dilated
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
@@ -39,13 +41,14 @@ class Branch(nn.Module):
     s_l as by `stride`. Names are strings, not numbers: DeepSpeed looks for prefixes in them.
 
     stem "small" keeps small images large: 3 x 3 at stride 1 and no max-pooling (He et al., Deep Residual Learning, CVPR
-    2016, sec. 4.2).
+    2016, sec. 4.2). `dilated`, of `DILATABLE` only: C4 and C5 have the stride of C3, by the same weights; their
+    convolutions are dilated instead (Chen et al., arXiv 1706.05587, sec. 3.1).
     """
 
-    def __init__(self, backbone: str, train_from: str = "all", stem: str = "imagenet"):
+    def __init__(self, backbone: str, train_from: str = "all", stem: str = "imagenet", dilated: bool = False):
         super().__init__()
-        self.backbone, self.stem, self.stride = backbone, stem, stride(5, stem)
-        net = BACKBONES[backbone]()
+        self.backbone, self.stem, self.stride = backbone, stem, stride(3 if dilated else 5, stem)
+        net = BACKBONES[backbone](replace_stride_with_dilation=[False, dilated, dilated])
         if stem == "small":
             net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's

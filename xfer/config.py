@@ -31,13 +31,14 @@ PRETRAINED_RATES = {"sgd": 0.004, "adamw": 1e-4}  # of a model that begins as it
 LEFT_OUT = "left_out"  # fusion weights that are chosen by sources left out (xfer/transfer/weights.py)
 PROBES = ("feature", "quant")  # modes that train nothing after the probe
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
-HeadKind = Literal["linear", "fcos", "retinanet", "fpn", "lraspp"]
+HeadKind = Literal["linear", "fcos", "retinanet", "fpn", "lraspp", "deeplabv3"]
 TASKS: dict[HeadKind, str] = {
     "linear": "classification",
     "fcos": "detection",
     "retinanet": "detection",
     "fpn": "segmentation",
     "lraspp": "segmentation",
+    "deeplabv3": "segmentation",
 }
 """What a head is for, by its kind; named as manifests name it."""
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
@@ -109,7 +110,7 @@ class FusionConfig(Strict):
 class HeadConfig(Strict):
     """What stands on the fused features; it says what the model is for."""
 
-    kind: HeadKind = "linear"  # classifier; fcos, retinanet: detectors; fpn, lraspp: segmenters
+    kind: HeadKind = "linear"  # classifier; fcos, retinanet: detectors; fpn, lraspp, deeplabv3: segmenters
 
 
 class ModelConfig(Strict):

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shards.settings import ConfigError
-from xfer.backbone import MEAN, STD, Branch, published
+from xfer.backbone import DILATABLE, MEAN, STD, Branch, published
 from xfer.config import PUBLISHED, RESNETS, TASKS, BranchConfig, HeadKind, ModelConfig, model_branch
 from xfer.fusion import FUSIONS, WeightedSum
-from xfer.heads.known import HEADS, levels_of
+from xfer.heads.known import HEADS, is_dilated, levels_of
 from xfer.timm_branch import TimmBranch
 
 AnyBranch = Branch | TimmBranch
@@ -117,7 +117,9 @@ class DenseModel(FusionModel):
         )
 
     def _head(self, channels: int, num_classes: int) -> Any:
-        return HEADS[self.kind].build(channels, num_classes, self.dropout.p)
+        first = next(iter(self.branches.values()))
+        assert isinstance(first, (Branch, TimmBranch))
+        return HEADS[self.kind].build(channels, num_classes, self.dropout.p, first.stride)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The fused maps [B, d, h, w] of each level that the head reads."""
@@ -155,7 +157,7 @@ def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: 
         branches: dict[str, AnyBranch] = {}
         for name, branch in sorted(config.branches.items()):
             try:
-                branches[name] = build_branch(branch)
+                branches[name] = build_branch(branch, is_dilated(config.head.kind))
             except ValueError as error:
                 faults.append(f"model.branches.{name}: {error}")
         if faults:
@@ -181,10 +183,12 @@ def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: 
     return model
 
 
-def build_branch(config: BranchConfig) -> AnyBranch:
-    """A branch with random weights. Raises ValueError if it is timm's and cannot be had, or cannot be frozen so."""
+def build_branch(config: BranchConfig, dilated: bool = False) -> AnyBranch:
+    """A branch with random weights; `dilated`: if it can be. Raises ValueError if it is timm's and cannot be had, or
+    cannot be frozen so.
+    """
     if config.backbone in RESNETS:
-        return Branch(config.backbone, config.train_from, config.stem)
+        return Branch(config.backbone, config.train_from, config.stem, dilated and config.backbone in DILATABLE)
     return TimmBranch(config.backbone, config.train_from)
 
 

@@ -16,11 +16,12 @@ from shards.loading.open import Splits, open_data
 from shards.loading.state import StreamState, resume
 from shards.loading.train import augment_faults
 from shards.settings import ConfigError, SchemaError, Strict, load, read_yaml
-from xfer.backbone import STAGES
+from xfer.backbone import DILATABLE, STAGES
 from xfer.checkpoint import Checkpoint, find_checkpoint
 from xfer.classes import label_notes
 from xfer.config import LEFT_OUT, RESNETS, TASKS, BranchConfig, ModelConfig, Recipe, TrainConfig, TransferConfig
 from xfer.engine import shares
+from xfer.heads.known import is_dilated
 from xfer.model import build_branch, build_model, check_weights_exist
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Task
@@ -132,7 +133,7 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
     named = {subset.name: subset.classes for subset in data.train}
     if known and not checkpoint:
         named[f"{recipe.model.from_} (rows kept)"] = known
-    notes = [*label_notes(named), *select_notes(recipe)]
+    notes = [*label_notes(named), *select_notes(recipe), *dilation_notes(recipe)]
     for note in notes if say else ():
         print(f"note: {note}", file=sys.stderr)
     return data, checkpoint
@@ -181,6 +182,19 @@ def select_notes(recipe: Recipe) -> list[str]:
     ]
 
 
+def dilation_notes(recipe: Recipe) -> list[str]:
+    """Branches that are too coarse for a head that wants them dilated."""
+    kind, strides = recipe.model.head.kind, {}
+    if is_dilated(kind):
+        strides = {name: _stride(branch, dilated=True) for name, branch in recipe.model.branches.items()}
+    return [
+        f"{kind} sees the map of {name} at a stride of {stride} pixels, not 8: of its kind only {', '.join(DILATABLE)} "
+        "are dilated; the head fpn reads the finer maps of every backbone"
+        for name, stride in strides.items()
+        if stride > 8
+    ]
+
+
 def batchnorm_faults(recipe: Recipe, world_size: int) -> list[str]:
     """BatchNorm cannot learn from one value a channel: one image in a micro-batch whose deepest map is one pixel."""
     if recipe.train.freeze_batchnorm or not recipe.steps or recipe.data.batch_size < world_size:
@@ -190,7 +204,7 @@ def batchnorm_faults(recipe: Recipe, world_size: int) -> list[str]:
     faults = []
     for name, branch in recipe.model.branches.items():
         size = branch.size or recipe.data.image_size
-        stride = _stride(branch) if smallest == 1 else 1
+        stride = _stride(branch, is_dilated(recipe.model.head.kind)) if smallest == 1 else 1
         if smallest == 1 and size <= stride:
             faults.append(
                 f"model.branches.{name}: BatchNorm would see one value a channel, from 1 image of {size} px in a "
@@ -201,10 +215,10 @@ def batchnorm_faults(recipe: Recipe, world_size: int) -> list[str]:
     return faults
 
 
-def _stride(branch: BranchConfig) -> int:
+def _stride(branch: BranchConfig, dilated: bool) -> int:
     try:
         with torch.random.fork_rng(devices=[]):
-            return build_branch(branch).stride
+            return build_branch(branch, dilated).stride
     except ValueError:  # said by timm_faults
         return 0
 

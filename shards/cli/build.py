@@ -34,6 +34,7 @@ def build(
         xfer shards build clothes.csv shards/clothes --label type --side age,text
         xfer shards build VOC2012/ shards/voc --list train
         xfer shards build coco.json shards/coco --images val/ --bad-boxes drop
+        xfer shards build coco.json shards/things --images val/ --task segmentation
         xfer shards build camvid/ shards/camvid --masks camvid/labels --void 11
 
     Parameters

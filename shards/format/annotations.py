@@ -106,7 +106,7 @@ def parse_boxes(data: bytes, num_classes: int) -> np.ndarray:
     boxes, labels = content.get("boxes"), content.get("labels")
     if not isinstance(boxes, list) or not isinstance(labels, list):
         raise ValueError("expected the lists `boxes` and `labels`")
-    for name in ("labels", "polygons", *_IGNORED):
+    for name in ("labels", "polygons", "runs", *_IGNORED):
         parts = content.get(name)
         if parts is not None and (not isinstance(parts, list) or len(parts) != len(boxes)):
             count = len(parts) if isinstance(parts, list) else "no list of"
@@ -123,6 +123,9 @@ def parse_boxes(data: bytes, num_classes: int) -> np.ndarray:
                 ignored[number] = 1
     for number, polygons in enumerate(content.get("polygons") or []):
         _check_polygons(number, polygons)
+    for number, lengths in enumerate(content.get("runs") or []):
+        if lengths is not None and not (isinstance(lengths, list) and all(type(n) is int and n >= 0 for n in lengths)):
+            raise ValueError(f"runs of box {number}: expected a list of whole numbers, 0 or more")
     corners = _numbers(boxes)
     return np.concatenate([corners, np.array(labels, np.float32).reshape(-1, 1), ignored], axis=1)
 

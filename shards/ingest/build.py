@@ -321,6 +321,10 @@ def _check_arguments(origin, out, name, split, shard_mb, processes, max_refused,
         faults.append(f"--kind: {options.kind!r}; known here: {', '.join(SOURCES)}")
     if options.bad_boxes not in (None, "refuse", "drop"):
         faults.append(f"--bad-boxes: {options.bad_boxes!r}; expected refuse or drop")
+    if options.task not in (None, "detection", "segmentation"):
+        faults.append(f"--task: {options.task!r}; expected detection or segmentation")
+    if options.task == "segmentation" and options.bad_boxes:
+        faults.append("--bad-boxes: masks have no boxes; leave it out with --task segmentation")
     if options.frame not in (None, *FRAMES):
         faults.append(f"--frame: {options.frame!r}; expected {' or '.join(FRAMES)}")
     if not 0 < shard_mb < 1e6:

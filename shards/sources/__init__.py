@@ -86,7 +86,7 @@ SOURCES: dict[str, Kind] = {
     ),
     "coco": Kind(
         _later("coco", "open_coco"),
-        frozenset({"images", "captions", "bad_boxes", "frame"}),
+        frozenset({"images", "task", "captions", "bad_boxes", "frame"}),
         _later("coco", "is_coco"),
         "an instances_*.json, or a folder with one in annotations/ (COCO)",
     ),

@@ -1,9 +1,13 @@
-"""Boxes, polygons and captions as COCO writes them: one JSON file for all images.
+"""Boxes, outlines and captions as COCO writes them: one JSON file for all images.
 
-Boxes are x, y, width, height with edges counted from 0, and become corners. Classes are the categories in the order of
-their ids. Polygons stay; a mask in run lengths is left out, its box stays and is a crowd where `iscrowd` says so.
-Polygons of less than three points are left out, as in detectron2. Images without annotations stay, as negatives. A
-file in which no annotation has a box (iNaturalist, camera traps) is one of classes: a category an image.
+Boxes are x, y, width, height with edges counted from 0, and become corners; where there is an outline alone, it is the
+box around it. Classes are the categories in the order of their ids. Outlines stay beside their boxes, polygons and run
+lengths (uncompressed then); a box is a crowd where `iscrowd` says so. Polygons of less than three points are left out,
+as in detectron2. Images without annotations stay, as negatives. A file in which no annotation has a box (iNaturalist,
+camera traps) is one of classes: a category an image.
+
+For `--task segmentation` the outlines of an image are painted into one mask of classes instead (`outlines.py`). What no
+object covers is of a class of its own, `background`, which comes first; a category of that name is the same class.
 
 The file is read as a whole, but each annotation is packed the moment it is parsed: the peak is about three times the
 file, 1.3 GB for the 450 MB of COCO's train2017, in the process that lists and only while it does. Those that read the
@@ -18,14 +22,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from shards.format.annotations import VOID
 from shards.format.manifest import canonical
 from shards.settings import ConfigError
 from shards.sources import files
+from shards.sources.encoded import png
 from shards.sources.frame import Frame, frame_of
 from shards.sources.notes import Notes
+from shards.sources.outlines import Drawn, box_of, painted, pixels, runs, sound
 from shards.sources.source import Item, Refused, SourceOptions
 
 _PROBED = 100
+_BACKGROUND = "background"
+_FIELDS = {
+    "detection": {"boxes": "boxes.json"},
+    "segmentation": {"mask": "mask.png"},
+    "classification": {"label": "cls"},
+}
 _IN_FOLDER = ("annotations/instances_*.json", "_annotations.coco.json")
 
 
@@ -36,7 +51,9 @@ class _Image(NamedTuple):
 
 
 class _Note(NamedTuple):
-    """What one annotation says of an image: [bbox, category id, crowd, polygons] as JSON, or a caption."""
+    """What one annotation says of an image: [bbox, category id, crowd, outline] as JSON, or a caption. An outline is
+    polygons, or run lengths as they stand there.
+    """
 
     image_id: Any
     packed: bytes | str
@@ -45,16 +62,19 @@ class _Note(NamedTuple):
 class Coco:
     """The images that one file describes."""
 
-    def __init__(self, path: Path, images: Path, captions: Path | None, frame: str | None = None):
+    def __init__(
+        self, path: Path, images: Path, captions: Path | None, frame: str | None = None, task: str | None = None
+    ):
+        """`task`: detection or segmentation; None: what the file has, boxes or classes."""
         self.path, self.images, self.captions, self.frame, self.ignored = path, images, captions, frame, 0
         self.classes: tuple[str, ...] = ()
         self.notes = Notes()
         self._places: dict[Any, int] = {}
-        self._of("detection")
+        self._asked = task
+        self._of(task or "detection")
 
     def _of(self, task: str) -> None:
-        role = {"detection": {"boxes": "boxes.json"}, "classification": {"label": "cls"}}[task]
-        self.task, self.fields = task, {**role, **({"side": "json"} if self.captions else {})}
+        self.task, self.fields = task, {**_FIELDS[task], **({"side": "json"} if self.captions else {})}
 
     def items(self) -> Iterator[Item]:
         """Every image. Task and classes are known when the first item is."""
@@ -70,11 +90,18 @@ class Coco:
             faults.append(f"{len(images) - len(ids)} images have the id of another one")
         by_image, num = _grouped(notes, ids, faults), len(notes)
         del content, notes
+        without_boxes = bool(by_image) and not any(_has_shape(note) for notes in by_image.values() for note in notes)
+        if self._asked == "detection" and without_boxes:
+            faults.append("no annotation has a box or an outline; without --task it is one of classes")
+        if self._asked == "segmentation" and not any(_has_outline(one) for found in by_image.values() for one in found):
+            faults.append(
+                "no annotation has an outline (`segmentation`), so there are no masks for --task segmentation"
+            )
         if faults:
             raise ConfigError([f"{self.path}: {fault}" for fault in faults])
-        without_boxes = bool(by_image) and not any(_has_shape(note) for notes in by_image.values() for note in notes)
-        self._of("classification" if without_boxes else "detection")
-        if without_boxes:
+        if not self._asked:
+            self._of("classification" if without_boxes else "detection")
+        if self.task == "classification":
             self.notes.tell("annotations without a box, which is all of them: read as classes, one an image", count=num)
         for what, count in left_out.items():
             self.notes.tell(what, count=count)
@@ -88,7 +115,7 @@ class Coco:
             yield self._item(image, payload, sum(map(len, packed)))
 
     def read(self, item: Item) -> dict[str, bytes]:
-        """The image, its boxes, its captions."""
+        """The image, its boxes or its mask, its captions."""
         if "refused" in item.payload:
             raise Refused(item.payload["refused"])
         image = item.payload["image"]
@@ -98,8 +125,12 @@ class Coco:
             members["cls"] = b"%d" % self._class(item.payload["notes"])
         else:
             size = item.payload["size"]
-            drawn = frame_of(data, size and (size[0], size[1]), self.frame, "boxes", self.notes)
-            members["boxes.json"] = canonical(self._boxes(item.payload["notes"], drawn))
+            of = "boxes" if self.task == "detection" else "outlines"
+            drawn = frame_of(data, size and (size[0], size[1]), self.frame, of, self.notes)
+            if self.task == "detection":
+                members["boxes.json"] = canonical(self._boxes(item.payload["notes"], drawn))
+            else:
+                members["mask.png"] = png(self._mask(item.payload["notes"], drawn))
         if self.captions:
             members["json"] = canonical({"captions": item.payload["captions"]})
         return members
@@ -125,20 +156,39 @@ class Coco:
             raise Refused(f"it has category {notes[0][1]!r}, which is none of the {len(self.classes)} known")
         return self._places[notes[0][1]]
 
-    def _boxes(self, notes: list[list[Any]], drawn: Frame) -> dict[str, list]:
-        boxes, labels, crowds, shapes = [], [], [], []
-        for number, (box, category, crowd, polygons) in enumerate(notes):
-            if not isinstance(box, list) or len(box) != 4 or not all(type(part) in (int, float) for part in box):
-                raise Refused(f"box {number} is {json.dumps(box)[:60]}, expected x, y, width, height")
+    def _objects(self, notes: list[list[Any]], drawn: Frame) -> Iterator[Drawn]:
+        """In the frame that they were drawn in."""
+        for number, (box, category, crowd, outline) in enumerate(notes):
             if category not in self._places:
                 raise Refused(f"box {number} has category {category!r}, which is none of the {len(self.classes)} known")
+            label = self._places[category]
+            if not box and outline:
+                with sound(number):
+                    box = box_of(outline, *drawn.drawn_on)
+                yield Drawn(label, outline, box, bool(crowd))
+                continue
+            if not isinstance(box, list) or len(box) != 4 or not all(type(part) in (int, float) for part in box):
+                raise Refused(f"box {number} is {json.dumps(box)[:60]}, expected x, y, width, height")
             x, y, width, height = box
-            boxes.append(drawn.box([x, y, x + width, y + height]))
-            labels.append(self._places[category])
-            crowds.append(crowd)
-            shapes.append([drawn.points(points) for points in polygons] if polygons else None)
-        always = {"boxes": boxes, "labels": labels}
-        return always | ({"crowd": crowds} if any(crowds) else {}) | ({"polygons": shapes} if any(shapes) else {})
+            yield Drawn(label, outline, [x, y, x + width, y + height], bool(crowd))
+
+    def _boxes(self, notes: list[list[Any]], drawn: Frame) -> dict[str, list]:
+        objects = list(self._objects(notes, drawn))
+        crowds, polygons, lengths = [int(one.crowd) for one in objects], [], []
+        for number, one in enumerate(objects):
+            inside = isinstance(one.outline, dict)
+            polygons.append(None if inside or not one.outline else [drawn.points(points) for points in one.outline])
+            with sound(number):
+                lengths.append(runs(drawn.mask(pixels(one.outline, *drawn.drawn_on))) if inside else None)
+        found = {"boxes": [drawn.box(one.box or ()) for one in objects], "labels": [one.label for one in objects]}
+        more = {"crowd": crowds, "polygons": polygons, "runs": lengths}
+        return found | {name: parts for name, parts in more.items() if any(parts)}
+
+    def _mask(self, notes: list[list[Any]], drawn: Frame) -> np.ndarray:
+        objects = list(self._objects(notes, drawn))
+        if lacking := sum(not one.outline for one in objects):
+            self.notes.tell("objects without an outline, whose boxes are void in the mask", count=lacking)
+        return np.ascontiguousarray(drawn.mask(painted(objects, *drawn.drawn_on, self.classes.index(_BACKGROUND))))
 
     def _set_classes(self, categories: Any, faults: list[str]) -> None:
         known = {}
@@ -148,8 +198,13 @@ class Coco:
         if not known or len(set(known.values())) != len(categories):
             faults.append("expected a list `categories` with an `id` and a `name` each, every one different")
             return
-        self.classes = tuple(known[number] for number in sorted(known))
-        self._places = {number: place for place, number in enumerate(sorted(known))}
+        names = [known[number] for number in sorted(known)]
+        if self.task == "segmentation" and _BACKGROUND not in names:
+            names.insert(0, _BACKGROUND)
+        if self.task == "segmentation" and len(names) > VOID:
+            faults.append(f"{len(names)} classes with {_BACKGROUND}; a mask of 8 bits has room for {VOID}")
+        self.classes = tuple(names)
+        self._places = {number: self.classes.index(name) for number, name in known.items()}
 
     def _read_captions(self, ids: set[Any]) -> dict[Any, list[str]]:
         if not self.captions:
@@ -187,7 +242,7 @@ def open_coco(path: Path, options: SourceOptions) -> Coco:
         faults.append(f"--captions: {options.captions}: no such file")
     if faults:
         raise ConfigError(faults)
-    return Coco(file, images, options.captions, options.frame)
+    return Coco(file, images, options.captions, options.frame, options.task)
 
 
 def is_coco(path: Path) -> bool:
@@ -233,17 +288,15 @@ def _pack(left_out: Counter[str], found: dict[str, Any]) -> Any:
     if "image_id" in found and isinstance(found.get("caption"), str):
         return _Note(_id(found["image_id"]), found["caption"])
     if "image_id" in found and "category_id" in found:
-        drawn, shapes = found.get("segmentation"), None
-        if isinstance(drawn, list):
-            shapes = [s for s in drawn if isinstance(s, list) and len(s) >= 6 and len(s) % 2 == 0]
-            if len(shapes) < len(drawn):
-                left_out["polygons of less than three points left out"] += len(drawn) - len(shapes)
-        elif isinstance(drawn, dict):
-            left_out["outlines in run lengths left out (their boxes stay)"] += 1
+        outline = found.get("segmentation")
+        if isinstance(outline, list):
+            shapes = [s for s in outline if _is_polygon(s)]
+            if len(shapes) < len(outline):
+                left_out["polygons of less than three points left out"] += len(outline) - len(shapes)
+            outline = shapes
+        outline = outline if isinstance(outline, (list, dict)) else None
         box, crowd = found.get("bbox"), int(found.get("iscrowd") == 1)
-        if not box and isinstance(found.get("segmentation"), dict):
-            box = "missing, there are run lengths alone"
-        return _Note(_id(found["image_id"]), canonical([box, _id(found["category_id"]), crowd, shapes]))
+        return _Note(_id(found["image_id"]), canonical([box, _id(found["category_id"]), crowd, outline]))
     if "file_name" in found and "id" in found:
         return _Image(_id(found["id"]), str(found["file_name"]), _size(found.get("width"), found.get("height")))
     return found
@@ -257,7 +310,17 @@ def _size(width: Any, height: Any) -> tuple[int, int] | None:
 
 def _has_shape(note: bytes) -> bool:
     """Whether a packed annotation has a box or an outline."""
-    return not note.startswith((b"[null,", b"[[],")) or not note.endswith((b",null]", b",[]]"))
+    return not note.startswith((b"[null,", b"[[],")) or _has_outline(note)
+
+
+def _has_outline(note: bytes) -> bool:
+    """The same of an outline alone."""
+    return not note.endswith((b",null]", b",[]]"))
+
+
+def _is_polygon(points: Any) -> bool:
+    numbers = isinstance(points, list) and all(type(part) in (int, float) for part in points)
+    return numbers and len(points) >= 6 and len(points) % 2 == 0
 
 
 def _id(value: Any) -> Any:

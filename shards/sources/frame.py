@@ -36,6 +36,11 @@ class Frame:
         """Whether there is anything to do."""
         return self.exchanged or self.upside_down or self.mirrored
 
+    @property
+    def drawn_on(self) -> tuple[int, int]:
+        """Height and width of the frame that they were drawn in."""
+        return (self.width, self.height) if self.exchanged else (self.height, self.width)
+
     def points(self, points: Sequence[float]) -> list[float]:
         """x, y, x, y, ... of the upright image."""
         turned = [self._point(x, y) for x, y in zip(points[::2], points[1::2], strict=True)]

@@ -98,6 +98,9 @@ class SourceOptions:
         Class names in order (`--classes cat,dog`), or a file with one name a line.
     list
         Only the samples named in this list of `ImageSets/` (`--list train`), or in this file.
+    task
+        What COCO's annotations become: `detection`, boxes, if not given; `segmentation`, a mask of classes from the
+        outlines, polygons or run lengths; what no object covers is `background`.
     captions
         COCO captions (json) of the same images.
     bad_boxes
@@ -123,6 +126,7 @@ class SourceOptions:
     values: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     list: str | None = None
+    task: str | None = None
     captions: Path | None = None
     bad_boxes: str | None = None
     encoding: str | None = None

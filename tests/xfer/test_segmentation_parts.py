@@ -7,16 +7,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import resnet50
 
 from shards.loading.batch import Batch
 from shards.loading.frame import frame_of
 from shards.loading.transforms import move_mask
+from xfer.config import ModelConfig
+from xfer.heads.deeplabv3 import DeepLabV3
 from xfer.heads.lraspp import Lraspp
 from xfer.heads.semantic_fpn import SemanticFpn
 from xfer.metrics import MOST_CONFUSED
+from xfer.model import build_model
 from xfer.tasks.pixels import MaskScores, PixelObjective, label_map, masked_pixel_loss, miou_interval
 
-HEADS = {"fpn": (SemanticFpn, 4), "lraspp": (Lraspp, 8)}
+HEADS = {"fpn": (SemanticFpn, 4), "lraspp": (Lraspp, 8), "deeplabv3": (DeepLabV3, 32)}
 STRIDES = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
 VOID = 255
 
@@ -72,6 +76,35 @@ def test_of_the_published_head_every_stage_has_128_channels_in_32_groups():
     assert [sum(isinstance(m, nn.GroupNorm) for m in stages.modules()) for stages in head.stages] == [1, 1, 2, 3]
     norms = [m for m in head.modules() if isinstance(m, nn.GroupNorm)]
     assert {(m.num_groups, m.num_channels) for m in norms} == {(32, 128)}
+
+
+@torch.no_grad()
+def test_a_resnet_of_bottlenecks_is_dilated_for_deeplabv3_as_torchvisions_and_no_other_is():
+    model = build_model(deeplab("resnet50"), 5, 0).eval()
+    branch, images = model.branches["main"], torch.rand(1, 3, 64, 96)
+    theirs = resnet50(weights=None, replace_stride_with_dilation=[False, True, True]).eval()
+    theirs.load_state_dict(branch.state_dict(), strict=False)
+    x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
+    for stage in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
+        x = stage(x)
+    assert torch.equal(branch(images)["C5"], x)
+    assert model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 5, 8, 8)
+    coarse = build_model(deeplab("resnet10"), 5, 0).eval()
+    assert coarse(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 5, 2, 2)
+    spans = [sorted({m.dilation[0] for m in one.head.modules() if isinstance(m, nn.Conv2d)}) for one in (model, coarse)]
+    assert spans == [[1, 12, 24, 36], [1, 3, 6, 9]], "the same pixels of the image"
+    other = build_model(deeplab("resnet50", "fpn"), 5, 0)
+    assert other.branches["main"](images)["C5"].shape[-2:] == (2, 3)
+
+
+def deeplab(backbone: str, kind: str = "deeplabv3") -> ModelConfig:
+    branches = {"main": {"backbone": backbone}}
+    return ModelConfig.model_validate({"branches": branches, "fusion": {"width": 16}, "head": {"kind": kind}})
+
+
+def test_deeplabv3_learns_from_a_batch_of_one_image():
+    """Its mean over an image is one number a channel."""
+    DeepLabV3(16, 5).train()({"C5": torch.randn(1, 16, 3, 3)}, (96, 96)).sum().backward()
 
 
 def pixels(batch: int = 4, k: int = 5, side: int = 32) -> tuple[Tensor, Tensor]:

@@ -200,8 +200,9 @@ def _fuse_alike(one: FusionModel, other: FusionModel) -> bool:
 
 
 def _project_alike(config: ModelConfig, source: Trained) -> bool:
-    """Whether the heads of both read the same levels."""
-    return levels_of(config.head.kind) == levels_of(source.model.kind)
+    """Whether the heads of both read the same levels, and neither pools them while the other does not."""
+    own, theirs = config.head.kind, source.model.kind
+    return levels_of(own) == levels_of(theirs) and (own == "linear") == (theirs == "linear")
 
 
 def _packed(source: Trained) -> str:

@@ -5,7 +5,33 @@ from tests.mutants.broken import Break
 MIX = ("tests/shards/loading/test_mix.py",)
 BALANCE = ("tests/shards/loading/test_balance.py",)
 
+OUTLINES = ("tests/shards/sources/test_outlines.py",)
+
 BREAKS = (
+    Break(
+        "larger-object-on-top",
+        "what lies on a larger object is hidden by it in a mask made of outlines",
+        "shards/sources/outlines.py",
+        "whole.append((-int(covered.sum()), number",
+        "whole.append((int(covered.sum()), number",
+        OUTLINES,
+    ),
+    Break(
+        "crowds-are-pixels",
+        "crowds are painted as objects of their class, in place of void",
+        "shards/sources/outlines.py",
+        "if one.crowd or not one.outline:",
+        "if not one.outline:",
+        OUTLINES,
+    ),
+    Break(
+        "run-lengths-not-turned",
+        "run lengths stay as they were where an EXIF tag turns their image",
+        "shards/sources/coco.py",
+        "runs(drawn.mask(pixels(one.outline, *drawn.drawn_on)))",
+        "runs(pixels(one.outline, *drawn.drawn_on))",
+        OUTLINES,
+    ),
     Break(
         "mixed-by-share",
         "the last sample of a rank is mixed with its first",

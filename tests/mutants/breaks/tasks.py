@@ -22,6 +22,30 @@ REFUSALS = (f"{DENSE}refusals.py",)
 
 BREAKS = (
     Break(
+        "bottlenecks-not-dilated",
+        "a ResNet of bottlenecks keeps its strides under deeplabv3",
+        "xfer/backbone.py",
+        "replace_stride_with_dilation=[False, dilated, dilated]",
+        "replace_stride_with_dilation=[False, False, dilated]",
+        ("tests/xfer/test_segmentation_parts.py",),
+    ),
+    Break(
+        "dilations-not-by-stride",
+        "deeplabv3 has the dilations of stride 8 on a coarser map",
+        "xfer/heads/deeplabv3.py",
+        "max(1, span // stride)",
+        "max(1, span // 8)",
+        ("tests/xfer/test_segmentation_parts.py",),
+    ),
+    Break(
+        "pooled-for-a-pyramid",
+        "a head on maps takes the projections of a classifier",
+        "xfer/transfer/source.py",
+        '(own == "linear") == (theirs == "linear")',
+        "True",
+        (f"{DENSE}pretrained.py",),
+    ),
+    Break(
         "focal-mask-ignored",
         "a source pushes down classes of boxes that it does not annotate",
         BOXES,

@@ -540,7 +540,6 @@ def test_outlines_of_coco_that_are_left_out_are_counted(tmp_path):
         for n, outline in enumerate(outlines)
     ]
     report = made(coco(tmp_path / "raw", notes), tmp_path / "out")
-    assert "outlines in run lengths left out (their boxes stay): 1" in report.notes
     assert "polygons of less than three points left out: 1" in report.notes
 
 

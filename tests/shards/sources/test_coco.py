@@ -77,6 +77,7 @@ def test_boxes_polygons_crowds_and_negatives(tmp_path):
         "labels": [1, 0],
         "crowd": [0, 1],
         "polygons": [[SQUARE], None],
+        "runs": [None, [0, 480]],
     }
     assert boxes["deep/b"] == {"boxes": [], "labels": []}, "an image without annotations is a negative"
     assert boxes["c"] == {"boxes": [[0, 0, 5, 5]], "labels": [0]}
@@ -115,7 +116,16 @@ def test_the_folder_that_coco_comes_in(tmp_path, images):
     ("changes", "reason"),
     [
         (first(bbox=[1, 2, 3]), "box 0 is [1, 2, 3], expected x, y, width, height"),
-        (first(bbox=None), "box 0 is null"),
+        (first(bbox=None, segmentation=None), "box 0 is null"),
+        (
+            first(segmentation={"counts": [480], "size": [24, 20]}),
+            "outline 0: its run lengths are of a `size` [24, 20]",
+        ),
+        (first(segmentation={"counts": [0, 400], "size": [20, 24]}), "outline 0: its run lengths [0, 400] do not add"),
+        (first(segmentation={"counts": [-1, 481], "size": [20, 24]}), "outline 0: its run lengths"),
+        (first(segmentation={"counts": "0P", "size": [20, 24]}), "outline 0: its run lengths end in the middle"),
+        (first(segmentation={"counts": "é", "size": [20, 24]}), "outline 0: its run lengths are no text"),
+        (first(segmentation={"size": [20, 24]}), "outline 0: its run lengths None"),
         (first(bbox=["1", 2, 3, 4]), "expected x, y, width, height"),
         (first(category_id=4), "box 0 has category 4, which is none of the 2 known"),
         (first(category_id=[4]), "box 0 has category '[4]'"),

@@ -19,7 +19,7 @@ from shards.loading.train import train_stream
 from shards.settings import replace
 from shards.sources.source import SourceOptions
 from tests.xfer.tasks.conftest import Values
-from tests.xfer.tasks.runs import BOXES, KINDS, MEASURES, fit, verb
+from tests.xfer.tasks.runs import BOXES, EVERY, KINDS, MEASURES, fit, verb
 from xfer.bundle import open_model
 from xfer.config import Recipe
 from xfer.evaluate import evaluate_subsets, named_data
@@ -40,7 +40,7 @@ def last_layer(model, kind: str) -> torch.nn.Module:
     return [part for part in head.modules() if isinstance(part, torch.nn.Conv2d)][-1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY)
 def test_a_source_gives_no_gradient_to_classes_that_it_does_not_annotate(values: Values, kind):
     """A batch of neon alone, which has no squares: to the bit, through loader, numbering, model and loss."""
     recipe = Recipe.model_validate(values(kind))

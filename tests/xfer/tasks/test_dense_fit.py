@@ -12,7 +12,7 @@ from shards.loading.state import StreamState
 from shards.loading.train import train_stream
 from shards.settings import replace
 from tests.xfer.tasks.conftest import Values
-from tests.xfer.tasks.runs import KINDS, MEASURES, fit, scores, verb
+from tests.xfer.tasks.runs import EVERY, KINDS, MEASURES, fit, scores, verb
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.history import read_metrics
@@ -22,6 +22,7 @@ from xfer.surface import Run
 from xfer.tasks.known import task_of
 
 each = pytest.mark.parametrize("kind", KINDS)
+every = pytest.mark.parametrize("kind", EVERY)
 
 
 @each
@@ -36,7 +37,7 @@ def test_the_loss_falls_and_the_rows_have_the_measure_by_source(values: Values, 
     assert all("accuracy" not in row and "evaluation_loss" not in row for row in scored)
 
 
-@each
+@every
 def test_a_run_is_bit_identical_on_repeat_and_with_a_loader_process(values: Values, kind):
     recipe = Recipe.model_validate(values(kind))
     loaded = replace(recipe, {"name": "loaded", "data.workers": 1})
@@ -44,7 +45,7 @@ def test_a_run_is_bit_identical_on_repeat_and_with_a_loader_process(values: Valu
     assert scores(recipe.folder, kind) == scores(loaded.folder, kind)
 
 
-@each
+@every
 def test_accumulation_gives_the_same_losses(values: Values, kind):
     recipe = replace(Recipe.model_validate(values(kind)), {"train.optimizer": "sgd"})  # AdamW enlarges the last digits
     micro = replace(recipe, {"name": "micro", "train.micro_batch": 4})

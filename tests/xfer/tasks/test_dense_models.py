@@ -11,12 +11,13 @@ from torch import Tensor
 from shards.loading.frame import frame_of
 from shards.settings import ConfigError
 from tests.xfer.tasks.conftest import Values
-from tests.xfer.tasks.runs import BOXES, KINDS, fit, verb
+from tests.xfer.tasks.runs import BOXES, EVERY, KINDS, fit, verb
 from xfer.config import ModelConfig, Recipe
 from xfer.model import DenseModel, build_model
 from xfer.surface import load
 
 each = pytest.mark.parametrize("kind", KINDS)
+every = pytest.mark.parametrize("kind", EVERY)
 
 
 def picture(scenes, number: int = 1) -> Image.Image:
@@ -135,7 +136,7 @@ IMAGES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torc
 
 
 @torch.no_grad()
-@each
+@every
 def test_a_branch_of_all_the_weight_is_the_model_of_that_branch_alone(kind):
     both = built(branches(kind, a={"weight": 1}, b={"weight": 0, "size": 48}))
     alone = built(branches(kind, a={"weight": 1}), both)

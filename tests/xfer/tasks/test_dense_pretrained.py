@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from shards.settings import ConfigError, replace
 from tests.xfer.tasks.conftest import Values
-from tests.xfer.tasks.runs import KINDS, fit, losses
+from tests.xfer.tasks.runs import EVERY, fit, losses
 from xfer.begin import begin
 from xfer.checkpoint import START, latest_checkpoint
 from xfer.config import Recipe
@@ -31,7 +31,7 @@ def statistics(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.T
     return {name: value for name, value in tensors.items() if name.startswith(part) and "running" in name}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY)
 def test_batchnorm_above_pretrained_branches_begins_with_statistics_of_images(
     pretrained_values: Values, branch_weights, kind
 ):
@@ -45,7 +45,7 @@ def test_batchnorm_above_pretrained_branches_begins_with_statistics_of_images(
     for name, value in settled.items():
         fresh = torch.zeros_like(value) if name.endswith("mean") else torch.ones_like(value)
         assert not torch.allclose(value, fresh, atol=1e-3), name
-    if kind == "lraspp":
+    if kind in ("lraspp", "deeplabv3"):
         assert all((value != 0).any() for name, value in statistics(found, "head.").items() if "mean" in name)
     fit(recipe)
     after = newest(recipe)
@@ -53,7 +53,7 @@ def test_batchnorm_above_pretrained_branches_begins_with_statistics_of_images(
         assert torch.equal(after[name], value), f"{name} stays still"
 
 
-@pytest.mark.parametrize("kind", ["fcos", "fpn"])
+@pytest.mark.parametrize("kind", ["fcos", "fpn", "deeplabv3"])
 def test_a_classifiers_branches_are_taken_and_that_is_said(values: Values, recipe_values, kind, capsys):
     recipe_values["model"] = {"branches": {"main": {"backbone": "resnet10"}}, "fusion": {"width": 16}}
     recipe_values["train"] |= {"steps": 1, "save_every": 1, "evaluate_every": 1}
