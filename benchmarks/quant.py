@@ -5,8 +5,9 @@
 RUN: a trained run with a part held out. For each width b: the file of b bits in every layer gives the bytes;
 allocations of no more bytes are made by sensitivity, by the sensitivities of the layers shuffled, and at random (losses
 drawn from the same values). All are corrected on the same images. A draw is another set of calibration images, labels,
-shuffles and random numbers. Measured on the report half of what is held out, which nothing is chosen by: points of the run's
-measure against the run in float, mean over draws with its 95 % t-interval, and the difference to one width by draw.
+shuffles and random numbers. Measured on the report half of what is held out, which nothing is chosen by: points of the
+run's measure against the run in float, mean over draws with its 95 % t-interval, and the difference to one width by
+draw.
 Written to benchmarks/results/NAME.md, with the raw rows.
 """
 
