@@ -56,6 +56,13 @@ def space_faults(job: Job, space: Mapping[str, Distribution]) -> list[str]:
             "space.quantize.calibration: changes nothing, since all trials share the calibration images of the one "
             "trained run; set it in the job"
         )
+    if job.recipe.quantize.max_drop is not None or "recipe.quantize.max_drop" in {
+        full_path(Job, path) for path in space
+    }:
+        faults.append(
+            "quantize.max_drop: must be left out in a study, whose trials are compared by accuracy and size; search "
+            "quantize.budget or quantize.bits"
+        )
     if job.recipe.transfer.mode == "quant":
         faults.append(
             "transfer.mode: quant keeps the bits of branches and projections, which a study chooses; use feature, or "

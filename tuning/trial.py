@@ -33,11 +33,10 @@ from xfer.fusion import WeightedSum
 from xfer.labels import annotated, masked_cross_entropy
 from xfer.model import FusionModel, build_model
 from xfer.outcomes import Comparison, outcomes_of
-from xfer.quant.bits import layer_bits
 from xfer.quant.cost import predicted_bytes
 from xfer.quant.fold import fold
 from xfer.quant.weights import Quantized
-from xfer.quantize import calibration_images, quantize_model
+from xfer.quantize import calibration_images, file_metadata, quantize_model
 from xfer.run import fit
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Score, Task, mean_score
@@ -156,15 +155,18 @@ def trial(
         shared = share(one, num_images)
     task = task_of(one.recipe.model.task)
     scores: dict[str, Score] = {}
+    bits: dict[str, int] = {}
     for each in shared:
-        scores |= _score(realize(one.recipe, each).model, each, task)
+        quantized = realize(one.recipe, each)
+        scores |= _score(quantized.model, each, task)
+        bits = bits or {name: codes.bits for name, codes in quantized.codes.items()}
     mean = mean_score(scores)
     if not math.isfinite(mean):
         raise ValueError("no validation image has a class that the model knows")
     scores = {name: score for name, score in scores.items() if score.count}
     found = {
         "accuracy": mean,
-        "bytes": packed_bytes(one.recipe, shared[0].num_classes),
+        "bytes": packed_bytes(one.recipe, shared[0].num_classes, bits),
         "by_source": {name: score.value for name, score in scores.items()},
         "counts": {name: score.count for name, score in scores.items()},
     }
@@ -173,21 +175,21 @@ def trial(
     return found | {"correct": {name: score.kept()["correct"] for name, score in scores.items()}}
 
 
-def packed_bytes(recipe: Recipe, num_classes: int) -> int:
-    """Size of the packed model of a recipe, which need not be trained."""
+def packed_bytes(recipe: Recipe, num_classes: int, bits: Mapping[str, int]) -> int:
+    """Size of the packed model of a recipe, which need not be trained, with these bits by layer."""
     model = fold(build_model(recipe.model, num_classes, 0, load_weights=False))
-    return predicted_bytes(model, layer_bits(model, recipe.quantize.bits, {**recipe.quantize.groups}))
+    return predicted_bytes(model, bits)
 
 
 def realize(recipe: Recipe, shared: Shared) -> Quantized:
     """The trained run of `shared` with the recipe's fusion weights (its head refitted to them) and bits."""
-    model = open_model(shared.run).model
-    weights = recipe.model.fusion.given
+    trained = open_model(shared.run)
+    model, weights = trained.model, recipe.model.fusion.given
     if weights and isinstance(model.fusion, WeightedSum):
         model.fusion.set_weights([weights[name] for name in model.branches])
         if len(shared.features):
             refit_head(model, shared)
-    return quantize_model(model, recipe.quantize, shared.calibration)
+    return quantize_model(model, recipe.quantize, shared.calibration, file_metadata(trained, recipe))
 
 
 def float_row(job: Job, shared: Sequence[Shared]) -> dict[str, Any]:

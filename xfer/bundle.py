@@ -3,8 +3,10 @@
     bundle/weights.safetensors   packed codes, scales, biases (xfer/quant/pack.py)
            recipe.yaml           model section of the recipe, and what the images look like
            labels.yaml           the class names, in the order of the logits
+           bits.yaml             storage bits of each layer, 32 for float: what `quantize --bits-file` takes
            card.md               where it comes from, what it weighs, how good it is
-           manifest.json         size and sha256 of every file: the bundle is whole or refused
+           manifest.json         size and sha256 of every file: the bundle is whole or refused; which images what
+                                 its card says was chosen and measured on
 
 `open_model` reads a bundle or a run folder alike.
 """
@@ -26,7 +28,8 @@ from shards.settings import ConfigError, Strict, dump, load
 from xfer.checkpoint import Checkpoint, damage, model_checkpoint, write_manifest
 from xfer.config import ModelConfig, Recipe
 from xfer.model import FusionModel, build_model
-from xfer.quant.bits import layers
+from xfer.quant.bits import FLOAT, layers
+from xfer.quant.cost import predicted_bytes
 from xfer.quant.fold import fold
 from xfer.quant.keep import keep, kept
 from xfer.quant.pack import pack, unpack
@@ -34,7 +37,8 @@ from xfer.quant.weights import Codes, Quantized
 from xfer.trained_on import TrainedOn, read_entries, without_folder
 
 FORMAT = 1
-FILES = frozenset({"weights.safetensors", "recipe.yaml", "labels.yaml", "card.md"})
+FILES = frozenset({"weights.safetensors", "recipe.yaml", "labels.yaml", "bits.yaml", "card.md"})
+LATER = frozenset({"bits.yaml"})  # older bundles lack it
 
 
 class BundleRecipe(Strict):
@@ -176,7 +180,7 @@ def is_bundle(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     files = manifest.get("files") if isinstance(manifest, dict) else None
-    return isinstance(files, dict) and files.keys() == FILES and "format" in manifest
+    return isinstance(files, dict) and files.keys() | LATER == FILES and "format" in manifest
 
 
 def check_replaceable(folder: Path) -> None:
@@ -218,9 +222,16 @@ def _open_bundle(path: Path) -> Trained:
 
 
 def write_bundle(
-    folder: Path, recipe: Recipe, trained: Trained, quantized: Quantized, extra: Mapping[str, Any], card: str
+    folder: Path,
+    recipe: Recipe,
+    trained: Trained,
+    quantized: Quantized,
+    extra: Mapping[str, Any],
+    card: str,
+    about: Mapping[str, Any],
 ) -> Path:
-    """Writes the bundle of a run under a temporary name and puts it in place of an older one. Returns `folder`.
+    """Writes the bundle of a run under a temporary name and puts it in place of an older one. Returns `folder`. extra:
+    what the weights file says beside the weights; about: the manifest beside the files.
 
     Raises ConfigError if something that is not a bundle lies there.
     """
@@ -236,6 +247,21 @@ def write_bundle(
         pack(quantized, draft / "weights.safetensors", dict(extra))
         (draft / "recipe.yaml").write_text(dump(described))
         (draft / "labels.yaml").write_text(yaml.safe_dump({"classes": list(trained.classes)}, allow_unicode=True))
+        (draft / "bits.yaml").write_text(yaml.safe_dump(all_bits(quantized), sort_keys=False))
         (draft / "card.md").write_text(card)
-        write_manifest(draft, {"format": FORMAT})
+        _check_size(draft / "weights.safetensors", quantized, extra, recipe.quantize.budget)
+        write_manifest(draft, {"format": FORMAT, **about})
     return folder
+
+
+def all_bits(quantized: Quantized) -> dict[str, int]:
+    """Storage bits of every layer, 32 for float."""
+    return {name: codes.bits if (codes := quantized.codes.get(name)) else FLOAT for name in layers(quantized.model)}
+
+
+def _check_size(file: Path, quantized: Quantized, extra: Mapping[str, Any], budget: int | None) -> None:
+    """The file is as large as was foretold, and no larger than it may be."""
+    found, foretold = os.path.getsize(file), predicted_bytes(quantized.model, all_bits(quantized), extra)
+    if abs(found - foretold) > 1e-3 * foretold or (budget is not None and found > budget):
+        allowed = "" if budget is None else f", {budget:,} were allowed"
+        raise RuntimeError(f"{file.name} has {found:,} bytes, {foretold:,} were foretold{allowed}; nothing is written")

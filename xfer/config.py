@@ -4,7 +4,8 @@ Only `build_*` functions read these sections; the classes behind them take plain
 other models (`model.from`, `data.image_size`) is read once, here: in memory and in a run folder it is complete.
 """
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ from pydantic_core import PydanticKnownError
 
 from shards.config import LEAVE_ONE_OUT, DataConfig
 from shards.faults import shown
-from shards.settings import ConfigError, Location, Strict, absolute, read_yaml
+from shards.settings import ConfigError, Location, Strict, absolute, read_yaml, replace
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Depth = Literal["all", "layer1", "layer2", "layer3", "layer4", "none"]
@@ -265,13 +266,54 @@ class TransferConfig(Strict):
     head: Literal["fit", "keep"] = "fit"  # keep: with the classes of model.from, and their rows of its head
 
 
+def _bytes(given: Any) -> Any:
+    """`4MB`, `500kB` or `2MiB` as a number of bytes; what is no text is left to the schema."""
+    if not isinstance(given, str):
+        return given
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kKMG]i?)?B?", given.strip())
+    if not found:
+        raise ValueError(f"must be a size such as 4MB, 500kB, 2MiB or a number of bytes, got {shown(given)}")
+    unit = found[2] or ""
+    return round(float(found[1]) * (1024 if unit.endswith("i") else 1000) ** " KMG".index(unit[:1].upper() or " "))
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
+
+
 class QuantizeConfig(Strict):
-    """Storage bits of convolution and linear weights, by layer group."""
+    """Storage bits of convolution and linear weights: by layer group, by layer, or as few bytes or as little loss as
+    asked for leave room. One of these ways.
+    """
 
     bits: Bits = 8  # of every group not named below; 32: left in float
     groups: dict[Group, Bits] = Field(default_factory=dict)
-    calibration: int = Field(default=256, ge=1)  # training images for the affine correction
+    layers: dict[str, Bits] = Field(default_factory=dict)  # of every layer by its name, as a bundle's bits.yaml has it
+    budget: Bytes | None = None  # of the weights file: each layer gets the bits that serve the model best
+    max_drop: float | None = Field(default=None, gt=0, lt=100)  # the smallest model that loses no more points
+    calibration: int = Field(default=256, ge=1)  # training images for sensitivities and the affine correction
     correct: bool = True  # match each convolution's channel mean and deviation to the float model
+
+    @property
+    def searches(self) -> bool:
+        """Whether widths are chosen by what the layers can bear, and not given."""
+        return self.budget is not None or self.max_drop is not None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "QuantizeConfig":
+        ways = {
+            "bits": f"bits {self.bits}" if self.bits != 8 else "",
+            "groups": "groups" if self.groups else "",
+            "layers": "layers" if self.layers else "",
+            "budget": "" if self.budget is None else f"budget {self.budget:,} bytes",
+            "max_drop": "" if self.max_drop is None else f"max_drop {self.max_drop:g}",
+        }
+        given = [said for said in ways.values() if said]
+        plain = bool(ways["bits"] or ways["groups"])
+        if plain + sum(bool(ways[name]) for name in ("layers", "budget", "max_drop")) > 1:
+            raise ValueError(
+                f"must say the bits in one way: bits with groups, layers, budget or max_drop; got {' and '.join(given)}"
+            )
+        return self
 
 
 def made_at(model: ModelConfig) -> int | None:
@@ -397,3 +439,14 @@ class Recipe(Strict):
             return 0
         whole = self.transfer.mode in PROBES
         return self.train.probe_images if self.train.probe_images is not None else None if whole else PROBE_IMAGES
+
+
+def with_widths(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with its bits given by these keys of `quantize`, in whatever way it gave them before; bits and groups
+    go together. No changes: as it was. Raises ConfigError.
+    """
+    ways: dict[str, Any] = {"layers": {}, "budget": None, "max_drop": None}
+    if changes.keys() - {"bits", "groups"}:
+        ways |= {"bits": QuantizeConfig().bits, "groups": {}}
+    wanted = {**ways, **changes} if changes else {}
+    return replace(recipe, {f"quantize.{name}": value for name, value in wanted.items()})

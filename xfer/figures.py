@@ -1,4 +1,4 @@
-"""Numbers become figures: each function takes plain rows and gives SVG text to put into a page.
+"""Numbers become figures: each function takes plain rows and gives SVG text to put into a page, or a PNG file's bytes.
 
 matplotlib's rcParams are afterwards what they were before: whoever calls may draw figures of their own.
 """
@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -34,13 +34,14 @@ MEASURES = (
     ("H-score", "h_score", lambda value: f"{value:.2f}"),
 )
 Values = ParamSpec("Values")
+Drawn = TypeVar("Drawn", str, bytes)
 
 
-def _styled(draw: Callable[Values, str]) -> Callable[Values, str]:
+def _styled(draw: Callable[Values, Drawn]) -> Callable[Values, Drawn]:
     """Draws and writes in our style, without leaving it behind."""
 
     @wraps(draw)
-    def drawn(*values: Values.args, **options: Values.kwargs) -> str:
+    def drawn(*values: Values.args, **options: Values.kwargs) -> Drawn:
         with matplotlib.rc_context(STYLE):
             return draw(*values, **options)
 
@@ -192,6 +193,33 @@ def front_scatter(
         )
     axes.legend(frameon=False, loc="lower right")
     return _svg(figure)
+
+
+@_styled
+def sizes_png(points: Sequence[Mapping[str, Any]], measure: str) -> bytes:
+    """What packed models lose of their run's accuracy, or other measure, over their size: rows with `bytes`,
+    `difference` and its `interval`, 0 to 1, smallest first, and `best` where no smaller one is as good.
+    """
+    figure, axes = _axes("size (MB)", f"{measure} against the run in float (points)")
+    x, y = [row["bytes"] / 1e6 for row in points], [100 * row["difference"] for row in points]
+    ends = [[100 * abs(row["interval"][end] - row["difference"]) for row in points] for end in (0, 1)]
+    axes.errorbar(x, y, ends, fmt="none", ecolor=COLOURS[5], alpha=0.5, capsize=3, label="95 % interval")
+    best = [(a, b) for a, b, row in zip(x, y, points, strict=True) if row["best"]]
+    axes.plot(
+        *zip(*best, strict=True), color=COLOURS[0], marker="o", drawstyle="steps-post", label="none smaller as good"
+    )
+    rest = [(a, b) for a, b, row in zip(x, y, points, strict=True) if not row["best"]]
+    axes.scatter(*zip(*rest, strict=True), color="#94a3b8", zorder=3) if rest else None
+    for number, (a, b) in enumerate(zip(x, y, strict=True), 1):
+        axes.annotate(str(number), (a, b), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.axhline(0, color=COLOURS[5], linestyle=":", linewidth=1.5)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.legend(frameon=False, loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
 
 
 @_styled

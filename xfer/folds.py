@@ -34,7 +34,7 @@ from xfer.measure import measure_of, measured
 from xfer.metrics import Estimate, mean_of
 from xfer.outcomes import Comparison
 from xfer.prepare import open_labelled, prepare
-from xfer.quantize import calibration_images, compare, make_bundle, quantize_model
+from xfer.quantize import Made, calibration_images, compare, file_metadata, make_bundle, quantize_model
 from xfer.run import run_lock
 from xfer.tasks.known import task_of
 
@@ -239,9 +239,9 @@ def _percents(mean: Estimate) -> list[str]:
     return [f"{100 * mean.value:.1f} %", f"{100 * mean.low:.1f} - {100 * mean.high:.1f}"]
 
 
-def quantize_run(trained: Trained, recipe: Recipe, folder: Path) -> tuple[Trained, Comparison | None]:
-    """The bundle of a run, and how it compares with the run: on the folds, if the recipe leaves one source out; if not,
-    on what it holds out.
+def quantize_run(trained: Trained, recipe: Recipe, folder: Path) -> Made:
+    """The bundle of a run. It is compared with the run on the folds, if the recipe leaves one source out; if not, on
+    what it holds out.
     """
     check_replaceable(folder)
     data = open_labelled(recipe.data, trained.classes, task_of(recipe.model.task))
@@ -263,7 +263,7 @@ def compare_folds(run: Path, recipe: Recipe) -> Comparison | None:
         trained = open_model(fold_folder(run, source))
         data = open_labelled(fold.data, trained.classes, task_of(fold.model.task))
         calibration = calibration_images(data, fold.data, fold.quantize.calibration)
-        quantized = quantize_model(trained.model, fold.quantize, calibration)
+        quantized = quantize_model(trained.model, fold.quantize, calibration, file_metadata(trained, fold))
         one = compare(trained, quantized, fold.data, WHAT, data.validation)
         before, after, names = before | one.first, after | one.second, one.names
     return Comparison(WHAT, before, after, names, task_of(recipe.model.task).measure) if found else None

@@ -227,9 +227,25 @@ class Comparison:
             a, b = self.first[name], self.second[name]
             rows.append([name, f"{_count(a):,}", *_percents(mean_outcome(a), mean_outcome(b)), *_points(difference)])
         if len(found) > 1:
-            both = [float(np.mean([mean_outcome(one[name]) for name in found])) for one in (self.first, self.second)]
-            rows.append(["mean of sources", "", *_percents(*both), *_points(self.mean_difference)])
+            rows.append(["mean of sources", "", *_percents(*self.means), *_points(self.mean_difference)])
         return rows
+
+    def mean_row(self) -> list[str]:
+        """Of the second model: mean over sources, difference to the first and its interval, for a table."""
+        return [*_percents(self.means[1]), *_points(self.mean_difference)]
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Of each model the mean over sources."""
+        first, second = (
+            float(np.mean([mean_outcome(one[name]) for name in self._sources])) for one in (self.first, self.second)
+        )
+        return first, second
+
+    @property
+    def num_images(self) -> int:
+        """Of all sources together."""
+        return sum(_count(self.first[name]) for name in self._sources)
 
     def verdict(self) -> str:
         """What the numbers come to, in one sentence."""

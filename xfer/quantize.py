@@ -6,8 +6,11 @@ one pass of both models over the held-out images.
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,18 +19,33 @@ from shards.config import DataConfig
 from shards.loading.few import few
 from shards.loading.open import Splits
 from shards.loading.subset import Subset
+from shards.progress import progress
 from shards.settings import ConfigError
-from xfer.bundle import Trained, body, check_replaceable, open_model, write_bundle
+from shards.text import markdown
+from xfer.bundle import Trained, all_bits, body, check_replaceable, open_model, write_bundle
 from xfer.config import QuantizeConfig, Recipe
 from xfer.history import gain_markdown
 from xfer.model import FusionModel
 from xfer.outcomes import Comparison, outcomes_on
-from xfer.quant.bits import FLOAT, group_of, layer_bits
+from xfer.quant.allocate import Allocation
+from xfer.quant.bits import FLOAT, group_of, layer_bits, layers
 from xfer.quant.correct import correct
+from xfer.quant.cost import predicted_bytes
 from xfer.quant.fold import check_fold, fold, tensors
 from xfer.quant.keep import keep, kept, release
+from xfer.quant.pack import pack, unpack
 from xfer.quant.weights import Codes, Quantized, quantize
 from xfer.tasks.known import task_of
+from xfer.widths import (
+    Tried,
+    Widths,
+    check_budget,
+    check_choosable,
+    front_of,
+    sensitivities,
+    smallest_within,
+    tried_rows,
+)
 
 CALIBRATION_BATCH = 64
 
@@ -38,11 +56,47 @@ def calibration_images(data: Splits, config: DataConfig, count: int) -> list[Ten
     return [batch.images for batch in batches]
 
 
-def quantize_model(model: FusionModel, config: QuantizeConfig, calibration: Iterable[Tensor]) -> Quantized:
-    """The quantized copy of `model`, which is left as it is; layers that keep their codes have these.
+@dataclass(frozen=True)
+class Folded:
+    """A trained model without its BatchNorms, and what its layers are rounded by. kept: the codes of layers that keep
+    what they have, None for float; calibration: uint8 [B, 3, S, S] batches.
+    """
 
-    Raises ConfigError if a BatchNorm cannot be folded, the model's weights or outputs are not finite, the model has no
-    such group, or layers of a group keep other bits.
+    model: FusionModel
+    kept: Mapping[str, Codes | None]
+    calibration: Sequence[Tensor]
+    correct: bool
+
+    def rounded(self, bits: Mapping[str, int], say: bool = False) -> Quantized:
+        """Quantized at these widths, 32 for float; layers that keep their codes have these. `say`: with progress."""
+        new = {name: width for name, width in bits.items() if name not in self.kept}
+        quantized = quantize(copy.deepcopy(self.model), new)
+        if self.correct and quantized.codes:
+            correct(quantized, self.model, self._shown() if say else self.calibration)
+        codes = {**self.kept, **quantized.codes}
+        return Quantized(quantized.model, {name: one for name in bits if (one := codes.get(name))})
+
+    def _shown(self) -> Iterator[Tensor]:
+        with progress("correct", sum(map(len, self.calibration)), "images") as advance:
+            for batch in self.calibration:
+                yield batch
+                advance(len(batch))
+
+    def read_back(self, quantized: Quantized, metadata: Mapping[str, Any]) -> tuple[FusionModel, int]:
+        """A quantized model as its file gives it, and the bytes of that file, which does not stay."""
+        model = copy.deepcopy(self.model)
+        with TemporaryDirectory() as folder:
+            file = Path(folder, "weights.safetensors")
+            pack(quantized, file, metadata)
+            unpack(file, model)
+            return model, file.stat().st_size
+
+
+def fold_model(model: FusionModel, config: QuantizeConfig, calibration: Iterable[Tensor]) -> Folded:
+    """A folded copy of `model`, which is left as it is.
+
+    Raises ConfigError if a BatchNorm cannot be folded, the model's weights or outputs are not finite, or layers keep
+    other bits than the section says.
     """
     calibration = list(calibration)
     check_sound(model, calibration[0][:4])
@@ -55,16 +109,99 @@ def quantize_model(model: FusionModel, config: QuantizeConfig, calibration: Iter
     release(reference)
     if faults := kept_faults(config, before):
         raise ConfigError(faults)
-    try:
-        bits = layer_bits(reference, config.bits, {**config.groups})
-    except ValueError as error:
-        raise ConfigError(f"quantize.groups: {error}") from None
-    new = {name: width for name, width in bits.items() if name not in before}
-    quantized = quantize(copy.deepcopy(reference), new)
-    if config.correct and quantized.codes:
-        correct(quantized, reference, calibration)
-    codes = {**before, **quantized.codes}
-    return Quantized(quantized.model, {name: one for name in bits if (one := codes.get(name))})
+    assert isinstance(reference, FusionModel)
+    return Folded(reference, before, calibration, config.correct)
+
+
+def choose_widths(
+    folded: Folded,
+    config: QuantizeConfig,
+    metadata: Mapping[str, Any],
+    measure: Callable[[FusionModel, str], Comparison] | None = None,
+) -> Widths:
+    """The bits of each layer, as the section says. metadata: what the file will say beside the weights; measure: how a
+    packed model compares with the run on images to choose by, None: there are none.
+
+    Raises ConfigError if the model has no such group or layer, or no bits are what is asked for.
+    """
+    model, budget, max_drop = folded.model, config.budget, config.max_drop
+    if config.searches or config.layers:
+        check_choosable(folded.kept)
+    if config.layers:
+        return Widths(_given_layers(model, config.layers), "as given for each layer")
+    if not config.searches:
+        try:
+            bits = layer_bits(model, config.bits, {**config.groups})
+        except ValueError as error:
+            raise ConfigError(f"quantize.groups: {error}") from None
+        return Widths(bits, _plainly(config))
+    if budget is not None:
+        check_budget(model, budget, metadata)
+    if max_drop is not None and measure is None:
+        raise ConfigError(
+            "quantize.max_drop: chooses by held-out images of this one model, and there are none here; hold out a part "
+            "of each source (data.validation: 0.1), or give quantize.budget"
+        )
+    losses = sensitivities(model, folded.calibration)
+    front = front_of(model, losses, metadata)
+    if budget is not None:
+        point = front.within(budget)
+        room = "8 bits in every layer need no more" if set(point.bits.values()) == {8} else "by sensitivity"
+        return Widths(point.bits, f"{_range(point.bits)}, for at most {budget:,} bytes; {room}", losses)
+    assert max_drop is not None
+    assert measure is not None
+
+    def tried(point: Allocation, what: str) -> Tried:
+        return try_out(folded, point.bits, metadata, lambda model: measure(model, what))
+
+    best, *others = smallest_within(front, max_drop, tried)
+    said = f"{_range(best.bits)}, the smallest file found that loses at most {max_drop:g} points on the search images"
+    return Widths(best.bits, said, losses, [best, *others])
+
+
+def try_out(
+    folded: Folded, bits: Mapping[str, int], metadata: Mapping[str, Any], measure: Callable[[FusionModel], Comparison]
+) -> Tried:
+    """A model at these widths, packed, read back and measured."""
+    model, size_bytes = folded.read_back(folded.rounded(bits), metadata)
+    return Tried(bits, size_bytes, measure(model))
+
+
+def _plainly(config: QuantizeConfig) -> str:
+    return f"{config.bits}" + "".join(f", {group} {width}" for group, width in config.groups.items())
+
+
+def _range(bits: Mapping[str, int]) -> str:
+    low, high = min(bits.values()), max(bits.values())
+    return f"{low} to {high}" if high > low else str(low)
+
+
+def _given_layers(model: FusionModel, given: Mapping[str, int]) -> dict[str, int]:
+    """Of every layer. Raises ConfigError for a layer without bits, and for bits without a layer."""
+    names = list(layers(model))
+    faults = [f"quantize.layers.{name}: this model has no such layer" for name in given if name not in names]
+    faults += [f"quantize.layers.{name}: missing; 32 leaves it in float" for name in names if name not in given]
+    if faults:
+        shown = [*faults[:8], f"and {len(faults) - 8} more"] if len(faults) > 9 else faults
+        raise ConfigError(
+            [*shown, "quantize.layers names each layer of the model once, as its bundle's bits.yaml does"]
+        )
+    return {name: given[name] for name in names}
+
+
+def quantize_model(
+    model: FusionModel,
+    config: QuantizeConfig,
+    calibration: Iterable[Tensor],
+    metadata: Mapping[str, Any] | None = None,
+) -> Quantized:
+    """The quantized copy of `model`, which is left as it is; layers that keep their codes have these. metadata: what
+    its file will say beside the weights.
+
+    Raises ConfigError as `fold_model` and `choose_widths` do.
+    """
+    folded = fold_model(model, config, calibration)
+    return folded.rounded(choose_widths(folded, config, metadata or {}).bits)
 
 
 def quantize_body(model: FusionModel, config: QuantizeConfig, calibration: Iterable[Tensor]) -> FusionModel:
@@ -105,27 +242,104 @@ def check_sound(model: FusionModel, images: Tensor) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Made:
+    """A bundle, read back from disk; how it compares with its run (None: nothing is held out); how its bits came about;
+    and its file's size as it was foretold.
+    """
+
+    bundle: Trained
+    compared: Comparison | None
+    widths: Widths
+    foretold_bytes: int
+
+
 def make_bundle(
     trained: Trained, recipe: Recipe, data: Splits, folder: Path, compared: Comparison | None = None
-) -> tuple[Trained, Comparison | None]:
-    """Quantizes a run, measures what that cost, and writes the bundle. Returns the bundle, read back from disk, and how
-    it compares with the run: as `compared` says, if that is known; if not, on held-out images (None: there are none).
+) -> Made:
+    """Quantizes a run, measures what that cost, and writes the bundle. How it compares with the run: as `compared`
+    says, if that is known; if not, on held-out images.
     """
     check_replaceable(folder)
-    calibration = calibration_images(data, recipe.data, recipe.quantize.calibration)
-    quantized = quantize_model(trained.model, recipe.quantize, calibration)
-    what, subsets = held_out(data, recipe.data)
-    if compared is None and subsets:
-        compared = compare(trained, quantized, recipe.data, what, subsets)
-    return ship(trained, recipe, quantized, folder, [compared] if compared else []), compared
+    config, metadata = recipe.quantize, file_metadata(trained, recipe)
+    calibration = calibration_images(data, recipe.data, config.calibration)
+    folded = fold_model(trained.model, config, calibration)
+    halved = config.searches or bool(config.layers)
+    held = held_out(data, recipe.data, halved) if compared is None else HeldOut(compared.what, (), ())
+    measure = measured_on(trained, recipe.data, held.what, held.search) if config.max_drop is not None else None
+    widths = choose_widths(folded, config, metadata, measure)
+    quantized = folded.rounded(widths.bits, say=True)
+    widths = replace(widths, bits=all_bits(quantized))  # of layers that keep their codes, what they have
+    if compared is None and _count(held.report):
+        compared = compare(trained, quantized, recipe.data, held.what, held.report)
+    splits = held.splits(sum(map(len, calibration)), compared)
+    bundle = ship(trained, recipe, quantized, folder, [compared] if compared else [], widths, splits)
+    return Made(bundle, compared, widths, predicted_bytes(folded.model, all_bits(quantized), metadata))
 
 
-def held_out(data: Splits, config: DataConfig) -> tuple[str, Sequence[Subset]]:
-    """What a quantized model is compared with its run on: in words, and as subsets."""
+def file_metadata(trained: Trained, recipe: Recipe) -> dict[str, Any]:
+    """What the weights file of a run's bundle says beside the weights."""
+    return {"float_bytes": trained.weights_bytes, "sources": sorted(recipe.data.sources)}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out images. what: which they are, in words; search: for what is chosen by accuracy; report: for what is said
+    of it. They share none.
+    """
+
+    what: str
+    search: Sequence[Subset]
+    report: Sequence[Subset]
+
+    def splits(self, calibration: int, compared: Comparison | None) -> dict[str, dict[str, Any]]:
+        """Which images were used for what: how many, and how they are cut."""
+        halves = {"search": "key hash in [0, 0.5)", "report": "key hash in [0.5, 1)"} if self.search else {}
+        counts = {"search": _count(self.search), "report": compared.num_images if compared else 0}
+        parts = {
+            part: {"images": count, "of": f"{self.what}, {halves[part]}" if part in halves else self.what}
+            for part, count in counts.items()
+            if count
+        }
+        return {"calibration": {"images": calibration, "of": "training images, by key hash"}, **parts}
+
+
+def held_out(data: Splits, config: DataConfig, halved: bool) -> HeldOut:
+    """What a quantized model is compared with its run on. `halved`, by the hash of the keys, where the bits were chosen
+    and not given plainly: those of a file may come from a front that was measured on the search half.
+    """
     if data.validation:
-        part = "sources that are held out whole" if config.held_sources else "held-out parts of the training sources"
-        return part, data.validation
-    return "the test sources", data.test
+        whole = bool(config.held_sources)
+        what = "sources that are held out whole" if whole else "held-out parts of the training sources"
+    else:
+        what = "the test sources"
+    parts = data.validation or data.test
+    if not halved:
+        return HeldOut(what, (), parts)
+    search, report = (tuple(one.fraction(*half) for one in parts) for half in ((0, 0.5), (0.5, 1)))
+    return HeldOut(what, search, report)
+
+
+def _count(subsets: Sequence[Subset]) -> int:
+    return sum(subset.num_samples for subset in subsets)
+
+
+def measured_on(
+    trained: Trained, config: DataConfig, what: str, subsets: Sequence[Subset]
+) -> Callable[[FusionModel, str], Comparison] | None:
+    """How a packed model compares with its run, which is measured once; gets what to call it. None without images."""
+    if not _count(subsets):
+        return None
+    first = outcomes_on(
+        {"trained": trained.model}, subsets, config, trained.classes, f"{trained.form} on search images"
+    )
+    names, measure = (trained.form, "packed"), task_of(trained.model.task).measure
+
+    def compared(model: FusionModel, called: str) -> Comparison:
+        second = outcomes_on({"packed": model}, subsets, config, trained.classes, called)
+        return Comparison(what, first["trained"], second["packed"], names, measure)
+
+    return compared
 
 
 def compare(
@@ -139,16 +353,22 @@ def compare(
 
 
 def ship(
-    trained: Trained, recipe: Recipe, quantized: Quantized, folder: Path, compared: Sequence[Comparison] = ()
+    trained: Trained,
+    recipe: Recipe,
+    quantized: Quantized,
+    folder: Path,
+    compared: Sequence[Comparison] = (),
+    widths: Widths | None = None,
+    splits: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Trained:
     """Writes the bundle of `quantized`, made from the run `trained`, and returns it, read back from disk. `compared`:
-    what its card says about its accuracy.
+    what its card says about its accuracy; `widths`: how its bits came about; `splits`: the images that they were chosen
+    and measured on.
     """
-    bits = {name: codes.bits for name, codes in quantized.codes.items()}
-    extra = {"float_bytes": trained.weights_bytes, "sources": sorted(recipe.data.sources)}
     assert isinstance(quantized.model, FusionModel)
-    card = _card(trained, recipe, quantized.model, bits, compared)
-    write_bundle(folder, recipe, trained, quantized, extra, card)
+    extra = file_metadata(trained, recipe)
+    card = _card(trained, recipe, quantized, compared, widths, splits or {})
+    write_bundle(folder, recipe, trained, quantized, extra, card, {"splits": splits} if splits else {})
     bundle = open_model(folder)
     _check_same(quantized.model, bundle)
     return bundle
@@ -163,9 +383,17 @@ def _check_same(measured: FusionModel, bundle: Trained) -> None:
 
 
 def _card(
-    trained: Trained, recipe: Recipe, model: FusionModel, bits: dict[str, int], compared: Sequence[Comparison]
+    trained: Trained,
+    recipe: Recipe,
+    quantized: Quantized,
+    compared: Sequence[Comparison],
+    widths: Widths | None,
+    splits: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    weights = model.fusion_weights
+    assert isinstance(quantized.model, FusionModel)
+    weights, bits = quantized.model.fusion_weights, all_bits(quantized)
+    foretold = predicted_bytes(quantized.model, bits, file_metadata(trained, recipe))
+    widths = widths or Widths(bits, _range(bits) if recipe.quantize.searches else _plainly(recipe.quantize))
     lines = [
         f"# {recipe.name}",
         "",
@@ -174,23 +402,28 @@ def _card(
         f"- fusion: {recipe.model.fusion.kind}, weights "
         + (", ".join(f"{name} {w:.3f}" for name, w in weights.items()) if weights else "none"),
         f"- images: {recipe.data.image_size} x {recipe.data.image_size} pixels, {recipe.data.resize}",
-        f"- storage bits: {_storage(recipe, bits)}",
-        f"- float weights: {trained.weights_bytes:,} bytes",
+        f"- storage bits: {_storage(recipe, bits, widths)}",
+        f"- weights: {trained.weights_bytes:,} bytes in float, {foretold:,} packed",
+        *(f"- {part} on {one['images']:,} images: {one['of']}" for part, one in splits.items()),
         "",
         *gain_markdown(trained.path),
         *(line for one in compared for line in (one.markdown(), "")),
-        "| layer | bits |",
-        "|---|---|",
-        *(f"| {name} | {width} |" for name, width in bits.items()),
     ]
-    return "\n".join(lines) + "\n"
+    if widths.tried:
+        measure = task_of(trained.model.task).measure
+        lines += ["Tried on the search images:", "", *markdown(tried_rows(widths.tried, measure)), ""]
+    if widths.losses:
+        lines += ["Sensitivity: expected divergence in nats an image from rounding the layer alone.", ""]
+    return "\n".join([*lines, *markdown(widths.rows(quantized.model, by_layer=True))]) + "\n"
 
 
-def _storage(recipe: Recipe, bits: Mapping[str, int]) -> str:
+def _storage(recipe: Recipe, bits: Mapping[str, int], widths: Widths) -> str:
     if recipe.transfer.mode == "quant":
-        widths = [width for name, width in bits.items() if name != "head"] or [FLOAT]
-        return f"branches and projections {min(widths)} to {max(widths)}, as before the head was fitted; head " + str(
-            bits.get("head", FLOAT)
-        )
-    groups = "".join(f", {group} {width}" for group, width in recipe.quantize.groups.items())
-    return f"{recipe.quantize.bits}{groups}"
+        body = {name: width for name, width in bits.items() if name != "head"}
+        return f"branches and projections {_body_range(body)}, as before the head was fitted; head {bits['head']}"
+    return widths.said
+
+
+def _body_range(bits: Mapping[str, int]) -> str:
+    packed = [width for width in bits.values() if width != FLOAT] or [FLOAT]
+    return f"{min(packed)} to {max(packed)}"

@@ -20,7 +20,7 @@ from xfer import run as runs
 from xfer.begin import begin, features_folder
 from xfer.bundle import Trained, open_model
 from xfer.checkpoint import latest_checkpoint
-from xfer.config import Recipe
+from xfer.config import Recipe, with_widths
 from xfer.engine import build_engine
 from xfer.evaluate import evaluate_subsets
 from xfer.folds import prepare_folds, quantize_run, train_folds
@@ -121,17 +121,23 @@ class Run:
         return evaluate_subsets(trained.model, subsets, self.recipe.data, trained.classes, f"evaluate {split}")
 
     def quantize(
-        self, bits: int | None = None, groups: Mapping[str, int] | None = None, out: str | Path | None = None
+        self,
+        bits: int | None = None,
+        groups: Mapping[str, int] | None = None,
+        out: str | Path | None = None,
+        *,
+        budget: int | str | None = None,
+        max_drop: float | None = None,
+        layers: Mapping[str, int] | None = None,
     ) -> Model:
         """Writes a bundle and returns its model, read back; its card says what that costs in accuracy.
 
-        `bits` and `groups` as in the recipe's section `quantize`; None: as the recipe says. `out`: where it goes; None:
-        <folder>/bundle.
+        `bits` and `groups`, `budget`, `max_drop` or `layers` as in the recipe's section `quantize`; none of them: as
+        the recipe says. `out`: where it goes; None: <folder>/bundle. Raises ConfigError.
         """
-        changes = {"quantize.bits": bits, "quantize.groups": None if groups is None else dict(groups)}
-        recipe = replace(self.recipe, {path: value for path, value in changes.items() if value is not None})
-        bundle, _ = quantize_run(open_model(self.folder), recipe, Path(out or self.folder / "bundle"))
-        return Model(bundle)
+        ways = {"bits": bits, "groups": groups, "budget": budget, "max_drop": max_drop, "layers": layers}
+        recipe = with_widths(self.recipe, {name: value for name, value in ways.items() if value is not None})
+        return Model(quantize_run(open_model(self.folder), recipe, Path(out or self.folder / "bundle")).bundle)
 
     def predict(self, images: Picture | Iterable[Picture], top: int = 3) -> list[Any]:
         """As `Model.predict`."""

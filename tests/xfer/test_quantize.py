@@ -74,7 +74,7 @@ def logits_error(trained: Trained, model: torch.nn.Module, images: torch.Tensor)
 
 def test_bits_and_groups_decide_the_width_of_every_layer(recipe, trained, data, tmp_path):
     changed = replace(recipe, {"quantize.bits": 5, "quantize.groups": {"layer4": 3, "head": 32}})
-    bundle, _ = make_bundle(trained, changed, data, tmp_path / "bundle")
+    bundle = make_bundle(trained, changed, data, tmp_path / "bundle").bundle
     assert bundle.bits is not None
     widths = {name: bits for name, bits in bundle.bits.items() if "layer4" not in name}
     assert set(widths.values()) == {5}
@@ -96,7 +96,7 @@ def test_correct_brings_every_quantized_layer_and_the_logits_nearer_to_float(rec
     errors, means = {}, {}
     for on in (True, False):
         changed = replace(recipe, {"quantize.bits": 3, "quantize.correct": on})
-        bundle, _ = make_bundle(trained, changed, data, tmp_path / str(on))
+        bundle = make_bundle(trained, changed, data, tmp_path / str(on)).bundle
         errors[on] = logits_error(trained, bundle.model, held_out)
         means[on] = _mean_gap(trained, bundle, held_out)
     assert errors[True] < 0.8 * errors[False]

@@ -1,20 +1,46 @@
 """`xfer quantize`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from shards.settings import ConfigError
+from cyclopts import Parameter
+
+from shards.settings import ConfigError, read_yaml
 from xfer.cli.evaluate import recipe_of
 
+if TYPE_CHECKING:
+    from xfer.config import Recipe
+    from xfer.quantize import Made
 
-def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
-    """Turn a run into a bundle: packed weights of 2 to 8 bits per layer group, checked after reading them back.
+
+def quantize(
+    run: Path,
+    *overrides: str,
+    budget: str | None = None,
+    max_drop: float | None = None,
+    bits_file: str | None = None,
+    front: Annotated[int | None, Parameter(negative="")] = None,
+    layers: Annotated[bool, Parameter(negative="")] = False,
+    out: Path | None = None,
+) -> None:
+    """Turn a run into a bundle: packed weights of 2 to 8 bits per layer, checked after reading them back.
 
         xfer quantize runs/pacs quantize.bits=8
         xfer quantize runs/pacs quantize.bits=6 quantize.groups.layer4=4 --out runs/pacs/bundle-small
+        xfer quantize runs/pacs --budget 4MB
+        xfer quantize runs/pacs --max-drop 0.5
+        xfer quantize runs/pacs --front 12
+        xfer quantize runs/pacs --bits-file runs/pacs/front.json#3
 
-    Groups: stem, layer1, layer2, layer3, layer4, project, head. Both models are then run on the same held-out images;
-    the interval of their difference says whether these images can tell them apart. Of a run with data.validation:
+    The bits are given in one way: by group (stem, layer1, layer2, layer3, layer4, project, head); for a file of a size,
+    where each layer gets the bits that serve the model best; for a loss of accuracy (AP, mIoU), where the file is the
+    smallest that stays within it; or by layer, from a file.
+
+    Both models are then run on the same held-out images; the interval of their difference says whether these images can
+    tell them apart. With --budget, --max-drop or --bits-file these are one half of what is held out, the report half;
+    what is chosen by accuracy is chosen on the other one, the search half. Of a run with data.validation:
     leave_one_source_out, every fold is quantized so too, and compared on the source it never saw.
 
     Parameters
@@ -23,24 +49,95 @@ def quantize(run: Path, *overrides: str, out: Path | None = None) -> None:
         A run folder.
     overrides
         `dotted.path=value` changes to the run's recipe; the section `quantize` is what this verb reads.
+    budget
+        Most bytes that the weights file may have: 4MB, 500kB, 2MiB, or a number.
+    max_drop
+        Most points that may be lost on the search images: 0.5 is from 90 % to 89.5 %.
+    bits_file
+        Bits by layer in YAML, such as the bits.yaml of a bundle; or a point of a front, FRONT.json#NUMBER.
+    front
+        Makes no bundle: so many sizes from 2 to 8 bits are packed, read back and measured on the search images, and
+        written to front.json and front.png.
+    layers
+        Show each layer, not groups of them.
     out
-        Where the bundle goes; RUN/bundle if not given.
+        Where the bundle goes, RUN/bundle if not given; with --front, where its two files go, RUN if not given.
     """
     from xfer.bundle import is_bundle, open_model
     from xfer.folds import quantize_run
     from xfer.history import gain_text
 
+    ways = _ways(budget, max_drop, bits_file, front, overrides)
     trained, recipe = open_model(run), recipe_of(run, overrides)
     if is_bundle(run):
         raise ConfigError(f"{run}: this is a bundle already; quantize the run it came from")
+    if front is not None:
+        from xfer.front import measure_front
+
+        print(measure_front(trained, recipe, front, out or run))
+        print(f"next: xfer quantize {run} --bits-file {(out or run) / 'front.json'}#NUMBER")
+        return
+    recipe = _with(recipe, ways)
     if trained.bits is not None:
         print("note: its branches and projections keep their bits; quantize.bits is that of the head", file=sys.stderr)
-    bundle, compared = quantize_run(trained, recipe, out or run / "bundle")
+    made = quantize_run(trained, recipe, out or run / "bundle")
     if gained := gain_text(run):
         print(gained)
-    print(compared.text() if compared else "nothing is held out, so what packing cost in accuracy is not known")
+    print(_text(made, layers))
+    bundle = made.bundle
     times = trained.weights_bytes / bundle.weights_bytes
     print(
-        f"bytes: {trained.weights_bytes:,} {trained.form}, {bundle.weights_bytes:,} packed, {times:.1f} times smaller"
+        f"bytes: {trained.weights_bytes:,} {trained.form}, {bundle.weights_bytes:,} packed "
+        f"({made.foretold_bytes:,} foretold), {times:.1f} times smaller"
     )
     print(f"bundle: {bundle.path}\nnext: xfer predict {bundle.path} IMAGE...")
+
+
+def _ways(
+    budget: str | None, max_drop: float | None, bits_file: str | None, front: int | None, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """The keys of `quantize` that options give. Raises ConfigError if the command line says the bits in two ways."""
+    options = {"--budget": budget, "--max-drop": max_drop, "--bits-file": bits_file, "--front": front}
+    given = [name for name, value in options.items() if value is not None]
+    keys = ("bits", "groups", "layers", "budget", "max_drop")
+    plain = [one for one in overrides if one.split("=")[0].split(".")[:2] in [["quantize", key] for key in keys]]
+    if len(given) > 1 or (given and plain):
+        raise ConfigError(f"the bits can be given in one way only, got {' and '.join([*given, *plain])}")
+    ways = {"budget": budget, "max_drop": max_drop, "layers": bits_file and read_bits(bits_file)}
+    return {key: value for key, value in ways.items() if value is not None}
+
+
+def _with(recipe: "Recipe", ways: dict[str, Any]) -> "Recipe":
+    from xfer.config import with_widths
+
+    return with_widths(recipe, {key: int(v) if key == "budget" and v.isdigit() else v for key, v in ways.items()})
+
+
+def read_bits(named: str) -> dict[str, Any]:
+    """Bits by layer from FILE, or from point NUMBER of FILE#NUMBER, a front. Raises ConfigError."""
+    file, _, number = named.partition("#")
+    content = read_yaml(file)
+    if "points" not in content:
+        if number:
+            raise ConfigError(f"--bits-file {named}: only a front has numbered points; give the file alone")
+        return content
+    points = content["points"]
+    if not number.isdecimal() or not 1 <= int(number) <= len(points):
+        raise ConfigError(f"--bits-file {named}: {file} is a front; name one of its points, {file}#1 to #{len(points)}")
+    return points[int(number) - 1]["bits"]
+
+
+def _text(made: "Made", by_layer: bool) -> str:
+    """How the bits came about, which they are, and what they cost, for a terminal."""
+    from shards.text import table
+    from xfer.tasks.known import task_of
+    from xfer.widths import tried_rows
+
+    widths, model = made.widths, made.bundle.model
+    lines = [f"bits: {widths.said}"]
+    if widths.tried:
+        lines += ["tried on the search images:", *table(tried_rows(widths.tried, task_of(model.task).measure))]
+    lines += table(widths.rows(model, by_layer))
+    if made.compared is None:
+        return "\n".join([*lines, "nothing is held out, so what packing cost in accuracy is not known"])
+    return "\n".join([*lines, made.compared.text()])

@@ -132,6 +132,11 @@ def _centerness(points: Tensor, boxes: Tensor) -> Tensor:
     return (torch.minimum(one, other) / torch.maximum(one, other)).prod(1).sqrt()
 
 
+def located(output: Mapping[str, Tensor]) -> Tensor:
+    """The box of each place of an output of `Fcos`: x0, y0, x1, y1 in pixels, [B, N, 4], with its graph."""
+    return _decode(output["boxes"], output["points"])
+
+
 @torch.no_grad()
 def decode(
     output: Mapping[str, Tensor],
@@ -145,6 +150,5 @@ def decode(
     """What an output of `Fcos` on images of `size`, height and width, means: detections of each image, in its pixels,
     by their scores, sqrt(p(class) x centerness). The rest as in `best_of`.
     """
-    boxes = _decode(output["boxes"], output["points"])
     scores = (output["classes"].float().sigmoid() * output["centerness"].float().sigmoid()).sqrt()
-    return best_of(boxes, scores, _levels(output["points"]), size, score, nms, candidates, most, annotated)
+    return best_of(located(output), scores, _levels(output["points"]), size, score, nms, candidates, most, annotated)

@@ -93,6 +93,13 @@ def _inside(anchors: Tensor, boxes: Tensor) -> Tensor:
     return (high - low).clamp_min(0).prod(2) / (anchors[:, 2:] - anchors[:, :2]).prod(1)[:, None]
 
 
+def located(output: Mapping[str, Tensor]) -> Tensor:
+    """The box of each place of an output of `RetinaNet`: x0, y0, x1, y1 in pixels, [B, N, 4], with its graph."""
+    anchors, differences = output["anchors"], output["boxes"].float()
+    flat = _CODER.decode_single(differences.flatten(0, 1), anchors.repeat(len(differences), 1))
+    return flat.view_as(differences)
+
+
 @torch.no_grad()
 def decode(
     output: Mapping[str, Tensor],
@@ -106,8 +113,6 @@ def decode(
     """What an output of `RetinaNet` on images of `size`, height and width, means: detections of each image, in its
     pixels, by their probability. The rest as in `best_of`.
     """
-    anchors, differences = output["anchors"], output["boxes"].float()
-    flat = _CODER.decode_single(differences.flatten(0, 1), anchors.repeat(len(differences), 1))
     levels = torch.unique_consecutive(output["level"], return_counts=True)[1].tolist()
     scores = output["classes"].float().sigmoid()
-    return best_of(flat.view_as(differences), scores, levels, size, score, nms, candidates, most, annotated)
+    return best_of(located(output), scores, levels, size, score, nms, candidates, most, annotated)

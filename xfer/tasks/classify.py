@@ -14,6 +14,7 @@ from xfer import classes as names
 from xfer.config import Recipe
 from xfer.labels import Objective, Teacher
 from xfer.metrics import Scores
+from xfer.quant.sensitivity import of_classes
 
 
 class Classify:
@@ -38,6 +39,9 @@ class Classify:
 
     def scores(self, subsets: Sequence[Subset], classes: Sequence[str], resize: Resize, device: torch.device) -> Scores:
         return Scores([subset.name for subset in subsets], classes, device)
+
+    def drawn(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        return of_classes(output, generator)
 
     def answers(self, output: Tensor, frames: Sequence[Frame]) -> list[Tensor]:
         return list(output.float().softmax(1).cpu())

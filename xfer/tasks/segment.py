@@ -40,6 +40,12 @@ class Segment(Dense):
     ) -> "_Scores":
         return _Scores(subsets, classes, resize)
 
+    def drawn(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """A class for each place of the logits [B, K, h, w], added up over the places."""
+        log_p = output.float().log_softmax(1).movedim(1, -1)  # [B, h, w, K]
+        labels = torch.multinomial(log_p.detach().exp().flatten(0, 2).cpu(), 1, generator=generator)
+        return log_p.flatten(0, 2).gather(1, labels.to(log_p.device)).view(len(output), -1).sum(1)
+
     def answers(self, output: Tensor, frames: Sequence[Frame]) -> list[Tensor]:
         size = max(max(frame.rows, frame.columns) for frame in frames)
         return [_answer(logits, frame, size).cpu() for logits, frame in zip(output, frames, strict=True)]

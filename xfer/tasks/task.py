@@ -137,6 +137,12 @@ class Task(Protocol):
         """`classes`: the model's, by which the batches are numbered; `resize`: how images came to their size."""
         ...
 
+    def drawn(self, output: Output, generator: torch.Generator) -> Tensor:
+        """The log-likelihood, float32 [B] with its graph, of labels that are drawn from what a model itself says of
+        each image: what its sensitivity to rounding is taken from (xfer/quant/sensitivity.py). `generator`: on the CPU.
+        """
+        ...
+
     def answers(self, output: Output, frames: Sequence[Frame]) -> list[Answer]:
         """What a model of this task says of each image, in the pixels of the originals; `frames`: how these lie in what
         it saw.

@@ -73,6 +73,11 @@ def transfer_faults(recipe: Recipe) -> list[str]:
         )
     elif recipe.train.probe_images == 0 and not recipe.model.taken_from:
         faults.append(f"train.probe_images: must be at least 1 for transfer.mode {mode}, which begins with the probe")
+    if mode == "quant" and (recipe.quantize.searches or recipe.quantize.layers):
+        faults.append(
+            "quantize: must give bits and groups with transfer.mode quant, which rounds the branches before there is a "
+            "head to measure by, not budget, max_drop or layers"
+        )
     if mode == "quant":
         faults += [
             f"model.branches.{name}.train_from: must be left out for transfer.mode quant, which trains no branch, got "

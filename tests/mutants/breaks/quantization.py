@@ -4,6 +4,7 @@ from tests.mutants.broken import Break
 
 QUANT_MODE = ("tests/xfer/transfer/test_quant.py",)
 QUANT = ("tests/xfer/quant",)
+BUDGET = ("tests/xfer/test_budget.py",)
 
 BREAKS = (
     Break(
@@ -18,17 +19,57 @@ BREAKS = (
         "correction-never-called",
         "quantize.correct changes nothing",
         "xfer/quantize.py",
-        "    if config.correct and quantized.codes:\n",
-        "    if False:\n",
+        "        if self.correct and quantized.codes:\n",
+        "        if False:\n",
         ("tests/xfer/test_quantize.py",),
     ),
     Break(
         "calibration-ignored",
         "quantize.calibration changes nothing",
         "xfer/quantize.py",
-        "recipe.quantize.calibration)",
-        "64)",
+        "recipe.data, config.calibration)",
+        "recipe.data, 64)",
         ("tests/xfer/test_quantize.py",),
+    ),
+    Break(
+        "budget-by-layers-alone",
+        "a budget counts the layers and forgets the rest of the file",
+        "xfer/widths.py",
+        "key=self.file_bytes)",
+        "key=lambda point: point.size_bytes)",
+        BUDGET,
+    ),
+    Break(
+        "chosen-and-said-on-the-same-images",
+        "the report half is the search half",
+        "xfer/quantize.py",
+        "((0, 0.5), (0.5, 1))",
+        "((0, 0.5), (0, 0.5))",
+        BUDGET,
+    ),
+    Break(
+        "bisection-turned-round",
+        "a loss that is allowed leads to larger files",
+        "xfer/widths.py",
+        "(low, middle) if is_within(middle) else (middle, high)",
+        "(middle, high) if is_within(middle) else (low, middle)",
+        BUDGET,
+    ),
+    Break(
+        "boxes-not-drawn",
+        "sensitivities of a detector know nothing of its boxes",
+        "xfer/tasks/detect.py",
+        " - here * away.square().sum(2, keepdim=True) / 2",
+        " - 0 * here * away.square().sum(2, keepdim=True) / 2",
+        ("tests/xfer/tasks/test_dense_budget.py",),
+    ),
+    Break(
+        "frozen-stages-without-sensitivity",
+        "layers of stages that were not trained have no sensitivity",
+        "xfer/widths.py",
+        "            branch.num_frozen = -1\n",
+        "            pass\n",
+        ("tests/xfer/tasks/test_dense_budget.py",),
     ),
     Break(
         "not-finite-packed",

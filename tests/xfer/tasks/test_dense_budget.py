@@ -1,0 +1,80 @@
+"""Sensitivities of detectors and segmenters: what their drawn labels are, and files of a budget by them."""
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
+
+from tests.xfer.tasks.runs import BOXES, KINDS
+from xfer.bundle import open_model
+from xfer.quant.fold import fold
+from xfer.surface import Run
+from xfer.tasks.detect import Detect
+from xfer.tasks.segment import Segment
+from xfer.widths import sensitivities
+
+EDGE = 0.1  # of the side of a box: what detection takes the deviation of an edge to be
+
+
+def test_the_drawn_classes_of_pixels_have_the_divergence_of_their_softmax():
+    logits = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    step = 0.1 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    exact = kl_divergence(_pixels(logits), _pixels(logits + step)).sum()
+    assert _fisher(Segment(), logits, lambda given: given, step) == pytest.approx(float(exact), rel=0.15)
+
+
+def _pixels(logits):
+    return Categorical(logits=logits.movedim(1, -1))
+
+
+def test_the_drawn_objects_and_boxes_have_the_divergence_of_what_a_detector_says():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.tensor([[40.0, 40.0, 8.0], [80.0, 40.0, 8.0]])
+    classes = torch.tensor([[[1.0, -20.0], [0.0, -20.0]]])  # one class decides whether there is a box
+    boxes, step = (
+        torch.tensor([[[2.0, 2.0, 2.0, 2.0], [3.0, 1.0, 1.0, 3.0]]]),
+        0.02 * torch.randn(1, 2, 4, generator=generator),
+    )
+    fixed = {"classes": classes, "points": points, "centerness": torch.zeros(1, 2, 1)}
+    there = Bernoulli(logits=classes[..., 0]).probs
+    edges = Normal(0.0, EDGE * 4 * 8.0), Normal(8 * step, EDGE * 4 * 8.0)  # all boxes are 4 strides a side
+    exact = (there[..., None] * kl_divergence(*edges)).sum()
+    found = _fisher(Detect(), boxes, lambda given: {**fixed, "boxes": given}, step)
+    assert found == pytest.approx(float(exact), rel=0.2)
+    moved = 0.2 * torch.randn(classes.shape, generator=generator)
+    exact = kl_divergence(Bernoulli(logits=classes), Bernoulli(logits=classes + moved)).sum()
+    found = _fisher(Detect(), classes, lambda given: {**fixed, "boxes": boxes, "classes": given}, moved)
+    assert found == pytest.approx(float(exact), rel=0.2)
+
+
+def _fisher(task, values, output_of, step, draws=3000):
+    """Half the mean square of the gradient of drawn labels along a step, one image [1, ...]."""
+    given = values.repeat(draws, *[1] * (values.dim() - 1)).requires_grad_()
+    made = output_of(given)
+    if isinstance(made, dict):
+        made = {name: x if name == "points" or len(x) == draws else x.repeat(draws, 1, 1) for name, x in made.items()}
+    total = task.drawn(made, torch.Generator().manual_seed(2))
+    assert total.shape == (draws,)
+    (grad,) = torch.autograd.grad(total.sum(), given)
+    return float((grad * step).flatten(1).sum(1).square().mean() / 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layer_has_a_sensitivity_also_where_stages_were_not_trained(trained, kind):
+    model = fold(open_model(trained(kind).folder).model)
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model.branches["main"].num_frozen = 2
+    found = sensitivities(model, [images])
+    assert model.branches["main"].num_frozen == 2
+    assert all(set(row) == set(range(2, 9)) for row in found.values())
+    assert all(row[2] > row[8] >= 0 for name, row in found.items())
+    if kind in BOXES:
+        assert any("bbox_reg" in name and row[2] > 0 for name, row in found.items())
+
+
+@pytest.mark.parametrize("kind", ["fcos", "fpn"])
+def test_a_budget_for_a_detector_and_a_segmenter(trained, tmp_path, kind):
+    run = Run(trained(kind).folder)
+    eight = run.quantize(bits=8, out=tmp_path / "eight").weights_bytes
+    model = run.quantize(budget=eight // 2, out=tmp_path / "half")
+    assert 0.95 * (eight // 2) < model.weights_bytes <= eight // 2
+    assert len(set(model.bits.values())) > 1

@@ -1,0 +1,102 @@
+"""`xfer quantize --front`: how good a run is at each size, measured, and the bits of each to choose from.
+
+The exact front of allocations gives the sizes and the bits of each; every one of them is packed, read back and run on
+the search half of what is held out. The report half stays for what is chosen from it.
+
+    front.json   the points, smallest first, each with its bits: `--bits-file front.json#NUMBER` makes the bundle of one
+    front.png    what each loses against the run, over its size
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shards.config import LEAVE_ONE_OUT
+from shards.format.whole import whole_file, write_json
+from shards.progress import progress
+from shards.settings import ConfigError
+from shards.text import table
+from xfer.bundle import Trained
+from xfer.config import Recipe
+from xfer.figures import sizes_png
+from xfer.outcomes import Comparison
+from xfer.prepare import open_labelled
+from xfer.quantize import calibration_images, file_metadata, fold_model, held_out, measured_on, try_out
+from xfer.tasks.known import task_of
+from xfer.widths import Tried, check_choosable, front_of, sensitivities
+
+
+def measure_front(trained: Trained, recipe: Recipe, count: int, folder: Path) -> str:
+    """Measures about `count` sizes of a run, 2 to 8 bits everywhere among them, and writes both files to `folder`.
+    Returns the table for a terminal. Raises ConfigError if nothing is held out to measure on.
+    """
+    if count < 2:
+        raise ConfigError(f"--front: must be at least 2 sizes, got {count}")
+    if recipe.data.validation == LEAVE_ONE_OUT:
+        raise ConfigError(
+            "--front: measures this one model on what it holds out, and leave_one_source_out holds nothing out of it; "
+            "give quantize.budget, which every fold is packed to"
+        )
+    task = task_of(recipe.model.task)
+    data = open_labelled(recipe.data, trained.classes, task)
+    held = held_out(data, recipe.data, halved=True)
+    measure = measured_on(trained, recipe.data, held.what, held.search)
+    if measure is None:
+        raise ConfigError("--front: nothing is held out to measure on; give data.validation=0.1, or data.test")
+    calibration = calibration_images(data, recipe.data, recipe.quantize.calibration)
+    folded, metadata = fold_model(trained.model, recipe.quantize, calibration), file_metadata(trained, recipe)
+    check_choosable(folded.kept)
+    points = front_of(folded.model, sensitivities(folded.model, calibration), metadata).spread(count)
+    tried: list[Tried] = []
+    with progress("front", len(points), "sizes") as advance:
+        for number, point in enumerate(points, 1):
+            what = f"size {number} of {len(points)}"
+            tried.append(try_out(folded, point.bits, metadata, lambda model, what=what: measure(model, what)))
+            advance()
+    rows = [_row(one) for one in tried]
+    for row in rows:
+        row["best"] = all(row["value"] > other["value"] for other in rows if other["bytes"] < row["bytes"])
+    first, picture = tried[0].compared, sizes_png(rows, task.measure)
+    write_json(
+        _there(folder) / "front.json",
+        {
+            "run": trained.name,
+            "weights": trained.weights_sha256,
+            "measure": task.measure,
+            "images": held.splits(sum(map(len, calibration)), None),
+            "float": {"bytes": trained.weights_bytes, "value": first.means[0]},
+            "points": rows,
+        },
+    )
+    with whole_file(folder / "front.png") as draft:
+        draft.write_bytes(picture)
+    lines = [f"{task.measure} on the search half of {held.what}, {first.num_images:,} images:", *_table(rows, first)]
+    return "\n".join([*lines, "  *: better than every smaller one", f"written: {folder / 'front.json'}, front.png"])
+
+
+def _there(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _row(one: Tried) -> dict[str, Any]:
+    difference = one.compared.mean_difference
+    return {
+        "bytes": one.size_bytes,
+        "value": one.compared.means[1],
+        "difference": difference.value,
+        "interval": [difference.low, difference.high],
+        "bits": dict(one.bits),
+    }
+
+
+def _table(rows: Sequence[Mapping[str, Any]], compared: Comparison) -> list[str]:
+    head = ["point", "bytes", "bits", compared.measure, "difference", "95 % interval", ""]
+    lines = [head, ["float", "", "", f"{100 * compared.means[0]:.1f} %", "", "", ""]]
+    for number, row in enumerate(rows, 1):
+        widths = sorted(row["bits"].values())
+        bits = f"{widths[0]} to {widths[-1]}" if widths[0] < widths[-1] else f"{widths[0]}"
+        low, high = (100 * end for end in row["interval"])
+        shown = [f"{100 * row['value']:.1f} %", f"{100 * row['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}"]
+        lines.append([str(number), f"{row['bytes']:,}", bits, *shown, "*" if row["best"] else ""])
+    return table(lines)
