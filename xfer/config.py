@@ -96,7 +96,7 @@ FusionWeights = Annotated[
 class FusionConfig(Strict):
     """How the branches' features become one."""
 
-    kind: Literal["wsum", "gate", "concat"] = "wsum"
+    kind: Literal["wsum", "gate", "input_gate", "attention", "late", "concat"] = "wsum"
     width: int = Field(default=256, ge=8, le=4096)  # common channels d of the projected branches
     weights: FusionWeights | None = None  # see ModelConfig
 
@@ -180,8 +180,15 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _head_suits_the_features(self) -> "ModelConfig":
-        if self.is_dense and self.fusion.kind == "concat":
-            raise ValueError(f"fusion.kind: must be wsum or gate for the head {self.head.kind}, got concat")
+        if self.is_dense and self.fusion.kind in ("late", "concat"):
+            why = {
+                "late": "late pools the answers of a linear classifier for each branch",
+                "concat": "concat has no weight vector",
+            }[self.fusion.kind]
+            raise ValueError(
+                f"fusion.kind: must be wsum, gate, input_gate or attention for the head {self.head.kind}, which reads "
+                f"one map a level, got {self.fusion.kind}: {why}"
+            )
         if self.is_dense and self.fusion.weights == LEFT_OUT:
             raise ValueError(
                 f"fusion.weights: {LEFT_OUT} chooses by the linear probe, which {self.head.kind} has none of"

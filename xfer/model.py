@@ -50,7 +50,7 @@ class FusionModel(nn.Module):
         start = [weights[name] for name in branches] if weights else [1.0] * len(branches)
         self.fusion = FUSIONS[fusion](start, width)
         self.dropout = nn.Dropout(dropout)
-        self.head = self._head(width * (len(branches) if fusion == "concat" else 1), num_classes)
+        self.head = self._head(width * (len(branches) if FUSIONS[fusion].stacks else 1), num_classes)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
