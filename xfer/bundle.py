@@ -227,7 +227,10 @@ def write_bundle(
     check_replaceable(folder)  # once more: quantizing took a while
     # Where weights came from on the training machine is nobody's business later.
     branches = {name: b.model_copy(update={"weights": None}) for name, b in recipe.model.branches.items()}
-    model = recipe.model.model_copy(update={"branches": branches, "from_": None})
+    fusion = recipe.model.fusion
+    if fusion.learn:  # what was learned stands where weights that are given do
+        fusion = fusion.model_copy(update={"learn": None, "weights": trained.model.fusion_weights})
+    model = recipe.model.model_copy(update={"branches": branches, "from_": None, "fusion": fusion})
     seen = tuple(without_folder(one) for one in trained_on(trained.path))
     described = BundleRecipe(
         name=recipe.name, image_size=recipe.data.image_size, resize=recipe.data.resize, model=model, trained_on=seen

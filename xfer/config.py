@@ -29,6 +29,7 @@ PROBE_IMAGES = 4096
 RATES = {"sgd": 0.02, "adamw": 1e-3}
 PRETRAINED_RATES = {"sgd": 0.004, "adamw": 1e-4}  # of a model that begins as its probe
 LEFT_OUT = "left_out"  # fusion weights that are chosen by sources left out (xfer/transfer/weights.py)
+SET_APART = 0.1  # of the data, where fusion weights are learned on what is held out
 PROBES = ("feature", "quant")  # modes that train nothing after the probe
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 HeadKind = Literal["linear", "fcos", "retinanet", "fpn", "lraspp"]
@@ -99,6 +100,7 @@ class FusionConfig(Strict):
     kind: Literal["wsum", "gate", "input_gate", "attention", "late", "concat"] = "wsum"
     width: int = Field(default=256, ge=8, le=4096)  # common channels d of the projected branches
     weights: FusionWeights | None = None  # see ModelConfig
+    learn: Literal["held_out", "train"] | None = None  # w is learned beside the model, on this (xfer/learn.py)
 
     @property
     def given(self) -> dict[str, float] | None:
@@ -147,6 +149,7 @@ class ModelConfig(Strict):
         if self.fusion.weights == LEFT_OUT:
             return True
         several = self.fusion.kind != "concat" and len(self.branches) > 1 and not self.is_dense
+        several = several and self.fusion.learn is None
         return several and self.fusion.weights is None and self.from_ is None and not self.new_branches
 
     @property
@@ -172,7 +175,7 @@ class ModelConfig(Strict):
             }
         except (ConfigError, KeyError, TypeError, AttributeError):
             raise ValueError(f"from: no run and no bundle: {absolute(given['from'])}") from None
-        fusion = dict(source.get("fusion", {}))
+        fusion = {key: value for key, value in source.get("fusion", {}).items() if key != "learn"}
         if set(given.get("branches") or branches) != set(branches) or fusion.get("weights") == LEFT_OUT:
             fusion.pop("weights", None)
         filled = {"branches": branches, "fusion": fusion}
@@ -198,6 +201,15 @@ class ModelConfig(Strict):
             raise ValueError(f"fusion.width: must be a multiple of 32 for the head {kind}, got {self.fusion.width}")
         if detects and self.dropout:
             raise ValueError(f"dropout: must be left out for the head {kind}, which has none, got {self.dropout:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_be_learned(self) -> "ModelConfig":
+        learn = self.fusion.learn
+        if learn is not None and self.fusion.kind == "concat":
+            raise ValueError(f"fusion.learn: must be left out for concat, which has no weight vector, got {learn}")
+        if learn is not None and len(self.branches) < 2:
+            raise ValueError(f"fusion.learn: needs two branches or more to choose between, got {learn}")
         return self
 
     @model_validator(mode="after")
@@ -343,6 +355,13 @@ class Recipe(Strict):
         return self.model_copy(update={"data": self.data.model_copy(update={"image_size": size})})
 
     @model_validator(mode="after")
+    def _sets_apart_what_weights_are_learned_on(self) -> "Recipe":
+        """Unless data.set_apart is given."""
+        if self.model.fusion.learn != "held_out" or "set_apart" in self.data.model_fields_set:
+            return self
+        return self.model_copy(update={"data": self.data.model_copy(update={"set_apart": SET_APART})})
+
+    @model_validator(mode="after")
     def _sees_whole_images_where_places_count(self) -> "Recipe":
         """Unless data.resize is given. A detector or segmenter never sees a part of an image for the whole."""
         if not self.model.is_dense or "resize" in self.data.model_fields_set:
@@ -388,6 +407,11 @@ class Recipe(Strict):
     def selects_by_left_out(self) -> bool:
         """Whether the step that is the model is chosen by sources that runs never saw (xfer/folds.py)."""
         return self.train.select == "best" and self.data.validation == LEAVE_ONE_OUT
+
+    @property
+    def learns_by_folds(self) -> bool:
+        """Whether fusion weights are what the runs that leave a source out learned on it."""
+        return self.model.fusion.learn == "held_out" and self.data.validation == LEAVE_ONE_OUT
 
     @property
     def pretrained(self) -> bool:

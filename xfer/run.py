@@ -59,6 +59,7 @@ from xfer.history import (
     write_metrics,
 )
 from xfer.labels import annotated
+from xfer.learn import build_learner, weighed
 from xfer.measure import measured
 from xfer.model import FusionModel, build_model
 from xfer.optimizer import hold_near
@@ -135,7 +136,8 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
             taught = teacher and teacher.to(engine.device)
             objective = task.loss(masks.to(engine.device), names, recipe.train.label_smoothing, taught)
             config, steps = stage.recipe.train, range(stage.start, stage.end)
-            run = Training(engine, stream, objective, config, recipe.data.batch_size, steps, record, scored)
+            learner = build_learner(recipe, engine, data, len(data.classes), slot, objective, state.step)
+            run = Training(engine, stream, objective, config, recipe.data.batch_size, steps, record, scored, learner)
             try:
                 train(run, state)
             except DivergedError as error:
@@ -158,7 +160,7 @@ def _start(recipe: Recipe) -> dict[str, Tensor]:
 def _model(recipe: Recipe, num_classes: int, tensors: Mapping[str, Tensor] | None) -> FusionModel:
     """Of a checkpoint's tensors; None: as it begins."""
     if tensors is None:
-        return build_model(recipe.model, num_classes, recipe.train.seed)
+        return build_model(weighed(recipe), num_classes, recipe.train.seed)
     return restore(recipe, num_classes, tensors)
 
 
