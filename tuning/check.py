@@ -56,6 +56,11 @@ def space_faults(job: Job, space: Mapping[str, Distribution]) -> list[str]:
             "space.quantize.calibration: changes nothing, since all trials share the calibration images of the one "
             "trained run; set it in the job"
         )
+    if job.recipe.model.fusion.prune:
+        faults.append(
+            "model.fusion.prune: must be left out for a study, whose trials weigh and pack all branches, got "
+            f"{job.recipe.model.fusion.prune:g}"
+        )
     if job.recipe.transfer.mode == "quant":
         faults.append(
             "transfer.mode: quant keeps the bits of branches and projections, which a study chooses; use feature, or "

@@ -101,6 +101,7 @@ class FusionConfig(Strict):
     width: int = Field(default=256, ge=8, le=4096)  # common channels d of the projected branches
     weights: FusionWeights | None = None  # see ModelConfig
     learn: Literal["held_out", "train"] | None = None  # w is learned beside the model, on this (xfer/learn.py)
+    prune: float | None = Field(default=None, gt=0, lt=0.5)  # weight below which a branch is no part of the model
 
     @property
     def given(self) -> dict[str, float] | None:
@@ -175,7 +176,7 @@ class ModelConfig(Strict):
             }
         except (ConfigError, KeyError, TypeError, AttributeError):
             raise ValueError(f"from: no run and no bundle: {absolute(given['from'])}") from None
-        fusion = {key: value for key, value in source.get("fusion", {}).items() if key != "learn"}
+        fusion = {key: value for key, value in source.get("fusion", {}).items() if key not in ("learn", "prune")}
         if set(given.get("branches") or branches) != set(branches) or fusion.get("weights") == LEFT_OUT:
             fusion.pop("weights", None)
         filled = {"branches": branches, "fusion": fusion}
@@ -204,12 +205,18 @@ class ModelConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _weights_can_be_learned(self) -> "ModelConfig":
-        learn = self.fusion.learn
-        if learn is not None and self.fusion.kind == "concat":
-            raise ValueError(f"fusion.learn: must be left out for concat, which has no weight vector, got {learn}")
-        if learn is not None and len(self.branches) < 2:
-            raise ValueError(f"fusion.learn: needs two branches or more to choose between, got {learn}")
+    def _there_are_weights_to_learn_or_prune_by(self) -> "ModelConfig":
+        for key in ("learn", "prune"):
+            given = getattr(self.fusion, key)
+            if given is not None and self.fusion.kind == "concat":
+                raise ValueError(f"fusion.{key}: must be left out for concat, which has no weight vector, got {given}")
+            if given is not None and len(self.branches) < 2:
+                raise ValueError(f"fusion.{key}: needs two branches or more to choose between, got {given}")
+        if self.fusion.prune and self.is_dense and len({branch.size for branch in self.branches.values()}) > 1:
+            raise ValueError(
+                f"fusion.prune: must be left out for the head {self.head.kind} where branches see other sizes, for "
+                f"maps are brought to the grid of the first branch, got {self.fusion.prune:g}"
+            )
         return self
 
     @model_validator(mode="after")

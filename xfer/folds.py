@@ -121,10 +121,9 @@ def train_folds(
 
 
 def _weights(fold: Recipe) -> dict[str, float]:
-    """Of the fusion, by branch."""
-    weights = open_model(fold.folder).model.fusion_weights
-    assert weights is not None
-    return weights
+    """Of the fusion, by branch; 0 of those that its model is without."""
+    weights = open_model(fold.folder).model.fusion_weights or {}
+    return {name: weights.get(name, 0.0) for name in fold.model.branches}
 
 
 def choose_among_folds(recipe: Recipe) -> Choice | None:

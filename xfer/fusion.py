@@ -6,7 +6,8 @@ an operator learns beside alpha begins where it is exactly the weighted sum. A b
 anything: without it the result is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -61,6 +62,28 @@ class WeightedSum(nn.Module):
     def weights(self) -> Tensor:
         """w [N], float32, sums to 1."""
         return self.alpha.softmax(0)
+
+    def below(self, share: float) -> list[int]:
+        """The branches of a weight below `share`, by number; never the one of the largest."""
+        w = self.weights
+        return [b for b, one in enumerate(w.tolist()) if one < share and b != int(w.argmax())]
+
+    @contextmanager
+    def ignoring(self, branches: Sequence[int]) -> Iterator[None]:
+        """Inside, these have a weight of 0."""
+        before = self.alpha.clone()
+        self.alpha[list(branches)] = LOG_ZERO
+        try:
+            yield
+        finally:
+            self.alpha.copy_(before)
+
+    @torch.no_grad()
+    def keep(self, branches: Sequence[int]) -> None:
+        """Leaves all other branches out: exactly what it is with a weight of 0 for them."""
+        for name in self.by_branch:
+            kept = getattr(self, name)[list(branches)].clone()
+            setattr(self, name, nn.Parameter(kept) if name in self._parameters else kept)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         return torch.stack(self._parts(features)).sum(0)

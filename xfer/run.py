@@ -15,11 +15,11 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from shards.format.lock import Locks
 from shards.format.whole import naming
@@ -47,6 +47,7 @@ from xfer.config import Recipe
 from xfer.cost import memory_mb
 from xfer.engine import Engine, default_device, shares
 from xfer.evaluate import evaluate, score_row
+from xfer.fusion import WeightedSum
 from xfer.history import (
     best_step,
     evaluated,
@@ -210,7 +211,7 @@ class RunRecord:
             return {}
         engine, task, resize = self.engine, self._task, self._recipe.data.resize
         collected = task.scores(self._validation, self._classes, resize, engine.device)
-        with engine.averaged():
+        with engine.averaged(), _as_handed_over(engine.module, self._recipe.model.fusion.prune):
             scores = evaluate(engine.module, self._batches, collected, engine.device, engine.sum, engine.gather)
         row = score_row(scores, task.measure)
         for what in ("evaluation_loss", task.measure):
@@ -254,6 +255,12 @@ class RunRecord:
 
     def _choose(self) -> None:
         choose(self._recipe.folder / "checkpoints", _selected(self._recipe, self._scores))
+
+
+def _as_handed_over(module: nn.Module, prune: float | None) -> AbstractContextManager[None]:
+    """Inside, branches that the model will be without (model.fusion.prune) have a weight of 0."""
+    fusion = module.fusion
+    return fusion.ignoring(fusion.below(prune)) if prune and isinstance(fusion, WeightedSum) else nullcontext()
 
 
 def all_done(recipe: Recipe, what: str, job: str | None = None, cache: Path | None = None, quiet: bool = False) -> bool:

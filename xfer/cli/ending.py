@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from xfer.bundle import dropped_text, open_model
 from xfer.config import Recipe
 from xfer.folds import scores_text
 from xfer.history import against_probe, ended_early, read_metrics
@@ -14,7 +15,16 @@ def run_ending(recipe: Recipe, checkpoint: Path | None = None) -> str:
     folder = recipe.folder
     where = f"  checkpoint  {checkpoint}" if checkpoint else ""
     learned = learned_text(recipe, read_metrics(folder))
-    said = (scores_text(folder), ended_early(recipe), learned, against_probe(folder), f"trained: {folder}", where)
+    pruned = dropped_text(open_model(folder)) if recipe.model.fusion.prune else ""
+    said = (
+        scores_text(folder),
+        ended_early(recipe),
+        learned,
+        pruned,
+        against_probe(folder),
+        f"trained: {folder}",
+        where,
+    )
     return "\n".join([*filter(None, said), f"next: xfer evaluate {folder}"])
 
 

@@ -15,6 +15,7 @@ PROBE = ("tests/xfer/transfer/test_probe.py",)
 REPORT = ("tests/xfer/test_report.py",)
 TRACK = ("tests/xfer/test_track.py",)
 LEARN = ("tests/xfer/test_learn.py",)
+PRUNE = ("tests/xfer/test_prune.py",)
 
 BREAKS = (
     Break("bf16-ignored", "train.precision: bf16 changes nothing", ENGINE, "enabled=self.bf16", "enabled=False", KEYS),
@@ -330,5 +331,21 @@ BREAKS = (
         "    if not found:\n        return recipe.model\n",
         "    return recipe.model\n",
         LEARN,
+    ),
+    Break(
+        "pruned-scored-whole",
+        "a run is scored with the branches that its model is without",
+        "xfer/run.py",
+        "fusion.ignoring(fusion.below(prune))",
+        "fusion.ignoring([])",
+        PRUNE,
+    ),
+    Break(
+        "prune-ignored",
+        "model.fusion.prune changes nothing",
+        "xfer/bundle.py",
+        "    dropped = model.drop_below(recipe.model.fusion.prune)\n",
+        "    dropped = model.drop_below(None)\n",
+        PRUNE,
     ),
 )
