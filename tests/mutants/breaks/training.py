@@ -135,8 +135,8 @@ BREAKS = (
         "raw-scored",
         "an evaluation sees the weights that are trained, and not their average",
         RUN,
-        "with engine.averaged():",
-        "if True:",
+        "with engine.averaged(), _as",
+        "with _as",
         KEYS,
     ),
     Break(
