@@ -129,6 +129,10 @@ class DataConfig(Strict):
     """What is validated on and never trained on. A fraction: that part of every source, chosen by the hash of each
     sample's key. Names: these sources, whole. leave_one_source_out: every source in turn, in a run of its own without
     it, then a run on all of them; what is chosen by it holds better on sources that nobody has seen."""
+    set_apart: float = Field(default=0.0, ge=0, lt=1)
+    """A part of every source, chosen by the hash of each sample's key, that is neither trained nor validated on: a
+    model may choose by it. With sources held out by name it is taken from these, with leave_one_source_out from the
+    source that a run leaves out."""
     image_size: int = Field(default=112, ge=8, le=4096)
     """Images reach the model as image_size x image_size pixels."""
     resize: Literal["centre", "letterbox", "stretch"] = "centre"
@@ -190,6 +194,13 @@ class DataConfig(Strict):
     def held_sources(self) -> tuple[str, ...]:
         """Sources that are validated on whole, and not trained on."""
         return self.validation if isinstance(self.validation, tuple) else ()
+
+    def apart_of(self, source: str) -> float:
+        """The fraction of a source that is set apart. With leave_one_source_out none is: each run that leaves a source
+        out holds it out by name.
+        """
+        givers = self.held_sources or (() if self.validation == LEAVE_ONE_OUT else self.sources)
+        return self.set_apart if source in givers else 0.0
 
     @model_validator(mode="after")
     def _held_out_sources_exist(self) -> "DataConfig":

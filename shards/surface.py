@@ -16,6 +16,7 @@ from shards.loading.batch import Slot
 from shards.loading.loaders import EvalLoader, TrainLoader
 from shards.loading.open import Splits, open_data
 from shards.loading.source import Source
+from shards.loading.subset import CUTS, InShare
 from shards.settings import ConfigError, parse, read_yaml
 
 
@@ -29,8 +30,8 @@ class Data(Mapping[str, Source]):
     def __init__(self, config: DataConfig, splits: Splits):
         self.config, self.classes, self._splits = config, splits.classes, splits
         held = [subset for subset in self._splits.validation if subset.name in config.held_sources]
-        trained = [changed(subset, filters=_but_the_cut(subset, config)) for subset in self._splits.train]
-        self.sources = {one.name: one for one in sorted((*trained, *held), key=lambda one: one.name)}
+        whole = [changed(subset, filters=_but_the_cuts(subset)) for subset in (*self._splits.train, *held)]
+        self.sources = {one.name: one for one in sorted(whole, key=lambda one: one.name)}
         """The sources by name, each with all its samples, those held out among them."""
         self.tests = {subset.name: subset for subset in self._splits.test}
         """The test sources by name."""
@@ -122,6 +123,6 @@ def _named(key: str, value: Any) -> Any:
     return {name: {"path": str(one)} if isinstance(one, (str, Path)) else one for name, one in value.items()}
 
 
-def _but_the_cut(subset: Any, config: DataConfig) -> tuple:
-    """The filters of a training subset without the one that holds a part of it out."""
-    return subset.filters[:-1] if config.held_fraction else subset.filters
+def _but_the_cuts(subset: Any) -> tuple:
+    """The filters of a subset without those that hold parts of its source out."""
+    return tuple(one for one in subset.filters if not (isinstance(one, InShare) and one.kind in CUTS))

@@ -63,6 +63,11 @@ def space_faults(job: Job, space: Mapping[str, Distribution]) -> list[str]:
             "quantize.max_drop: must be left out in a study, whose trials are compared by accuracy and size; search "
             "quantize.budget or quantize.bits"
         )
+    if job.recipe.model.fusion.prune:
+        faults.append(
+            "model.fusion.prune: must be left out for a study, whose trials weigh and pack all branches, got "
+            f"{job.recipe.model.fusion.prune:g}"
+        )
     if job.recipe.transfer.mode == "quant":
         faults.append(
             "transfer.mode: quant keeps the bits of branches and projections, which a study chooses; use feature, or "

@@ -10,6 +10,7 @@ from shards.loading.open import Splits, open_data
 from shards.settings import dump
 from xfer.checkpoint import TrainState, latest_checkpoint, write_checkpoint
 from xfer.config import Recipe
+from xfer.learn import weighed
 from xfer.model import FusionModel, build_model
 from xfer.quant.bits import FLOAT
 from xfer.quant.keep import kept
@@ -58,7 +59,7 @@ def initial_model(recipe: Recipe, data: Splits) -> tuple[FusionModel, Taken | No
     """The model that a run of the recipe begins with, before its probe; and what was taken from other models, if it
     takes any, which is said on stderr.
     """
-    model = build_model(recipe.model, len(data.classes), recipe.train.seed)
+    model = build_model(weighed(recipe), len(data.classes), recipe.train.seed)
     if not recipe.model.taken_from:
         return model, None
     packed = recipe.transfer.mode == "quant"

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ class BundleRecipe(Strict):
 @dataclass(frozen=True)
 class Trained:
     """A model ready for use, in evaluation mode. `codes`: of the layers that are packed, for a bundle, or that will be,
-    for a run with transfer.mode: quant; such a model is folded. None: a run in float32.
+    for a run with transfer.mode: quant; such a model is folded. None: a run in float32. `dropped`: weights by name
+    of the branches that the run was trained with and its model is without (model.fusion.prune).
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Trained:
     image_size: int
     resize: Resize = "centre"
     codes: Mapping[str, Codes] | None = None
+    dropped: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def bits(self) -> dict[str, int] | None:
@@ -99,10 +101,19 @@ def open_model(path: str | Path) -> Trained:
     checkpoint = _checkpoint(path)
     recipe, classes = load(path / "recipe.yaml", Recipe), checkpoint.state.classes
     model = restore(recipe, len(classes), checkpoint.model()).eval()
+    dropped = model.drop_below(recipe.model.fusion.prune)
     packed = recipe.transfer.mode == "quant"
     codes = {name: one for name, one in kept(model).items() if one} if packed else None
     weights = checkpoint.path / "model.safetensors"
-    return Trained(path, weights, recipe.name, model, tuple(classes), recipe.data.image_size, recipe.data.resize, codes)
+    size, resize = recipe.data.image_size, recipe.data.resize
+    return Trained(path, weights, recipe.name, model, tuple(classes), size, resize, codes, dropped)
+
+
+def dropped_text(trained: Trained) -> str:
+    """Which branches the model of a run is without, in words; empty if it has all."""
+    gone = ", ".join(f"{name} (weight {w:.3f})" for name, w in trained.dropped.items())
+    left = ", ".join(trained.model.branches)
+    return f"left out of the model, for its weight is below model.fusion.prune: {gone}; it has {left}" if gone else ""
 
 
 def classes_of(path: str | Path) -> tuple[str, ...]:
@@ -237,8 +248,13 @@ def write_bundle(
     """
     check_replaceable(folder)  # once more: quantizing took a while
     # Where weights came from on the training machine is nobody's business later.
-    branches = {name: b.model_copy(update={"weights": None}) for name, b in recipe.model.branches.items()}
-    model = recipe.model.model_copy(update={"branches": branches, "from_": None})
+    there = {name: b for name, b in recipe.model.branches.items() if name in trained.model.branches}
+    branches = {name: b.model_copy(update={"weights": None}) for name, b in there.items()}
+    fusion = recipe.model.fusion
+    if fusion.learn or fusion.prune:  # what was learned, or is left, stands where weights that are given do
+        left = {"learn": None, "prune": None, "weights": trained.model.fusion_weights}
+        fusion = fusion.model_copy(update=left)
+    model = recipe.model.model_copy(update={"branches": branches, "from_": None, "fusion": fusion})
     seen = tuple(without_folder(one) for one in trained_on(trained.path))
     described = BundleRecipe(
         name=recipe.name, image_size=recipe.data.image_size, resize=recipe.data.resize, model=model, trained_on=seen

@@ -30,6 +30,7 @@ PROBE_IMAGES = 4096
 RATES = {"sgd": 0.02, "adamw": 1e-3}
 PRETRAINED_RATES = {"sgd": 0.004, "adamw": 1e-4}  # of a model that begins as its probe
 LEFT_OUT = "left_out"  # fusion weights that are chosen by sources left out (xfer/transfer/weights.py)
+SET_APART = 0.1  # of the data, where fusion weights are learned on what is held out
 PROBES = ("feature", "quant")  # modes that train nothing after the probe
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 HeadKind = Literal["linear", "fcos", "retinanet", "fpn", "lraspp", "deeplabv3"]
@@ -98,9 +99,11 @@ FusionWeights = Annotated[
 class FusionConfig(Strict):
     """How the branches' features become one."""
 
-    kind: Literal["wsum", "gate", "concat"] = "wsum"
+    kind: Literal["wsum", "gate", "input_gate", "attention", "late", "concat"] = "wsum"
     width: int = Field(default=256, ge=8, le=4096)  # common channels d of the projected branches
     weights: FusionWeights | None = None  # see ModelConfig
+    learn: Literal["held_out", "train"] | None = None  # w is learned beside the model, on this (xfer/learn.py)
+    prune: float | None = Field(default=None, gt=0, lt=0.5)  # weight below which a branch is no part of the model
 
     @property
     def given(self) -> dict[str, float] | None:
@@ -149,6 +152,7 @@ class ModelConfig(Strict):
         if self.fusion.weights == LEFT_OUT:
             return True
         several = self.fusion.kind != "concat" and len(self.branches) > 1 and not self.is_dense
+        several = several and self.fusion.learn is None
         return several and self.fusion.weights is None and self.from_ is None and not self.new_branches
 
     @property
@@ -174,7 +178,7 @@ class ModelConfig(Strict):
             }
         except (ConfigError, KeyError, TypeError, AttributeError):
             raise ValueError(f"from: no run and no bundle: {absolute(given['from'])}") from None
-        fusion = dict(source.get("fusion", {}))
+        fusion = {key: value for key, value in source.get("fusion", {}).items() if key not in ("learn", "prune")}
         if set(given.get("branches") or branches) != set(branches) or fusion.get("weights") == LEFT_OUT:
             fusion.pop("weights", None)
         filled = {"branches": branches, "fusion": fusion}
@@ -182,8 +186,15 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _head_suits_the_features(self) -> "ModelConfig":
-        if self.is_dense and self.fusion.kind == "concat":
-            raise ValueError(f"fusion.kind: must be wsum or gate for the head {self.head.kind}, got concat")
+        if self.is_dense and self.fusion.kind in ("late", "concat"):
+            why = {
+                "late": "late pools the answers of a linear classifier for each branch",
+                "concat": "concat has no weight vector",
+            }[self.fusion.kind]
+            raise ValueError(
+                f"fusion.kind: must be wsum, gate, input_gate or attention for the head {self.head.kind}, which reads "
+                f"one map a level, got {self.fusion.kind}: {why}"
+            )
         if self.is_dense and self.fusion.weights == LEFT_OUT:
             raise ValueError(
                 f"fusion.weights: {LEFT_OUT} chooses by the linear probe, which {self.head.kind} has none of"
@@ -193,6 +204,21 @@ class ModelConfig(Strict):
             raise ValueError(f"fusion.width: must be a multiple of 32 for the head {kind}, got {self.fusion.width}")
         if detects and self.dropout:
             raise ValueError(f"dropout: must be left out for the head {kind}, which has none, got {self.dropout:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _there_are_weights_to_learn_or_prune_by(self) -> "ModelConfig":
+        for key in ("learn", "prune"):
+            given = getattr(self.fusion, key)
+            if given is not None and self.fusion.kind == "concat":
+                raise ValueError(f"fusion.{key}: must be left out for concat, which has no weight vector, got {given}")
+            if given is not None and len(self.branches) < 2:
+                raise ValueError(f"fusion.{key}: needs two branches or more to choose between, got {given}")
+        if self.fusion.prune and self.is_dense and len({branch.size for branch in self.branches.values()}) > 1:
+            raise ValueError(
+                f"fusion.prune: must be left out for the head {self.head.kind} where branches see other sizes, for "
+                f"maps are brought to the grid of the first branch, got {self.fusion.prune:g}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -379,6 +405,13 @@ class Recipe(Strict):
         return self.model_copy(update={"data": self.data.model_copy(update={"image_size": size})})
 
     @model_validator(mode="after")
+    def _sets_apart_what_weights_are_learned_on(self) -> "Recipe":
+        """Unless data.set_apart is given."""
+        if self.model.fusion.learn != "held_out" or "set_apart" in self.data.model_fields_set:
+            return self
+        return self.model_copy(update={"data": self.data.model_copy(update={"set_apart": SET_APART})})
+
+    @model_validator(mode="after")
     def _sees_whole_images_where_places_count(self) -> "Recipe":
         """Unless data.resize is given. A detector or segmenter never sees a part of an image for the whole."""
         if not self.model.is_dense or "resize" in self.data.model_fields_set:
@@ -424,6 +457,11 @@ class Recipe(Strict):
     def selects_by_left_out(self) -> bool:
         """Whether the step that is the model is chosen by sources that runs never saw (xfer/folds.py)."""
         return self.train.select == "best" and self.data.validation == LEAVE_ONE_OUT
+
+    @property
+    def learns_by_folds(self) -> bool:
+        """Whether fusion weights are what the runs that leave a source out learned on it."""
+        return self.model.fusion.learn == "held_out" and self.data.validation == LEAVE_ONE_OUT
 
     @property
     def pretrained(self) -> bool:

@@ -115,6 +115,20 @@ def weight_bars(weights: Mapping[str, float]) -> str:
 
 
 @_styled
+def weight_curve(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The fusion weight of each branch by step, of rows that have `fusion_weights`."""
+    rows = [row for row in rows if "fusion_weights" in row]
+    figure, axes = _axes("step", "fusion weight")
+    for i, name in enumerate(rows[-1]["fusion_weights"]):
+        weights = [row["fusion_weights"][name] for row in rows]
+        axes.plot([row["step"] for row in rows], weights, label=name, color=COLOURS[i % len(COLOURS)])
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+@_styled
 def confusion(answers: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> str:
     """How many images of each class (rows) got which answer (columns); colour: the share of the row."""
     counts = [[answers.get(truth, {}).get(said, 0) for said in names] for truth in names]

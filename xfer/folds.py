@@ -30,6 +30,7 @@ from xfer.choice import Choice, choose_step, hand_over, read_choice
 from xfer.config import Recipe
 from xfer.evaluate import evaluate_subsets, score_to_keep
 from xfer.history import LEFT_OUT, is_trained, left_out_scores, probe_score, read_metrics
+from xfer.learn import keep_learned
 from xfer.measure import measure_of, measured
 from xfer.metrics import Estimate, mean_of
 from xfer.outcomes import Comparison
@@ -114,7 +115,15 @@ def train_folds(
         _choose(recipe, prepared, trained)
     else:
         hand_over(recipe, None)
+    if recipe.learns_by_folds:
+        keep_learned(recipe.folder, {source: _weights(fold) for source, (fold, _) in prepared.items()})
     return None
+
+
+def _weights(fold: Recipe) -> dict[str, float]:
+    """Of the fusion, by branch; 0 of those that its model is without."""
+    weights = open_model(fold.folder).model.fusion_weights or {}
+    return {name: weights.get(name, 0.0) for name in fold.model.branches}
 
 
 def choose_among_folds(recipe: Recipe) -> Choice | None:

@@ -50,7 +50,7 @@ class FusionModel(nn.Module):
         start = [weights[name] for name in branches] if weights else [1.0] * len(branches)
         self.fusion = FUSIONS[fusion](start, width)
         self.dropout = nn.Dropout(dropout)
-        self.head = self._head(width * (len(branches) if fusion == "concat" else 1), num_classes)
+        self.head = self._head(width * (len(branches) if FUSIONS[fusion].stacks else 1), num_classes)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
@@ -102,6 +102,27 @@ class FusionModel(nn.Module):
         if not isinstance(self.fusion, WeightedSum):
             return None
         return dict(zip(self.branches, self.fusion.weights.tolist(), strict=True))
+
+    def drop_below(self, share: float | None) -> dict[str, float]:
+        """Takes the branches of a weight below `share` out of the model (None: none); their weights by name. The rest
+        says exactly what all do where these have a weight of 0.
+        """
+        if share is None or not isinstance(self.fusion, WeightedSum):
+            return {}
+        names, weights = list(self.branches), self.fusion.weights.tolist()
+        gone = self.fusion.below(share)
+        kept = [b for b in range(len(names)) if b not in gone]
+        if gone and self.fusion.stacks:
+            blocks = self.head.weight.detach().chunk(len(names), dim=1)
+            smaller = nn.Linear(self.width * len(kept), self.head.out_features)
+            smaller.load_state_dict(
+                {"weight": torch.cat([blocks[b] for b in kept], 1), "bias": self.head.bias.detach()}
+            )
+            self.head = smaller.train(self.head.training)
+        self.fusion.keep(kept)
+        for b in gone:
+            del self.branches[names[b]], self.projections[names[b]], self.sizes[names[b]]
+        return {names[b]: weights[b] for b in gone}
 
 
 class DenseModel(FusionModel):

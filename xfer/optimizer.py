@@ -78,7 +78,8 @@ def _pulled(gradient: Tensor, p: Tensor, origin: Tensor, strength: float) -> Ten
 
 
 class Average:
-    """The exponential moving average of what training moves: trained parameters, and the statistics of BatchNorm.
+    """The exponential moving average of what training moves: trained parameters, and the statistics of BatchNorm. The
+    weight vector of a fusion is not averaged.
 
     The n-th update leaves the weight min(decay, (1 + n) / (10 + n)) to what was, so that a short run forgets where it
     began; `torch.optim.swa_utils` does the sums. Of ZeRO 3 each rank averages its part of a parameter.
@@ -87,7 +88,11 @@ class Average:
     def __init__(self, module: nn.Module, decay: float):
         self.decay, self.updates = decay, 0
         kept = module.state_dict()
-        buffers = [(name, one) for name, one in module.named_buffers() if one.is_floating_point() and name in kept]
+        buffers = [
+            (name, one)
+            for name, one in module.named_buffers()
+            if one.is_floating_point() and name in kept and not name.startswith("fusion.")
+        ]
         self.moving: list[tuple[str, Tensor]] = [*trained(module), *buffers]
         self._values = [one.detach().clone() for one in self._own()]
         self.buffers = self._values[len(self.moving) - len(buffers) :]

@@ -22,6 +22,7 @@ from xfer.classes import label_notes
 from xfer.config import LEFT_OUT, RESNETS, TASKS, BranchConfig, ModelConfig, Recipe, TrainConfig, TransferConfig
 from xfer.engine import shares
 from xfer.heads.known import is_dilated
+from xfer.learn import learn_faults, learn_notes
 from xfer.model import build_branch, build_model, check_weights_exist
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Task
@@ -112,7 +113,7 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
         raise ConfigError([*faults, *error.faults]) from None
     faults += augment_faults(data.train, recipe.data)
     faults += [] if recipe.model.is_dense else teacher_faults(recipe.train.teacher, data.classes)
-    faults += leak_faults(recipe, data) + fusion_faults(recipe, data)
+    faults += leak_faults(recipe, data) + fusion_faults(recipe, data) + learn_faults(recipe, data)
     if faults:
         raise ConfigError(faults)
     checkpoint, lost = find_checkpoint(recipe.folder / "checkpoints")
@@ -133,7 +134,7 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
     named = {subset.name: subset.classes for subset in data.train}
     if known and not checkpoint:
         named[f"{recipe.model.from_} (rows kept)"] = known
-    notes = [*label_notes(named), *select_notes(recipe), *dilation_notes(recipe)]
+    notes = [*label_notes(named), *select_notes(recipe), *dilation_notes(recipe), *learn_notes(recipe)]
     for note in notes if say else ():
         print(f"note: {note}", file=sys.stderr)
     return data, checkpoint

@@ -15,11 +15,11 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from shards.format.lock import Locks
 from shards.format.whole import naming
@@ -47,6 +47,7 @@ from xfer.config import Recipe
 from xfer.cost import memory_mb
 from xfer.engine import Engine, default_device, shares
 from xfer.evaluate import evaluate, score_row
+from xfer.fusion import WeightedSum
 from xfer.history import (
     best_step,
     evaluated,
@@ -59,6 +60,7 @@ from xfer.history import (
     write_metrics,
 )
 from xfer.labels import annotated
+from xfer.learn import build_learner, weighed
 from xfer.measure import measured
 from xfer.model import FusionModel, build_model
 from xfer.optimizer import hold_near
@@ -135,7 +137,8 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
             taught = teacher and teacher.to(engine.device)
             objective = task.loss(masks.to(engine.device), names, recipe.train.label_smoothing, taught)
             config, steps = stage.recipe.train, range(stage.start, stage.end)
-            run = Training(engine, stream, objective, config, recipe.data.batch_size, steps, record, scored)
+            learner = build_learner(recipe, engine, data, len(data.classes), slot, objective, state.step)
+            run = Training(engine, stream, objective, config, recipe.data.batch_size, steps, record, scored, learner)
             try:
                 train(run, state)
             except DivergedError as error:
@@ -158,7 +161,7 @@ def _start(recipe: Recipe) -> dict[str, Tensor]:
 def _model(recipe: Recipe, num_classes: int, tensors: Mapping[str, Tensor] | None) -> FusionModel:
     """Of a checkpoint's tensors; None: as it begins."""
     if tensors is None:
-        return build_model(recipe.model, num_classes, recipe.train.seed)
+        return build_model(weighed(recipe), num_classes, recipe.train.seed)
     return restore(recipe, num_classes, tensors)
 
 
@@ -208,7 +211,7 @@ class RunRecord:
             return {}
         engine, task, resize = self.engine, self._task, self._recipe.data.resize
         collected = task.scores(self._validation, self._classes, resize, engine.device)
-        with engine.averaged():
+        with engine.averaged(), _as_handed_over(engine.module, self._recipe.model.fusion.prune):
             scores = evaluate(engine.module, self._batches, collected, engine.device, engine.sum, engine.gather)
         row = score_row(scores, task.measure)
         for what in ("evaluation_loss", task.measure):
@@ -252,6 +255,12 @@ class RunRecord:
 
     def _choose(self) -> None:
         choose(self._recipe.folder / "checkpoints", _selected(self._recipe, self._scores))
+
+
+def _as_handed_over(module: nn.Module, prune: float | None) -> AbstractContextManager[None]:
+    """Inside, branches that the model will be without (model.fusion.prune) have a weight of 0."""
+    fusion = module.fusion
+    return fusion.ignoring(fusion.below(prune)) if prune and isinstance(fusion, WeightedSum) else nullcontext()
 
 
 def all_done(recipe: Recipe, what: str, job: str | None = None, cache: Path | None = None, quiet: bool = False) -> bool:

@@ -18,7 +18,8 @@ from shards.loading.batch import Batch
 from xfer.checkpoint import TrainState
 from xfer.config import TrainConfig
 from xfer.engine import Engine
-from xfer.tasks.task import Loss, Output
+from xfer.learn import Learner
+from xfer.tasks.task import Loss, nothing
 
 Row = dict[str, Any]
 
@@ -46,7 +47,7 @@ class Record(Protocol):
 @dataclass(frozen=True)
 class Training:
     """One rank's share of a part of a run: the steps after each of `steps`, trained as `config` says. `scored`: the
-    step of the newest evaluation that is on record.
+    step of the newest evaluation that is on record; `learner`: of the fusion weights, if they are learned.
     """
 
     engine: Engine
@@ -57,6 +58,7 @@ class Training:
     steps: range
     record: Record
     scored: int = 0
+    learner: Learner | None = None
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str = "cosine") -> float:
@@ -105,17 +107,11 @@ def train_step(engine: Engine, batch: Batch, objective: Loss, global_batch: int)
             loss = objective(engine.forward(micro.images), micro) / global_batch
         else:  # another rank's share is larger: take part in its backward with gradients of zero
             with _batchnorm_still(engine.module):
-                loss = _nothing(engine.forward(batch.images[:1]))
+                loss = nothing(engine.forward(batch.images[:1]))
         engine.backward(loss * engine.world_size)  # the engine averages over ranks
         engine.step()
         total += loss.detach()
     return total
-
-
-def _nothing(output: Output) -> Tensor:
-    """A loss of 0 that every output has a part in."""
-    parts = output.values() if isinstance(output, Mapping) else [output]
-    return sum((part.float().sum() * 0 for part in parts if part.requires_grad), torch.zeros(()))
 
 
 class _Losses:
@@ -181,6 +177,8 @@ def train(run: Training, state: TrainState) -> TrainState:
         batch = next(run.batches)
         losses.add(train_step(engine, batch, run.objective, run.global_batch), batch.sources)
         state.step += 1
+        if run.learner and run.learner.after(state.step, batch, rate / config.learning_rate):
+            set_training(engine.module, config.freeze_batchnorm)
         last = state.step == end
         intervals = config.log_every, config.save_every, config.evaluate_every
         logging, saving, scoring = (last or state.step % every == 0 for every in intervals)
@@ -197,6 +195,7 @@ def train(run: Training, state: TrainState) -> TrainState:
                     "learning_rate": rate,
                     "images_per_s": len(means) * run.global_batch / seconds,
                     "seconds": seconds,
+                    **(run.learner.told(state.step) if run.learner else {}),
                 }
             )
             losses.clear()

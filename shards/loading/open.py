@@ -22,7 +22,7 @@ from shards.settings import ConfigError, is_url
 @dataclass(frozen=True)
 class Splits:
     """The subsets of a configuration, each group sorted by name. `validation` has one for each of `train`, or none, or
-    the sources that are held out whole.
+    the sources that are held out whole; `apart`: of those that give any, what is set apart.
 
     classes: the one numbering of all of them: targets, boxes and masks of every batch hold places in it, or -1 where it
     lacks the class. At first the class names of the training sources, joined by exactly equal names and sorted.
@@ -32,13 +32,15 @@ class Splits:
     validation: tuple[Subset, ...]
     test: tuple[Subset, ...]
     classes: tuple[str, ...]
+    apart: tuple[Subset, ...] = ()
 
     def numbered(self, classes: Sequence[str]) -> "Splits":
         """The same subsets in another numbering, such as that of a model that is trained."""
-        train, validation, test = (
-            tuple(one.numbered(classes) for one in part) for part in (self.train, self.validation, self.test)
+        train, validation, test, apart = (
+            tuple(one.numbered(classes) for one in part)
+            for part in (self.train, self.validation, self.test, self.apart)
         )
-        return Splits(train, validation, test, tuple(classes))
+        return Splits(train, validation, test, tuple(classes), apart)
 
     def widened(self, classes: Sequence[str]) -> "Splits":
         """The same subsets in a numbering that has these classes too."""
@@ -55,8 +57,10 @@ def open_data(config: DataConfig, unfit: Callable[[Subset], Sequence[str]] = lam
     store = Store(cache.folder, round(cache.gb * 1e9), cache.timeout_s) if any(map(is_url, locations)) else None
     sources = _open_all(config, "sources", config.sources, store, unfit, faults)
     test = _open_all(config, "test", config.test, store, unfit, faults)
-    train, validation = [], []
-    for subset in sources:
+    train, validation, apart = [], [], []
+    for whole in sources:
+        subset, given = _cut_apart(whole, config.apart_of(whole.name), faults)
+        apart += [given] if given is not None else []
         if subset.name in config.held_sources:
             validation.append(subset)
             continue
@@ -77,7 +81,20 @@ def open_data(config: DataConfig, unfit: Callable[[Subset], Sequence[str]] = lam
     faults += numbering_faults([*sources, *test], classes)
     if faults:
         raise ConfigError(faults)
-    return Splits(tuple(train), tuple(validation), tuple(test), ()).numbered(classes)
+    return Splits(tuple(train), tuple(validation), tuple(test), (), tuple(apart)).numbered(classes)
+
+
+def _cut_apart(subset: Subset, share: float, faults: list[str]) -> tuple[Subset, Subset | None]:
+    """What is left of a source, and what is set apart of it, nothing of a share of 0."""
+    if not share:
+        return subset, None
+    left, apart = (subset.where(InShare("apart", *cut)) for cut in ((share, 1), (0, share)))
+    if not (left.num_samples and apart.num_samples):
+        faults.append(
+            f"data.set_apart: {share} of sources.{subset.name} ({subset.num_samples} samples) leaves none on one side; "
+            "give another fraction, or more samples"
+        )
+    return left, apart
 
 
 def numbering_faults(subsets: Sequence[Subset], classes: Sequence[str]) -> list[str]:

@@ -22,7 +22,8 @@ from shards.remote.store import Remote, Store
 from shards.remote.transport import join
 
 _CHUNK = 1 << 20
-_SALTS = {"validation": 0, "where": 0x8EBC6AF09C88C6E3, "fraction": 0xA0761D6478BD642F}
+_SALTS = {"validation": 0, "where": 0x8EBC6AF09C88C6E3, "fraction": 0xA0761D6478BD642F, "apart": 0xE7037ED1A0B428DB}
+CUTS = ("apart", "validation")  # kinds of shares that cut a source into what is trained on and what is not
 
 
 class Filter(Protocol):

@@ -55,6 +55,8 @@ def test_every_fault_comes_in_one_message(job):
 def test_a_run_that_keeps_the_bits_of_its_branches_is_refused(job):
     quant = replace(job, {"transfer.mode": "quant", "model.branches.fine.weights": "IMAGENET1K_V1"})
     assert "transfer.mode: quant keeps the bits" in refused(quant, quantize__bits={"choice": [4, 8]})
+    pruned = replace(job, {"model.fusion.prune": 0.05})
+    assert "model.fusion.prune: must be left out for a study" in refused(pruned, quantize__bits={"choice": [4, 8]})
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,15 @@ from typing import Any
 
 from shards.format.whole import read_json
 from shards.loading.damage import EVALUATION, TRAINING, read_damage
-from shards.settings import ConfigError
+from shards.settings import ConfigError, load
 from shards.text import counted
 from xfer import figures
-from xfer.bundle import open_model, weights_sha256
+from xfer.bundle import dropped_text, open_model, weights_sha256
+from xfer.config import Recipe
 from xfer.cost import cost_rows
 from xfer.folds import choice_text, score_rows
 from xfer.history import against_probe, left_out_scores, read_metrics
+from xfer.learn import WEIGHTS, learned_text
 from xfer.measure import heading, measure_of, measured
 from xfer.metrics import Estimate, mean_of
 from xfer.records import is_stale
@@ -68,11 +70,16 @@ def run_sections(folder: Path) -> list[Section]:
         text, choice = "Each training source, scored by the model of a run that never saw it.", choice_text(folder)
         text = f"{text} {choice}." if choice else text
         sections.append(Section("Leave one source out", text, table=left_out))
-    weights, chosen = open_model(folder).model.fusion_weights, read_chosen(folder)
-    if weights and len(weights) > 1:
+    trained, chosen = open_model(folder), read_chosen(folder)
+    weights, gone = trained.model.fusion_weights, dropped_text(trained)
+    if weights and (len(weights) > 1 or gone):
         caption = "w = softmax(alpha): how much each branch counts."
         plots = [(figures.weight_bars(weights), caption)]
-        sections.append(Section("Fusion weights", sentence(str(chosen)) if chosen else "", plots))
+        if any(WEIGHTS in row for row in rows):
+            plots.append((figures.weight_curve(rows), "As they were learned."))
+        said = learned_text(load(folder / "recipe.yaml", Recipe), rows) or (str(chosen) if chosen else "")
+        text = " ".join(sentence(one) for one in (said, gone) if one)
+        sections.append(Section("Fusion weights", text, plots))
     for name, title, what in (
         (TRAINING, "Damage", "Replaced by others of their source"),
         (EVALUATION, "Damage in evaluations", "Left out of every score"),

@@ -28,6 +28,12 @@ Answer = Any
 """What a model says of one image; what it is depends on the task alone."""
 
 
+def nothing(output: Output) -> Tensor:
+    """A loss of 0 that every part of an output has a part in."""
+    parts = output.values() if isinstance(output, Mapping) else [output]
+    return sum((part.float().sum() * 0 for part in parts if part.requires_grad), torch.zeros(()))
+
+
 class Loss(Protocol):
     """The training loss of a batch."""
 

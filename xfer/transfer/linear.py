@@ -15,6 +15,9 @@ from xfer.labels import masked_cross_entropy
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 ITERATIONS = 100
 Linear = tuple[Tensor, Tensor]  # weight [K, d], bias [K]
+Pool = Sequence[
+    tuple[float, Tensor]
+]  # of each classifier: its share of the logits, the features [n, d] it is fitted on
 _FLAT = 1e-6  # a deviation below this is that of a constant
 
 
@@ -57,6 +60,15 @@ def fit_linear(features: Tensor, targets: Tensor, masks: Tensor, penalty: float,
     return (start[0] + fitted[0], start[1] + fitted[1]) if start else fitted
 
 
+def fit_pooled(parts: Pool, targets: Tensor, masks: Tensor, penalty: float, start: Linear | None = None) -> Linear:
+    """The classifiers of a pool, each fitted alone: their weights side by side [K, sum of d], and the pool's bias."""
+    fitted = [(share, fit_linear(features, targets, masks, penalty, start)) for share, features in parts]
+    if len(fitted) == 1:
+        return fitted[0][1]
+    weights = torch.cat([weight for _, (weight, _) in fitted], 1)
+    return weights, torch.stack([share * bias for share, (_, bias) in fitted]).sum(0)
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """How the best penalty did on groups that were left out. accuracy: the mean over groups; right, known: [n] bool,
@@ -76,20 +88,29 @@ def choose_penalty(
     int64. A sample whose class the others do not have is not counted. Classes that no mask has are no answers: no
     sample here is of them, so the penalty that never answers them would seem best.
     """
-    found = (_left_out(penalty, features, targets, masks, groups, start) for penalty in PENALTIES)
+    return choose_pooled([(1.0, features)], targets, masks, groups, start)
+
+
+def choose_pooled(parts: Pool, targets: Tensor, masks: Tensor, groups: Tensor, start: Linear | None = None) -> LeftOut:
+    """The same of a pool of classifiers, the same penalty for all."""
+    found = (_left_out(penalty, parts, targets, masks, groups, start) for penalty in PENALTIES)
     return max(found, key=lambda one: one.accuracy)
 
 
 def _left_out(
-    penalty: float, features: Tensor, targets: Tensor, masks: Tensor, groups: Tensor, start: Linear | None
+    penalty: float, parts: Pool, targets: Tensor, masks: Tensor, groups: Tensor, start: Linear | None
 ) -> LeftOut:
     unasked = ~masks.any(0)
     right, known = torch.zeros_like(targets, dtype=torch.bool), torch.zeros_like(targets, dtype=torch.bool)
     scores = []
     for group in groups.unique().tolist():
         inside = groups == group
-        weight, bias = fit_linear(features[~inside], targets[~inside], masks[~inside], penalty, start)
-        logits = (features[inside] @ weight.T + bias).masked_fill(unasked, -torch.inf)
+        logits = torch.zeros(int(inside.sum()), masks.shape[1])
+        for share, features in parts:
+            if share:
+                weight, bias = fit_linear(features[~inside], targets[~inside], masks[~inside], penalty, start)
+                logits += share * (features[inside] @ weight.T + bias)
+        logits = logits.masked_fill(unasked, -torch.inf)
         known[inside] = torch.isin(targets[inside], targets[~inside])
         right[inside] = logits.argmax(1) == targets[inside]
         counted = inside & known

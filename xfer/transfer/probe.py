@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from shards.config import DataConfig
 from shards.loading.subset import Subset
-from xfer.fusion import WeightedSum
+from xfer.fusion import WeightedSum, classified
 from xfer.labels import annotated
 from xfer.model import FusionModel
 from xfer.transfer.features import Seen, features_of
-from xfer.transfer.linear import Linear, choose_penalty, fifths, fit_linear
+from xfer.transfer.linear import Linear, choose_pooled, fifths, fit_pooled
 from xfer.transfer.weights import ChosenWeights, choose_weights
 
 _SOURCES_TO_LEAVE_OUT = 3  # from so many on, a penalty is chosen on sources that were left out
@@ -85,10 +85,10 @@ def start_as_probe(
         by_branch = dict(zip(model.projections, features, strict=True))
         weights, best = choose_weights(model.fusion, by_branch, targets, masks, sources)
     with torch.no_grad():
-        fused = model.fusion(features)
+        parts = classified(model.fusion, features)
     if best is None or not by_sources:
-        best = choose_penalty(fused, targets, masks, sources if by_sources else fifths(len(targets)), head)
-    weight, bias = fit_linear(fused, targets, masks, best.penalty, head)
+        best = choose_pooled(parts, targets, masks, sources if by_sources else fifths(len(targets)), head)
+    weight, bias = fit_pooled(parts, targets, masks, best.penalty, head)
     with torch.no_grad():
         model.head.weight.copy_(weight)
         model.head.bias.copy_(bias)

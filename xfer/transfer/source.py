@@ -152,6 +152,12 @@ def _faults(config: ModelConfig, source: Trained) -> list[str]:
             f"model.branches: none is in {source.path}, which has {', '.join(theirs)}; take its names, or leave "
             "model.branches out"
         )
+    for name in config.branches:
+        if name in source.dropped:
+            faults.append(
+                f"model.branches.{name}: is no part of {source.path}, whose model.fusion.prune left it out; name "
+                f"the others in model.branches ({', '.join(theirs)}), or begin with its bundle"
+            )
     for name in known:
         branch = config.branches[name]
         for key in ("backbone", "stem"):

@@ -64,6 +64,8 @@ def transfer_faults(recipe: Recipe) -> list[str]:
         faults.append(f"transfer.l2_sp: must be left out with transfer.mode {mode}, which trains no branch")
     if recipe.transfer.head == "keep" and recipe.model.from_ is None and not recipe.model.is_dense:
         faults.append("transfer.head: keep takes rows of the head of another model: give model.from, or use fit")
+    if recipe.transfer.head == "keep" and recipe.model.fusion.kind == "late":
+        faults.append("transfer.head: must be fit for fusion.kind late, whose probe fits each branch a classifier anew")
     if mode == "full":
         return faults
     if not recipe.pretrained:

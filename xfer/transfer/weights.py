@@ -17,8 +17,8 @@ from torch import Tensor
 
 from shards.format.whole import read_json, write_json
 from shards.progress import progress
-from xfer.fusion import WeightedSum
-from xfer.transfer.linear import LeftOut, choose_penalty
+from xfer.fusion import WeightedSum, classified
+from xfer.transfer.linear import LeftOut, choose_pooled
 
 PARTS = 4  # of which w is made at most
 FILE = "fusion-weights.json"  # of a run folder
@@ -62,7 +62,7 @@ def choose_weights(
     """Sets the weights of `fusion` to those of the best probe on left-out sources; and how that probe did on them.
 
     features: by branch, in the fusion's order, [n, d] float; targets [n] int64; masks [n, K] bool; sources [n] int64,
-    two or more. Cost: up to 4 N + 1 candidates of N branches, each `choose_penalty`.
+    two or more. Cost: up to 4 N + 1 candidates of N branches, each `choose_pooled`.
     """
     names, n = list(features), len(features)
     tried: dict[tuple[float, ...], LeftOut] = {}
@@ -72,8 +72,8 @@ def choose_weights(
         if w not in tried:
             fusion.set_weights(w)
             with torch.no_grad():
-                fused = fusion(list(features.values()))
-            tried[w] = choose_penalty(fused, targets, masks, sources)
+                pool = classified(fusion, list(features.values()))
+            tried[w] = choose_pooled(pool, targets, masks, sources)
             advance()
         return tried[w]
 

@@ -84,14 +84,15 @@ def _open_all(
                 manifest = fetch_manifest(folder, source.split, lambda url: transport.read(Errand(url, aloud=True)))
             else:
                 manifest = read_manifest(folder, source.split)
-            found.append(_expect(Subset(name, folder, manifest), source.where, validation))
+            apart = config.apart_of(name) if section == "sources" else 0.0
+            found.append(_expect(Subset(name, folder, manifest), source.where, validation, apart))
         except ConfigError as error:
             faults += [f"data.{section}.{name}: {fault}" for fault in error.faults]
     return found
 
 
-def _expect(whole: Subset, where: WhereConfig | None, validation: float) -> Expected:
-    passing = _passing(whole, where) if where else 1.0
+def _expect(whole: Subset, where: WhereConfig | None, validation: float, apart: float) -> Expected:
+    passing = (_passing(whole, where) if where else 1.0) * (1 - apart)
     expected = Expected(whole, passing * (1 - validation), passing * validation)
     if not whole.num_samples:
         raise ConfigError(f"{whole.folder}: split {whole.manifest.split!r} has no samples")

@@ -14,6 +14,8 @@ KEYS = ("tests/xfer/test_train_keys.py",)
 PROBE = ("tests/xfer/transfer/test_probe.py",)
 REPORT = ("tests/xfer/test_report.py",)
 TRACK = ("tests/xfer/test_track.py",)
+LEARN = ("tests/xfer/test_learn.py",)
+PRUNE = ("tests/xfer/test_prune.py",)
 
 BREAKS = (
     Break("bf16-ignored", "train.precision: bf16 changes nothing", ENGINE, "enabled=self.bf16", "enabled=False", KEYS),
@@ -133,8 +135,8 @@ BREAKS = (
         "raw-scored",
         "an evaluation sees the weights that are trained, and not their average",
         RUN,
-        "with engine.averaged():",
-        "if True:",
+        "with engine.averaged(), _as",
+        "with _as",
         KEYS,
     ),
     Break(
@@ -289,5 +291,61 @@ BREAKS = (
         "        choose(folder, _selected(recipe, scores(read_metrics(recipe.folder))))",
         "        pass",
         ("tests/xfer/test_select.py",),
+    ),
+    Break(
+        "apart-trained-on",
+        "what is set apart is trained on too",
+        "shards/loading/open.py",
+        "    return left, apart\n",
+        "    return subset, apart\n",
+        LEARN,
+    ),
+    Break(
+        "learns-on-training",
+        "learn: held_out learns on the training batches",
+        "xfer/learn.py",
+        "batch = trained if self._batches is None else next(self._batches)",
+        "batch = trained",
+        LEARN,
+    ),
+    Break(
+        "learns-anew-on-resume",
+        "a run that goes on learns its weights on the first batches again",
+        "xfer/learn.py",
+        "slot, step // EVERY)",
+        "slot, 0)",
+        LEARN,
+    ),
+    Break(
+        "mixture-for-nothing",
+        "a mixture stays though a branch alone is as good",
+        "xfer/learn.py",
+        "statistics.fmean(more) <= error and",
+        "statistics.fmean(more) <= -error and",
+        LEARN,
+    ),
+    Break(
+        "folds-teach-nothing",
+        "the run on all sources has equal weights, whatever its folds learned",
+        "xfer/learn.py",
+        "    if not found:\n        return recipe.model\n",
+        "    return recipe.model\n",
+        LEARN,
+    ),
+    Break(
+        "pruned-scored-whole",
+        "a run is scored with the branches that its model is without",
+        "xfer/run.py",
+        "fusion.ignoring(fusion.below(prune))",
+        "fusion.ignoring([])",
+        PRUNE,
+    ),
+    Break(
+        "prune-ignored",
+        "model.fusion.prune changes nothing",
+        "xfer/bundle.py",
+        "    dropped = model.drop_below(recipe.model.fusion.prune)\n",
+        "    dropped = model.drop_below(None)\n",
+        PRUNE,
     ),
 )

@@ -15,6 +15,7 @@ from tests.xfer.transfer.test_stages import saved
 from xfer.backbone import Branch
 from xfer.bundle import open_model
 from xfer.config import Recipe
+from xfer.fusion import FUSIONS
 from xfer.model import build_model
 from xfer.transfer import features
 from xfer.transfer.features import features_of
@@ -157,7 +158,7 @@ def test_mean_and_covariance_are_those_of_the_maps_pixels(pretrained):
     torch.testing.assert_close(seen.covariance, pixels.T.cov(correction=0), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["wsum", "gate", "concat"])
+@pytest.mark.parametrize("kind", FUSIONS)
 def test_a_head_fitted_to_the_cache_says_of_the_images_what_it_says_of_their_features(feature, kind, tmp_path):
     """Logits of the whole model on training images, and its accuracy, against head and fusion on what is cached."""
     branches = feature["model"]["branches"]

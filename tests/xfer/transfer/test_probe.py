@@ -16,6 +16,7 @@ from xfer.bundle import open_model
 from xfer.checkpoint import choose
 from xfer.config import Recipe
 from xfer.folds import score_rows
+from xfer.fusion import FUSIONS
 from xfer.history import against_probe
 from xfer.labels import annotated, masked_cross_entropy
 from xfer.model import MEAN, STD, build_model
@@ -127,7 +128,7 @@ def test_probe_images_bounds_what_the_probe_is_fitted_on(pretrained, capsys):
 def test_branches_that_train_from_a_stage_and_several_branches_begin_so_too(pretrained):
     branches = pretrained["model"]["branches"]
     branches["coarse"] = {**branches["only"], "size": 16}
-    for kind in ("wsum", "gate", "concat"):
+    for kind in FUSIONS:
         changes = {"name": kind, "model.fusion.kind": kind, "train.steps": 1}
         scores = xfer.fit(pretrained, changes, quiet=True).metrics[0]["accuracy"]
         assert sum(scores.values()) / 2 > 0.33
