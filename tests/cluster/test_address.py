@@ -14,6 +14,11 @@ from cluster.config import Job
 from shards.settings import ConfigError, parse
 
 
+class _Dashboard(http.server.HTTPServer):
+    def handle_error(self, request, client_address):
+        """The one who asked has left before all was said."""
+
+
 @pytest.fixture
 def silent() -> Iterator[str]:
     """Takes connections and never says a word, which is how a head that is busy looks."""
@@ -46,8 +51,7 @@ def test_a_name_that_nobody_knows_is_named():
 
 
 def test_a_dashboard_is_not_taken_for_a_cluster():
-    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
-        server.handle_error = lambda *_: None  # the one who asked has left before all was said
+    with _Dashboard(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
         with pytest.raises(ConfigError, match="a web server answers there, such as Ray's dashboard"):
             check_listens(f"127.0.0.1:{server.server_port}")

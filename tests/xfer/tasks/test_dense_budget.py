@@ -1,5 +1,7 @@
 """Sensitivities of detectors and segmenters: what their drawn labels are, and files of a budget by them."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
@@ -62,9 +64,10 @@ def _fisher(task, values, output_of, step, draws=3000):
 def test_every_layer_has_a_sensitivity_also_where_stages_were_not_trained(trained, kind):
     model = fold(open_model(trained(kind).folder).model)
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    model.branches["main"].num_frozen = 2
+    branch: Any = model.branches["main"]
+    branch.num_frozen = 2
     found = sensitivities(model, [images])
-    assert model.branches["main"].num_frozen == 2
+    assert branch.num_frozen == 2
     assert all(set(row) == set(range(2, 9)) for row in found.values())
     assert all(row[2] > row[8] >= 0 for name, row in found.items())
     if kind in BOXES:
