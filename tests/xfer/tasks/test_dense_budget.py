@@ -5,7 +5,9 @@ import torch
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
 from tests.xfer.tasks.runs import BOXES, KINDS
+from xfer.backbone import Branch
 from xfer.bundle import open_model
+from xfer.model import FusionModel
 from xfer.quant.fold import fold
 from xfer.surface import Run
 from xfer.tasks.detect import Detect
@@ -62,9 +64,12 @@ def _fisher(task, values, output_of, step, draws=3000):
 def test_every_layer_has_a_sensitivity_also_where_stages_were_not_trained(trained, kind):
     model = fold(open_model(trained(kind).folder).model)
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    model.branches["main"].num_frozen = 2
+    branch = model.get_submodule("branches.main")
+    assert isinstance(branch, Branch)
+    branch.num_frozen = 2
+    assert isinstance(model, FusionModel)
     found = sensitivities(model, [images])
-    assert model.branches["main"].num_frozen == 2
+    assert branch.num_frozen == 2
     assert all(set(row) == set(range(2, 9)) for row in found.values())
     assert all(row[2] > row[8] >= 0 for name, row in found.items())
     if kind in BOXES:
