@@ -1,13 +1,13 @@
 """Sensitivities of detectors and segmenters: what their drawn labels are, and files of a budget by them."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
 from tests.xfer.tasks.runs import BOXES, KINDS
+from xfer.backbone import Branch
 from xfer.bundle import open_model
+from xfer.model import FusionModel
 from xfer.quant.fold import fold
 from xfer.surface import Run
 from xfer.tasks.detect import Detect
@@ -64,8 +64,10 @@ def _fisher(task, values, output_of, step, draws=3000):
 def test_every_layer_has_a_sensitivity_also_where_stages_were_not_trained(trained, kind):
     model = fold(open_model(trained(kind).folder).model)
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    branch: Any = model.branches["main"]
+    branch = model.get_submodule("branches.main")
+    assert isinstance(branch, Branch)
     branch.num_frozen = 2
+    assert isinstance(model, FusionModel)
     found = sensitivities(model, [images])
     assert branch.num_frozen == 2
     assert all(set(row) == set(range(2, 9)) for row in found.values())
