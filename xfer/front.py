@@ -5,6 +5,8 @@ the search half of what is held out. The report half stays for what is chosen fr
 
     front.json   the points, smallest first, each with its bits: `--bits-file front.json#NUMBER` makes the bundle of one
     front.png    what each loses against the run, over its size
+
+Sizes that are measured are kept in `front.part.json` until all are: the same command, given again, measures the rest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from shards.config import LEAVE_ONE_OUT
-from shards.format.whole import whole_file, write_json
+from shards.format.whole import read_json, whole_file, write_json
 from shards.progress import progress
 from shards.settings import ConfigError
 from shards.text import table
 from xfer.bundle import Trained
 from xfer.config import Recipe
 from xfer.figures import sizes_png
-from xfer.outcomes import Comparison
 from xfer.prepare import open_labelled
 from xfer.quantize import calibration_images, file_metadata, fold_model, held_out, measured_on, try_out
 from xfer.tasks.known import task_of
@@ -47,30 +48,38 @@ def measure_front(trained: Trained, recipe: Recipe, count: int, folder: Path) ->
     folded, metadata = fold_model(trained.model, recipe.quantize, calibration), file_metadata(trained, recipe)
     check_choosable(folded.kept)
     points = front_of(folded.model, sensitivities(folded.model, calibration), metadata).spread(count)
-    tried: list[Tried] = []
+    about: dict[str, Any] = {
+        "run": trained.name,
+        "weights": trained.weights_sha256,
+        "corrected": recipe.quantize.correct,
+        "measure": task.measure,
+        "images": held.splits(sum(map(len, calibration)), None),
+    }
+    of = {**about, "data": recipe.data.model_dump(mode="json", include={"sources", "test", "validation", "image_size"})}
+    part = _there(folder) / "front.part.json"
+    kept = read_json(part)
+    known = kept["points"] if kept.get("of") == of else []
+    rows: list[dict[str, Any]] = []
     with progress("front", len(points), "sizes") as advance:
         for number, point in enumerate(points, 1):
             what = f"size {number} of {len(points)}"
-            tried.append(try_out(folded, point.bits, metadata, lambda model, what=what: measure(model, what)))
+            row = next((row for row in known if row["bits"] == point.bits), None) or _row(
+                try_out(folded, point.bits, metadata, lambda model, what=what: measure(model, what))
+            )
+            rows.append(row)
+            write_json(part, {"of": of, "points": rows})
             advance()
-    rows = [_row(one) for one in tried]
     for row in rows:
         row["best"] = all(row["value"] > other["value"] for other in rows if other["bytes"] < row["bytes"])
-    first, picture = tried[0].compared, sizes_png(rows, task.measure)
-    write_json(
-        _there(folder) / "front.json",
-        {
-            "run": trained.name,
-            "weights": trained.weights_sha256,
-            "measure": task.measure,
-            "images": held.splits(sum(map(len, calibration)), None),
-            "float": {"bytes": trained.weights_bytes, "value": first.means[0]},
-            "points": rows,
-        },
-    )
+    value = rows[0]["value"] - rows[0]["difference"]
+    picture = sizes_png(rows, task.measure)
+    in_float = {"bytes": trained.weights_bytes, "value": value}
+    write_json(folder / "front.json", {**about, "float": in_float, "points": rows})
     with whole_file(folder / "front.png") as draft:
         draft.write_bytes(picture)
-    lines = [f"{task.measure} on the search half of {held.what}, {first.num_images:,} images:", *_table(rows, first)]
+    part.unlink()
+    count = about["images"]["search"]["images"]
+    lines = [f"{task.measure} on the search half of {held.what}, {count:,} images:", *_table(rows, task.measure, value)]
     return "\n".join([*lines, "  *: better than every smaller one", f"written: {folder / 'front.json'}, front.png"])
 
 
@@ -90,9 +99,10 @@ def _row(one: Tried) -> dict[str, Any]:
     }
 
 
-def _table(rows: Sequence[Mapping[str, Any]], compared: Comparison) -> list[str]:
-    head = ["point", "bytes", "bits", compared.measure, "difference", "95 % interval", ""]
-    lines = [head, ["float", "", "", f"{100 * compared.means[0]:.1f} %", "", "", ""]]
+def _table(rows: Sequence[Mapping[str, Any]], measure: str, value: float) -> list[str]:
+    """`value`: of the run."""
+    lines = [["point", "bytes", "bits", measure, "difference", "95 % interval", ""]]
+    lines.append(["float", "", "", f"{100 * value:.1f} %", "", "", ""])
     for number, row in enumerate(rows, 1):
         widths = sorted(row["bits"].values())
         bits = f"{widths[0]} to {widths[-1]}" if widths[0] < widths[-1] else f"{widths[0]}"

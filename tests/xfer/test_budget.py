@@ -18,7 +18,7 @@ from xfer.outcomes import outcomes_on
 from xfer.quant.bits import layers
 from xfer.quant.cost import predicted_bytes
 from xfer.quant.fold import fold
-from xfer.quantize import file_metadata, held_out, make_bundle
+from xfer.quantize import file_metadata, held_out, make_bundle, try_out
 from xfer.surface import Run
 from xfer.widths import smallest_within
 
@@ -144,6 +144,28 @@ def test_a_front_is_measured_on_the_search_half_and_each_point_can_be_made(recip
     again = tmp_path / "again"
     assert status("quantize", folder, "--bits-file", str(out / "bits.yaml"), "--out", str(again)) == 0
     assert (again / "weights.safetensors").read_bytes() == (out / "weights.safetensors").read_bytes()
+
+
+def test_a_front_that_was_stopped_measures_the_rest(trained, recipe, tmp_path, monkeypatch):  # noqa: F811
+    whole, broken, sizes = tmp_path / "whole", tmp_path / "broken", []
+
+    def counted(folded, bits, *rest):
+        if len(sizes) == 2 and not (whole / "front.json").exists():  # Ctrl-C
+            raise KeyboardInterrupt
+        sizes.append(bits)
+        return try_out(folded, bits, *rest)
+
+    monkeypatch.setattr("xfer.front.try_out", counted)
+    with pytest.raises(KeyboardInterrupt):
+        measure_front(trained, recipe, 3, broken)
+    assert not (broken / "front.json").exists()
+    monkeypatch.setattr("xfer.front.try_out", try_out)
+    measure_front(trained, recipe, 3, whole)
+    monkeypatch.setattr("xfer.front.try_out", counted)
+    measure_front(trained, recipe, 3, broken)
+    assert len(sizes) == 3
+    assert (broken / "front.json").read_bytes() == (whole / "front.json").read_bytes()
+    assert sorted(one.name for one in broken.iterdir()) == ["front.json", "front.png"]
 
 
 def _opened(recipe):  # noqa: F811
