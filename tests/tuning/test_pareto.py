@@ -130,7 +130,7 @@ def test_images_left_out_of_evaluations_are_in_the_report(tmp_path: Path, monkey
     (tmp_path / "evaluation-damage-0.jsonl").write_text(json.dumps(loss))
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "losses": [1.0]}) + "\n")
     (tmp_path / "recipe.yaml").write_text("name: run\n")
-    weights = SimpleNamespace(model=SimpleNamespace(fusion_weights={}), weights_sha256="")
+    weights = SimpleNamespace(model=SimpleNamespace(fusion_weights={}, branches={}), weights_sha256="", dropped={})
     monkeypatch.setattr(report, "open_model", lambda folder: weights)
     titles = {section.title: section for section in report.run_sections(tmp_path)}
     assert titles["Damage in evaluations"].text == "Left out of every score: 1 damaged sample."
