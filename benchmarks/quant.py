@@ -7,7 +7,8 @@ allocations of no more bytes are made by sensitivity, by the sensitivities of th
 drawn from the same values). All are corrected on the same images. A draw is another set of calibration images, labels,
 shuffles and random numbers. Measured on the report half of what is held out, which nothing is chosen by: points of the
 run's measure against the run in float, mean over draws with its 95 % t-interval, and the difference to one width by
-draw.
+draw. Of a classifier also the divergence of its answers from those in float, in nats an image, which is what
+sensitivities foretell and is less a matter of chance than which few images change sides.
 Written to benchmarks/results/NAME.md, with the raw rows.
 """
 
@@ -20,8 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from benchmarks.record import cell, commit, each_on_a_core
+from benchmarks.record import cell, commit, each_on_a_core, over_seeds
 from shards.loading.few import few
 from shards.loading.subset import InShare
 from shards.settings import load
@@ -74,14 +76,33 @@ def _draw(run: Path, draw: int, widths: Sequence[int], count: int, share: float)
     }
     models = {f"{bits} {way}": folded.rounded(chosen).model for (bits, way), chosen in bits_of.items()}
     found = outcomes_on({"float": trained.model, **models}, report, recipe.data, trained.classes, f"draw {draw}")
+    images = [
+        batch.images
+        for batch in few(report, recipe.data, sum(one.num_samples for one in report), "proportional", batch_size=64)
+    ]
+    nats = {name: _divergence(folded.model, model, images) for name, model in models.items()}
     rows = []
     for (bits, way), chosen in bits_of.items():
         compared = Comparison("report", found["float"], found[f"{bits} {way}"])
         value, difference = compared.means[0], compared.mean_difference.value
         size = predicted_bytes(folded.model, chosen)
         row = {"bits": bits, "way": way, "draw": draw, "bytes": size, "float": value, "difference": difference}
-        rows.append(row | {"images": compared.num_images, "cpu_s": spent})
+        rows.append(row | {"images": compared.num_images, "cpu_s": spent, "nats": nats[f"{bits} {way}"]})
     return rows
+
+
+@torch.inference_mode()
+def _divergence(reference: nn.Module, model: nn.Module, images: Sequence[Tensor]) -> float | None:
+    """Mean over images of KL(reference || model) of their classes; None: the model is no classifier."""
+    total = count = 0.0
+    for batch in images:
+        said = reference(batch)
+        if not isinstance(said, Tensor) or said.dim() != 2:
+            return None
+        p = said.log_softmax(1)
+        total += float((p.exp() * (p - model(batch).log_softmax(1))).sum())
+        count += len(batch)
+    return total / count
 
 
 def _allocations(model: Any, losses: Mapping[str, Any], bits: int, draw: int) -> dict[str, Mapping[str, int]]:
@@ -123,11 +144,26 @@ def _report(options: argparse.Namespace, rows: list[dict[str, Any]], recipe: Rec
         megabytes = next(row["bytes"] for row in rows if (row["bits"], row["way"]) == (bits, UNIFORM)) / 1e6
         cells = " | ".join(cell(one, signed=True) for one in (*values.values(), gains))
         lines.append(f"| {bits} | {megabytes:.2f} | {cells} |")
+    if all(row["nats"] is not None for row in rows):
+        lines += ["", "Divergence from the run in float, nats an image:", ""]
+        lines += [f"| bits | {' | '.join(WAYS)} | {MIXED} less {UNIFORM} |", "|---|" + "---|" * (len(WAYS) + 1)]
+        found = {(row["bits"], row["way"], row["draw"]): row["nats"] for row in rows}
+        for bits in options.bits:
+            values = {way: [found[bits, way, draw] for draw in range(options.draws)] for way in WAYS}
+            gains = [mixed - plain for mixed, plain in zip(values[MIXED], values[UNIFORM], strict=True)]
+            lines.append(f"| {bits} | {' | '.join(map(_nats, values.values()))} | {_nats(gains)} |")
     spent = max(row["cpu_s"] for row in rows)
     lines += ["", f"Sensitivities of {options.calibration} images: {spent:.0f} CPU seconds at most."]
-    lines += ["", "Raw rows: bits, way, draw, bytes, difference:", "", "```"]
-    lines += [f"{r['bits']} {r['way']!r} {r['draw']} {r['bytes']} {r['difference']:+.5f}" for r in rows]
+    lines += ["", "Raw rows: bits, way, draw, bytes, difference, nats:", "", "```"]
+    lines += [f"{r['bits']} {r['way']!r} {r['draw']} {r['bytes']} {r['difference']:+.5f} {r['nats']}" for r in rows]
     return "\n".join([*lines, "```", ""])
+
+
+def _nats(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.4f}"
+    found = over_seeds(values)
+    return f"{found.value:.4f} ± {(found.high - found.low) / 2:.4f}"
 
 
 if __name__ == "__main__":
