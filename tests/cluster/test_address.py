@@ -11,6 +11,7 @@ import pytest
 from cluster import address
 from cluster.address import check_listens
 from cluster.config import Job
+from cluster.session import connect
 from shards.settings import ConfigError, parse
 
 
@@ -37,10 +38,21 @@ def test_what_can_be_one_is_taken(recipe_values, given):
     assert parse({"recipe": recipe_values, "cluster": {"address": given}}, Job).cluster.address == given
 
 
-def test_a_closed_port_is_named():
+@pytest.fixture
+def closed() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        closed = f"127.0.0.1:{free.getsockname()[1]}"
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_session_at_a_closed_port_ends_before_ray_is_asked(closed, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was asked"))
+    with pytest.raises(ConfigError, match=f"no cluster at {closed}"), connect(closed):
+        pass
+
+
+def test_a_closed_port_is_named(closed):
     with pytest.raises(ConfigError, match=f"no cluster at {closed}: Connection refused"):
         check_listens(closed)
 

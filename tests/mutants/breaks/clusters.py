@@ -15,6 +15,22 @@ BREAKS = (
         ("tests/cluster/test_session.py",),
     ),
     Break(
+        "dashboard-taken",
+        "a dashboard is taken for the head of a cluster",
+        "cluster/address.py",
+        'return link.recv(5) == b"HTTP/"',
+        'return link.recv(5) == b""',
+        ("tests/cluster/test_address.py",),
+    ),
+    Break(
+        "address-unasked",
+        "Ray is asked for a cluster where nothing listens",
+        "cluster/session.py",
+        "        check_listens(address)\n",
+        "",
+        ("tests/cluster/test_address.py",),
+    ),
+    Break(
         "stale-shown",
         "the report shows scores of an earlier checkpoint as those of the run",
         "xfer/records.py",
