@@ -60,6 +60,7 @@ def test_import_contracts():
                 "shards/cli/build.py",
                 "xfer/cli/compare.py",
                 "xfer/cli/evaluate.py",
+                "xfer/cli/export.py",
                 "xfer/cli/quantize.py",
                 "xfer/cli/features.py",
                 "xfer/cli/fit.py",

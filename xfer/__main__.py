@@ -36,6 +36,7 @@ VERBS = {
     "soup": ("xfer.cli:soup", MODEL),
     "quantize": ("xfer.cli:quantize", MODEL),
     "predict": ("xfer.cli:predict", MODEL),
+    "export": ("xfer.cli:export", MODEL),
     "tune": ("tuning.cli:tune", SEARCH),
     "report": ("tuning.cli:report", SEARCH),
     "demo": ("tuning.cli:demo", SEARCH),

@@ -7,14 +7,16 @@
            card.md               where it comes from, what it weighs, how good it is
            manifest.json         size and sha256 of every file: the bundle is whole or refused; which images what
                                  its card says was chosen and measured on
+           model.onnx, ...       what `xfer export` added
 
 `open_model` reads a bundle or a run folder alike.
 """
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ from xfer.trained_on import TrainedOn, read_entries, without_folder
 FORMAT = 1
 FILES = frozenset({"weights.safetensors", "recipe.yaml", "labels.yaml", "bits.yaml", "card.md"})
 LATER = frozenset({"bits.yaml"})  # older bundles lack it
+ADDED = frozenset({"model.onnx", "model.int8.onnx", "decode.py"})
+"""Files that a bundle may have beside these: other forms of its weights (xfer/export)."""
 
 
 class BundleRecipe(Strict):
@@ -191,7 +195,7 @@ def is_bundle(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     files = manifest.get("files") if isinstance(manifest, dict) else None
-    return isinstance(files, dict) and files.keys() | LATER == FILES and "format" in manifest
+    return isinstance(files, dict) and (files.keys() | LATER) - ADDED == FILES and "format" in manifest
 
 
 def check_replaceable(folder: Path) -> None:
@@ -205,12 +209,29 @@ def check_replaceable(folder: Path) -> None:
     there = {path.name for path in folder.iterdir()}
     if there and not is_bundle(folder):
         raise ConfigError(f"{folder}: exists and is no bundle; it is left alone, give another folder")
-    foreign = sorted(there - FILES - {"manifest.json"})
+    foreign = sorted(there - FILES - ADDED - {"manifest.json"})
     if foreign:
         raise ConfigError(
             f"{folder}: beside the bundle there lies {', '.join(foreign[:5])}, which replacing it would remove; "
             "move it away, or give another folder"
         )
+
+
+def add_files(folder: Path, files: Mapping[str, Callable[[Path], Any]]) -> None:
+    """Gives a bundle files of `ADDED`, by name what writes each: all of them, or the bundle is as it was. Raises
+    ConfigError if it is not whole, or something else lies in its folder; OSError.
+    """
+    assert files.keys() <= ADDED
+    check_replaceable(folder)
+    if faults := damage(folder):
+        raise ConfigError(faults, f"{folder} is not whole")
+    listed = read_json(folder / "manifest.json")
+    with whole_folder(folder) as draft:
+        for name in listed["files"].keys() - files.keys():
+            shutil.copyfile(folder / name, draft / name)
+        for name, write in files.items():
+            write(draft / name)
+        write_manifest(draft, {key: value for key, value in listed.items() if key != "files"})
 
 
 def _bundle_classes(path: Path) -> tuple[str, ...]:

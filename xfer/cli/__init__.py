@@ -2,10 +2,11 @@
 
 from xfer.cli.compare import compare
 from xfer.cli.evaluate import evaluate
+from xfer.cli.export import export
 from xfer.cli.features import features
 from xfer.cli.fit import fit
 from xfer.cli.predict import predict
 from xfer.cli.quantize import quantize
 from xfer.cli.soup import soup
 
-__all__ = ["compare", "evaluate", "features", "fit", "predict", "quantize", "soup"]
+__all__ = ["compare", "evaluate", "export", "features", "fit", "predict", "quantize", "soup"]

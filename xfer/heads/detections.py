@@ -43,9 +43,9 @@ class BoxHead(nn.Module):
         they are.
         """
         pyramid = list(self.pyramid(maps).values())
-        num_images = len(pyramid[0])
-        if pyramid[-1].numel() == GROUPS:  # torch refuses to normalise single numbers, unless there are two images
-            pyramid = [x.expand(2, -1, -1, -1) for x in pyramid]
+        num_images = pyramid[0].shape[0]  # not len: of a traced model that is one number for all batches
+        if pyramid[-1].shape[1:].numel() == GROUPS:  # torch refuses to normalise single numbers of one image alone
+            pyramid = [torch.cat([x, x[:1]]) for x in pyramid]
         found = {name: value[:num_images] for name, value in self.head(pyramid).items()}
         return found, [(x.shape[-2], x.shape[-1]) for x in pyramid], pyramid[0].device
 

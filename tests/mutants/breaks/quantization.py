@@ -5,6 +5,7 @@ from tests.mutants.broken import Break
 QUANT_MODE = ("tests/xfer/transfer/test_quant.py",)
 QUANT = ("tests/xfer/quant",)
 BUDGET = ("tests/xfer/test_budget.py",)
+EXPORT = ("tests/xfer/tasks/test_export.py",)
 
 BREAKS = (
     Break(
@@ -126,5 +127,29 @@ BREAKS = (
         "return trial_run(folder, best) if needs_training(study.space) else study.job.recipe.folder",
         "return study.job.recipe.folder",
         ("tests/tuning/test_gain.py",),
+    ),
+    Break(
+        "export-scales-swapped",
+        "the file in int8 has its codes at other scales",
+        "xfer/export/qdq.py",
+        "    scale, q = codes.scale.numpy(), codes.q.numpy()\n",
+        "    scale, q = codes.scale.numpy()[::-1].copy(), codes.q.numpy()\n",
+        EXPORT,
+    ),
+    Break(
+        "export-unchecked",
+        "a file in float is written whatever it gives",
+        "xfer/export/write.py",
+        "    if not worst <= NEAR:\n",
+        "    if False:\n",
+        EXPORT,
+    ),
+    Break(
+        "decode-keeps-padding",
+        "the decode.py beside a detector reports boxes that lie in the padding",
+        "xfer/export/decode.py",
+        "    return boxes[there], scores[there], labels[there]\n",
+        "    return boxes, scores, labels\n",
+        EXPORT,
     ),
 )
