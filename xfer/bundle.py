@@ -209,7 +209,7 @@ def check_replaceable(folder: Path) -> None:
     there = {path.name for path in folder.iterdir()}
     if there and not is_bundle(folder):
         raise ConfigError(f"{folder}: exists and is no bundle; it is left alone, give another folder")
-    foreign = sorted(there - FILES - ADDED - {"manifest.json"})
+    foreign = sorted(there - FILES - ADDED - {"manifest.json", "__pycache__"})  # Python's, of a decode.py that was used
     if foreign:
         raise ConfigError(
             f"{folder}: beside the bundle there lies {', '.join(foreign[:5])}, which replacing it would remove; "

@@ -44,8 +44,9 @@ class BoxHead(nn.Module):
         """
         pyramid = list(self.pyramid(maps).values())
         num_images = pyramid[0].shape[0]  # not len: of a traced model that is one number for all batches
-        if pyramid[-1].shape[1:].numel() == GROUPS:  # torch refuses to normalise single numbers of one image alone
-            pyramid = [torch.cat([x, x[:1]]) for x in pyramid]
+        single = pyramid[-1].shape[1:].numel() == GROUPS
+        if single and (torch.compiler.is_exporting() or num_images == 1):  # torch refuses to normalise single numbers
+            pyramid = [torch.cat([x, x[:1]]) for x in pyramid]  # a graph is for any number of images, one among them
         found = {name: value[:num_images] for name, value in self.head(pyramid).items()}
         return found, [(x.shape[-2], x.shape[-1]) for x in pyramid], pyramid[0].device
 
