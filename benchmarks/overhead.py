@@ -189,7 +189,7 @@ def main() -> None:
     arguments.out.write_text(
         f"""# Training overhead, CPU, steady state
 
-Command: `python -m benchmarks.overhead`
+Command: `python -m benchmarks.overhead --rounds {arguments.rounds} --steps {arguments.steps}`
 Commit: {commit()}. Machine: {platform.machine()}, one thread, torch {torch.__version__}.
 Batches of {arguments.batch} at {arguments.side} px from memory; {arguments.rounds} rounds of {arguments.steps} steps of
 each loop in turn, in one process.
