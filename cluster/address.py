@@ -25,8 +25,8 @@ def address_fault(address: str) -> str:
 
 
 def check_listens(address: str) -> None:
-    """Raises ConfigError in `ANSWER_S` if nothing takes connections at `address`, or what does is no head of a cluster.
-    `auto` is left to Ray.
+    """Raises ConfigError if nothing takes connections at `address`, or what does is no head of a cluster: within twice
+    `ANSWER_S`. `auto` is left to Ray.
     """
     if address == "auto":
         return

@@ -59,7 +59,7 @@ def _wait(config: ClusterConfig, may_return: bool) -> None:
         if time.monotonic() > next_word:
             print(f"waiting for room, {left:.0f} s at most: {_numbers(config)}", file=sys.stderr)
             next_word = time.monotonic() + WORD_S
-        time.sleep(min(POLL_S, config.wait_s / 2))
+        time.sleep(min(POLL_S, left))
 
 
 def total() -> list[Mapping[str, float]]:

@@ -15,7 +15,7 @@ A mixture of branches has to earn its cost. After the last step w is compared wi
 apart, and stays only if its loss is lower by more than the standard error of the difference (the one-standard-error
 rule: Breiman et al., Classification and Regression Trees, 1984, sec. 3.4.3).
 
-Cost: a forward pass every fourth step, some 8 % of the time; a few passes over at most `SETTLED` images at the end.
+Cost: a forward pass every fourth step, and back to alpha; a few passes over at most `SETTLED` images at the end.
 """
 
 import math

@@ -21,10 +21,9 @@ from shards.loading.open import Splits
 from shards.loading.subset import Subset
 from shards.progress import progress
 from shards.settings import ConfigError
-from shards.text import markdown
 from xfer.bundle import Trained, all_bits, body, check_replaceable, open_model, write_bundle
+from xfer.card import card_of
 from xfer.config import QuantizeConfig, Recipe
-from xfer.history import gain_markdown
 from xfer.model import FusionModel
 from xfer.outcomes import Comparison, outcomes_on
 from xfer.quant.allocate import Allocation
@@ -42,9 +41,10 @@ from xfer.widths import (
     check_budget,
     check_choosable,
     front_of,
+    plainly,
     sensitivities,
     smallest_within,
-    tried_rows,
+    span,
 )
 
 CALIBRATION_BATCH = 64
@@ -134,7 +134,7 @@ def choose_widths(
             bits = layer_bits(model, config.bits, {**config.groups})
         except ValueError as error:
             raise ConfigError(f"quantize.groups: {error}") from None
-        return Widths(bits, _plainly(config))
+        return Widths(bits, plainly(config))
     if budget is not None:
         check_budget(model, budget, metadata)
     if max_drop is not None and measure is None:
@@ -147,7 +147,7 @@ def choose_widths(
     if budget is not None:
         point = front.within(budget)
         room = "8 bits in every layer need no more" if set(point.bits.values()) == {8} else "by sensitivity"
-        return Widths(point.bits, f"{_range(point.bits)}, for at most {budget:,} bytes; {room}", losses)
+        return Widths(point.bits, f"{span(point.bits)}, for at most {budget:,} bytes; {room}", losses)
     assert max_drop is not None
     assert measure is not None
 
@@ -155,7 +155,7 @@ def choose_widths(
         return try_out(folded, point.bits, metadata, lambda model: measure(model, what))
 
     best, *others = smallest_within(front, max_drop, tried)
-    said = f"{_range(best.bits)}, the smallest file found that loses at most {max_drop:g} points on the search images"
+    said = f"{span(best.bits)}, the smallest file found that loses at most {max_drop:g} points on the search images"
     return Widths(best.bits, said, losses, [best, *others])
 
 
@@ -165,15 +165,6 @@ def try_out(
     """A model at these widths, packed, read back and measured."""
     model, size_bytes = folded.read_back(folded.rounded(bits), metadata)
     return Tried(bits, size_bytes, measure(model))
-
-
-def _plainly(config: QuantizeConfig) -> str:
-    return f"{config.bits}" + "".join(f", {group} {width}" for group, width in config.groups.items())
-
-
-def _range(bits: Mapping[str, int]) -> str:
-    low, high = min(bits.values()), max(bits.values())
-    return f"{low} to {high}" if high > low else str(low)
 
 
 def _given_layers(model: FusionModel, given: Mapping[str, int]) -> dict[str, int]:
@@ -367,7 +358,10 @@ def ship(
     """
     assert isinstance(quantized.model, FusionModel)
     extra = file_metadata(trained, recipe)
-    card = _card(trained, recipe, quantized, compared, widths, splits or {})
+    bits = all_bits(quantized)
+    widths = widths or Widths(bits, span(bits) if recipe.quantize.searches else plainly(recipe.quantize))
+    foretold = predicted_bytes(quantized.model, bits, extra)
+    card = card_of(trained, recipe, quantized.model, widths, foretold, compared, splits or {})
     write_bundle(folder, recipe, trained, quantized, extra, card, {"splits": splits} if splits else {})
     bundle = open_model(folder)
     _check_same(quantized.model, bundle)
@@ -380,50 +374,3 @@ def _check_same(measured: FusionModel, bundle: Trained) -> None:
     other = [name for name, value in measured.state_dict().items() if not torch.equal(value.cpu(), read[name])]
     if other or len(read) != len(measured.state_dict()):
         raise RuntimeError(f"{bundle.path}: read back, the model is another one: {', '.join(other[:3])} differ")
-
-
-def _card(
-    trained: Trained,
-    recipe: Recipe,
-    quantized: Quantized,
-    compared: Sequence[Comparison],
-    widths: Widths | None,
-    splits: Mapping[str, Mapping[str, Any]],
-) -> str:
-    assert isinstance(quantized.model, FusionModel)
-    weights, bits = quantized.model.fusion_weights, all_bits(quantized)
-    foretold = predicted_bytes(quantized.model, bits, file_metadata(trained, recipe))
-    widths = widths or Widths(bits, _range(bits) if recipe.quantize.searches else _plainly(recipe.quantize))
-    lines = [
-        f"# {recipe.name}",
-        "",
-        f"- classes: {', '.join(trained.classes)}",
-        f"- trained on: {', '.join(sorted(recipe.data.sources))}; steps {recipe.steps}, seed {recipe.train.seed}",
-        f"- fusion: {recipe.model.fusion.kind}, weights "
-        + (", ".join(f"{name} {w:.3f}" for name, w in weights.items()) if weights else "none"),
-        f"- images: {recipe.data.image_size} x {recipe.data.image_size} pixels, {recipe.data.resize}",
-        f"- storage bits: {_storage(recipe, bits, widths)}",
-        f"- weights: {trained.weights_bytes:,} bytes in float, {foretold:,} packed",
-        *(f"- {part} on {one['images']:,} images: {one['of']}" for part, one in splits.items()),
-        "",
-        *gain_markdown(trained.path),
-        *(line for one in compared for line in (one.markdown(), "")),
-    ]
-    if widths.tried:
-        measure = task_of(trained.model.task).measure
-        lines += ["Tried on the search images:", "", *markdown(tried_rows(widths.tried, measure)), ""]
-    if widths.losses:
-        lines += ["Sensitivity: expected divergence in nats an image from rounding the layer alone.", ""]
-    return "\n".join([*lines, *markdown(widths.rows(quantized.model, by_layer=True))]) + "\n"
-
-
-def _storage(recipe: Recipe, bits: Mapping[str, int], widths: Widths) -> str:
-    if recipe.transfer.mode == "quant":
-        body = {name: width for name, width in bits.items() if name != "head"}
-        return f"branches and projections {_body_range(body)}, as before the head was fitted; head {bits['head']}"
-    return widths.said
-
-
-def _body_range(bits: Mapping[str, int]) -> str:
-    packed = [width for width in bits.values() if width != FLOAT] or [FLOAT]
-    return f"{min(packed)} to {max(packed)}"

@@ -18,10 +18,11 @@ from shards.progress import progress
 from shards.settings import ConfigError
 from shards.text import size
 from xfer.backbone import Branch
+from xfer.config import QuantizeConfig
 from xfer.model import FusionModel
 from xfer.outcomes import Comparison
 from xfer.quant.allocate import Allocation, Table, front
-from xfer.quant.bits import WIDTHS, groups, layers
+from xfer.quant.bits import FLOAT, WIDTHS, groups, layers
 from xfer.quant.cost import layer_bytes, predicted_bytes
 from xfer.quant.sensitivity import sensitivity
 from xfer.tasks.known import task_of
@@ -172,6 +173,18 @@ class Widths:
             if self.losses:
                 rows[-1].append(f"{sum(self.losses[name][self.bits[name]] for name in names):.2g}")
         return rows
+
+
+def plainly(config: QuantizeConfig) -> str:
+    """Bits by group, in words."""
+    return f"{config.bits}" + "".join(f", {group} {width}" for group, width in config.groups.items())
+
+
+def span(bits: Mapping[str, int]) -> str:
+    """`3 to 8`, of the layers that are not in float, if there are any."""
+    packed = [width for width in bits.values() if width != FLOAT] or [FLOAT]
+    low, high = min(packed), max(packed)
+    return f"{low} to {high}" if high > low else str(low)
 
 
 def smallest_within(front: Front, max_drop: float, measure: Callable[[Allocation, str], Tried]) -> list[Tried]:

@@ -7,7 +7,7 @@ import pytest
 import xfer
 from cluster.config import Job
 from shards.settings import dump
-from tests.xfer.test_quantize import status
+from tests.xfer.command import status
 from tuning.config import Study
 from tuning.record import Recorder, Row
 from tuning.trial import share, trial

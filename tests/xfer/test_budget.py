@@ -10,7 +10,7 @@ import yaml
 
 from shards.loading.few import few
 from shards.settings import ConfigError, parse, replace
-from tests.xfer.test_quantize import data, recipe, status, trained  # noqa: F401 - fixtures
+from tests.xfer.command import status
 from xfer.bundle import open_model
 from xfer.config import QuantizeConfig, with_widths
 from xfer.front import measure_front
@@ -24,7 +24,7 @@ from xfer.widths import smallest_within
 
 
 @pytest.fixture(scope="module")
-def sizes(trained, recipe):  # noqa: F811
+def sizes(trained, recipe):
     """Bytes of the file with a width in every layer."""
     model = fold(trained.model)
     return {
@@ -34,7 +34,7 @@ def sizes(trained, recipe):  # noqa: F811
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.72])
-def test_the_file_of_a_budget_is_no_larger_and_near_to_it(recipe, trained, data, sizes, tmp_path, share):  # noqa: F811
+def test_the_file_of_a_budget_is_no_larger_and_near_to_it(recipe, trained, data, sizes, tmp_path, share):
     budget = round(sizes[2] + share * (sizes[8] - sizes[2]))
     made = make_bundle(trained, with_widths(recipe, {"budget": budget}), data, tmp_path / "b")
     size = (tmp_path / "b" / "weights.safetensors").stat().st_size
@@ -52,7 +52,7 @@ def test_the_file_of_a_budget_is_no_larger_and_near_to_it(recipe, trained, data,
         assert float(line.split("|")[5]) == pytest.approx(made.widths.losses[name][width], rel=0.06)
 
 
-def test_a_budget_is_better_spent_by_sensitivity_than_on_one_width(recipe, trained, data, sizes, tmp_path):  # noqa: F811
+def test_a_budget_is_better_spent_by_sensitivity_than_on_one_width(recipe, trained, data, sizes, tmp_path):
     images = next(few(data.validation, recipe.data, 120)).images
     errors = {}
     for name, way in {"mixed": {"budget": sizes[3]}, "uniform": {"bits": 3}}.items():
@@ -63,13 +63,13 @@ def test_a_budget_is_better_spent_by_sensitivity_than_on_one_width(recipe, train
     assert errors["mixed"] < 0.8 * errors["uniform"]
 
 
-def test_more_than_eight_bits_everywhere_is_eight_bits_everywhere_and_said(recipe, sizes, tmp_path, capsys):  # noqa: F811
+def test_more_than_eight_bits_everywhere_is_eight_bits_everywhere_and_said(recipe, sizes, tmp_path, capsys):
     assert status("quantize", str(recipe.folder), "--budget", "1GB", "--out", str(tmp_path / "b")) == 0
     assert set(open_model(tmp_path / "b").bits.values()) == {8}
     assert "8 bits in every layer need no more" in capsys.readouterr().out
 
 
-def test_a_budget_below_two_bits_is_refused_before_anything_is_measured(recipe, sizes, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_a_budget_below_two_bits_is_refused_before_anything_is_measured(recipe, sizes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("xfer.quantize.sensitivities", lambda *given: pytest.fail("measured"))
     out = tmp_path / "b"
     assert status("quantize", str(recipe.folder), "--budget", str(sizes[2] - 1), "--out", str(out)) == 2
@@ -77,7 +77,7 @@ def test_a_budget_below_two_bits_is_refused_before_anything_is_measured(recipe, 
     assert not out.exists()
 
 
-def test_calibration_search_and_report_share_no_image_and_are_said(recipe, trained, data, sizes, tmp_path):  # noqa: F811
+def test_calibration_search_and_report_share_no_image_and_are_said(recipe, trained, data, sizes, tmp_path):
     held = held_out(data, recipe.data, halved=True)
     search, report = (_keys(part) for part in (held.search, held.report))
     every = _keys(data.validation)
@@ -100,7 +100,7 @@ def test_calibration_search_and_report_share_no_image_and_are_said(recipe, train
         assert f"{part} on {one['images']:,} images: {one['of']}" in (tmp_path / "b" / "card.md").read_text()
 
 
-def test_the_smallest_that_was_found_within_a_loss_is_taken(recipe, trained, data, tmp_path):  # noqa: F811
+def test_the_smallest_that_was_found_within_a_loss_is_taken(recipe, trained, data, tmp_path):
     made = make_bundle(trained, with_widths(recipe, {"max_drop": 3.0}), data, tmp_path / "b")
     best, *others = made.widths.tried
     assert best.drop <= 3
@@ -121,7 +121,7 @@ class _Front:
         return [None] * 3
 
 
-def test_a_front_is_measured_on_the_search_half_and_each_point_can_be_made(recipe, trained, tmp_path, capsys):  # noqa: F811
+def test_a_front_is_measured_on_the_search_half_and_each_point_can_be_made(recipe, trained, tmp_path, capsys):
     folder = str(recipe.folder)
     assert status("quantize", folder, "--front", "3", "--out", str(tmp_path)) == 0
     shown = capsys.readouterr().out
@@ -138,7 +138,7 @@ def test_a_front_is_measured_on_the_search_half_and_each_point_can_be_made(recip
     bundle = open_model(out)
     assert bundle.bits == points[1]["bits"]
     assert bundle.weights_bytes == points[1]["bytes"]
-    data = held_out(_opened(recipe), recipe.data, halved=True)  # noqa: F811
+    data = held_out(_opened(recipe), recipe.data, halved=True)
     right = outcomes_on({"m": bundle.model}, data.search, recipe.data, bundle.classes, "check")["m"]
     assert np.mean([one.mean() for one in right.values()]) == pytest.approx(points[1]["value"])
     again = tmp_path / "again"
@@ -146,7 +146,7 @@ def test_a_front_is_measured_on_the_search_half_and_each_point_can_be_made(recip
     assert (again / "weights.safetensors").read_bytes() == (out / "weights.safetensors").read_bytes()
 
 
-def test_a_front_that_was_stopped_measures_the_rest(trained, recipe, tmp_path, monkeypatch):  # noqa: F811
+def test_a_front_that_was_stopped_measures_the_rest(trained, recipe, tmp_path, monkeypatch):
     whole, broken, sizes = tmp_path / "whole", tmp_path / "broken", []
 
     def counted(folded, bits, *rest):
@@ -168,7 +168,7 @@ def test_a_front_that_was_stopped_measures_the_rest(trained, recipe, tmp_path, m
     assert sorted(one.name for one in broken.iterdir()) == ["front.json", "front.png"]
 
 
-def _opened(recipe):  # noqa: F811
+def _opened(recipe):
     from xfer.prepare import open_labelled
 
     return open_labelled(recipe.data)
@@ -192,7 +192,7 @@ def _opened(recipe):  # noqa: F811
         (["--bits-file", "{tmp}/none.yaml"], "no such file"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_message(recipe, tmp_path, capsys, words, said):  # noqa: F811
+def test_what_cannot_be_is_refused_in_one_message(recipe, tmp_path, capsys, words, said):
     (bits := tmp_path / "bits.yaml").write_text("no.such: 4\n")
     (front := tmp_path / "front.json").write_text('{"points": [{"bits": {"a": 4}}]}')
     filled = [word.replace("{bits}", str(bits)).replace("{front}", str(front)) for word in words]
@@ -218,7 +218,7 @@ def test_a_size_may_be_written_with_its_unit(given, size):
     assert parse({"budget": given}, QuantizeConfig).budget == size
 
 
-def test_an_option_takes_the_place_of_what_the_recipe_says_and_python_has_the_same(recipe, sizes, tmp_path):  # noqa: F811
+def test_an_option_takes_the_place_of_what_the_recipe_says_and_python_has_the_same(recipe, sizes, tmp_path):
     plain = replace(recipe, {"quantize.bits": 4, "quantize.groups": {"head": 8}})
     assert with_widths(plain, {"budget": 10**6}).quantize.groups == {}
     assert with_widths(with_widths(plain, {"budget": 10**6}), {"bits": 4}).quantize.budget is None
@@ -228,7 +228,7 @@ def test_an_option_takes_the_place_of_what_the_recipe_says_and_python_has_the_sa
     assert Run(recipe.folder).quantize(layers=model.bits, out=tmp_path / "c").bits == model.bits
 
 
-def test_a_bundle_of_before_there_were_bits_in_it_is_still_one(recipe, tmp_path):  # noqa: F811
+def test_a_bundle_of_before_there_were_bits_in_it_is_still_one(recipe, tmp_path):
     from xfer.checkpoint import write_manifest
 
     Run(recipe.folder).quantize(bits=8, out=tmp_path / "b")
@@ -238,7 +238,7 @@ def test_a_bundle_of_before_there_were_bits_in_it_is_still_one(recipe, tmp_path)
     assert Run(recipe.folder).quantize(bits=4, out=tmp_path / "b").bits
 
 
-def test_stopped_in_the_middle_nothing_is_left_but_the_sizes_that_are_measured(recipe, trained, tmp_path, monkeypatch):  # noqa: F811
+def test_stopped_in_the_middle_nothing_is_left_but_the_sizes_that_are_measured(recipe, trained, tmp_path, monkeypatch):
     def stop(*given, **options):
         raise KeyboardInterrupt
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import xfer
 from shards.loading.batch import Slot
 from shards.settings import ConfigError, replace
-from tests.xfer.test_quantize import status
+from tests.xfer.command import status
 from xfer import run as runs
 from xfer.begin import begin
 from xfer.bundle import open_model

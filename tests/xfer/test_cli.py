@@ -8,16 +8,7 @@ from contextlib import contextmanager
 import pytest
 import yaml
 
-from xfer.__main__ import main
-
-
-def status(*arguments: str) -> int:
-    """Exit status of `xfer arguments...`."""
-    try:
-        main(list(arguments))
-    except SystemExit as exit:
-        return int(exit.code or 0)
-    return 0
+from tests.xfer.command import status
 
 
 @pytest.fixture(scope="module")

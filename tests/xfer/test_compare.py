@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import xfer
-from tests.xfer.test_cli import status
+from tests.xfer.command import status
 from xfer.compare import model_names
 from xfer.outcomes import Comparison
 from xfer.tasks.average_precision import BoxScore

@@ -13,7 +13,7 @@ import yaml
 
 import xfer
 from shards.settings import ConfigError
-from tests.xfer.test_cli import status
+from tests.xfer.command import status
 from xfer.surface import Run
 
 

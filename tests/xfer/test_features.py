@@ -10,7 +10,7 @@ import xfer
 from shards.loading.open import open_data
 from shards.loading.state import shares
 from shards.settings import load, parse
-from tests.xfer.test_cli import status
+from tests.xfer.command import status
 from xfer.config import Recipe
 from xfer.transfer.pairs import Pair, Transferability
 

@@ -11,7 +11,7 @@ import yaml
 import xfer
 from shards.loading.open import open_data
 from shards.settings import ConfigError, replace
-from tests.xfer.test_quantize import status
+from tests.xfer.command import status
 from xfer.bundle import open_model
 from xfer.config import Recipe
 from xfer.evaluate import evaluate_subsets

@@ -17,7 +17,7 @@ from shards.loading.open import open_data
 from shards.loading.reader import read_sample
 from shards.loading.transforms import centre
 from shards.text import duration, size
-from tests.xfer.test_cli import status
+from tests.xfer.command import status
 from xfer.bundle import open_model
 
 

@@ -11,7 +11,7 @@ import yaml
 import xfer
 from shards.format.whole import read_json
 from shards.loading.open import open_data
-from tests.xfer.test_cli import status
+from tests.xfer.command import status
 from xfer.bundle import open_model
 from xfer.outcomes import outcomes_on
 from xfer.repeated import difference_over_seeds, mean_over_seeds

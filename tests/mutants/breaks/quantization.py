@@ -115,7 +115,7 @@ BREAKS = (
     Break(
         "gain-not-in-the-card",
         "a bundle's card does not say what training gained over the probe",
-        "xfer/quantize.py",
+        "xfer/card.py",
         "        *gain_markdown(trained.path),\n",
         "",
         ("tests/tuning/test_gain.py",),

@@ -5,7 +5,7 @@ import torch
 
 import xfer
 from shards.settings import ConfigError
-from tests.xfer.test_cli import status
+from tests.xfer.command import status
 from xfer.bundle import open_model
 from xfer.fusion import WeightedSum
 from xfer.transfer.linear import choose_penalty, fifths
