@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+from shards.config import LEAVE_ONE_OUT
 from xfer.bundle import dropped_text, open_model
 from xfer.config import Recipe
 from xfer.folds import scores_text
 from xfer.history import against_probe, ended_early, read_metrics
 from xfer.learn import learned_text
 from xfer.seeds import seeds_text
+
+ENOUGH_SOURCES = 3  # to learn from two others what holds on each
 
 
 def run_ending(recipe: Recipe, checkpoint: Path | None = None) -> str:
@@ -22,6 +25,7 @@ def run_ending(recipe: Recipe, checkpoint: Path | None = None) -> str:
         learned,
         pruned,
         against_probe(folder),
+        on_unseen_sources(recipe),
         f"trained: {folder}",
         where,
     )
@@ -31,3 +35,14 @@ def run_ending(recipe: Recipe, checkpoint: Path | None = None) -> str:
 def seeds_ending(folder: Path) -> str:
     """Of the runs of several seeds."""
     return f"{seeds_text(folder)}\ntrained: {folder}\nnext: xfer report {folder}, or xfer compare {folder} OTHER"
+
+
+def on_unseen_sources(recipe: Recipe) -> str:
+    """Where sources left out could choose and nobody asked for it: what it would tell, and at what cost."""
+    count = len(recipe.data.sources)
+    if count < ENOUGH_SOURCES or not isinstance(recipe.data.validation, float):
+        return ""
+    return (
+        f"validated on parts of its own sources; data.validation={LEAVE_ONE_OUT} would choose the step by, and score, "
+        f"each of the {count} sources by a run that never saw it: {count} more runs of this length"
+    )
