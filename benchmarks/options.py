@@ -39,7 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "L2-SP of 0.01": {"transfer.l2_sp": 0.01},
     "twice the steps": {"train.steps": 400},
 }
-SETTING = {"train.steps": 200, "train.precision": "bf16", "data.image_size": 128, "data.batch_size": 32}
+SETTING: dict[str, Any] = {"train.steps": 200, "train.precision": "bf16", "data.image_size": 128, "data.batch_size": 32}
 SHARE = 0.5  # of a left-out domain's images that are scored
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -75,17 +75,10 @@ def _run(setting: dict[str, Any], option: str, pair: tuple[str, str]) -> Row:
             "validation": 0,
         },
         "model": {"branches": {"main": {"backbone": "resnet18"}}, "fusion": {"width": 512}},
-        "train": {},
     }
-    for name, value in {**setting, **OPTIONS[option]}.items():
-        *path, last = name.split(".")
-        section: Any = values
-        for key in path:
-            section = section.setdefault(key, {})
-        section[last] = value
-    train = values["train"]
-    train |= {"evaluate_every": train["steps"], "save_every": train["steps"], "keep": 1}
-    run = xfer.fit(values, quiet=True)
+    changes = {**setting, **OPTIONS[option]}
+    once = dict.fromkeys(("train.evaluate_every", "train.save_every"), changes["train.steps"])
+    run = xfer.fit(values, {**changes, **once, "train.keep": 1}, quiet=True)
     scores = {name: round(score.accuracy, 5) for name, score in run.evaluate("test").items()}
     return {"option": option, "trained": pair, "scores": scores, "commit": commit()}
 

@@ -3,14 +3,13 @@
     python -m benchmarks.transfer --pacs data/pacs --clothing data/clothing160 --weights resnet18.safetensors --seeds 3
 
 Rows: the features alone (the linear probe); full and staged fine-tuning; the fully fine-tuned model packed to 8 and 4
-bits; the loop anybody would write, of the same weights, images, size, steps, batch and rate; and, with one seed, a
-model from scratch. Columns: each PACS domain, never
-trained on, and clothing's test images with 5, 20 and all images a class to train on. Test images are read once, at the
-end; nothing is chosen by them. Every run is a process of its own on one core. Its row is added to
-benchmarks/results/transfer.jsonl, and the same command goes on with those that are missing (remove the file to begin
-anew). The table, transfer.md beside it: means with 95 % t-intervals over seeds, and the differences to the plain loop
-and to the probe by the same seeds. Time is CPU time of the process and its loaders, so other work beside it does not
-count.
+bits; the loop anybody would write, of the same weights, images, size, steps, batch and rate (and, of --set, of what is
+under `data`); and, with one seed, a model from scratch. Columns: each PACS domain, never trained on, and clothing's
+test images with 5, 20 and all images a class to train on. Test images are read once, at the end; nothing is chosen by
+them. Every run is a process of its own on one core. Its row is added to benchmarks/results/transfer.jsonl, and the same
+command goes on with those that are missing (remove the file to begin anew). The table, transfer.md beside it: means
+with 95 % t-intervals over seeds, and the differences to the plain loop and to the probe by the same seeds. Time is CPU
+time of the process and its loaders, so other work beside it does not count.
 """
 
 import argparse
@@ -37,9 +36,9 @@ import shards
 import xfer
 from benchmarks.record import cell, commit, each_on_a_core
 from shards.loading.open import open_data
-from shards.settings import replace
+from shards.settings import parse, read_overrides, replace
 from xfer.bundle import open_model
-from xfer.config import RATES
+from xfer.config import RATES, Recipe
 from xfer.evaluate import evaluate_subsets
 from xfer.model import MEAN, STD
 from xfer.quantize import calibration_images, quantize_model, ship
@@ -74,9 +73,11 @@ class Setting:
     batch_size: int
     rate: float
     precision: str
+    changes: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.image_size} px, {self.steps} x {self.batch_size}, rate {self.rate:g}, {self.precision}"
+        said = f"{self.image_size} px, {self.steps} x {self.batch_size}, rate {self.rate:g}, {self.precision}"
+        return ", ".join([said, *self.changes])
 
 
 def main() -> None:
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rate", type=float, default=0.004)
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--set", nargs="+", default=(), metavar="PATH=VALUE", help="more of the recipe, for all modes")
     parser.add_argument("--test-share", type=float, default=0.5, help="of a PACS domain's images, by hash")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, on one core each")
@@ -99,7 +101,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     setting = Setting(
         *(str(options.weights.resolve()), str(options.out.resolve()), options.image_size, options.steps),
-        *(options.batch_size, options.rate, options.precision),
+        *(options.batch_size, options.rate, options.precision, tuple(options.set)),
     )
     kept = RESULTS / f"{options.name}.jsonl"
     rows: list[Row] = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
@@ -162,7 +164,7 @@ def _build(source: Path, out: Path, *options: str) -> None:
     subprocess.run([sys.executable, "-m", "xfer", "shards", "build", str(source), str(out), *options], check=True)
 
 
-def _recipe(setting: Setting, column: Column, mode: str, seed: int) -> dict[str, Any]:
+def _recipe(setting: Setting, column: Column, mode: str, seed: int) -> Recipe:
     branch: dict[str, Any] = {"backbone": "resnet18"}
     if mode != SCRATCH:
         branch["weights"] = setting.weights
@@ -175,7 +177,7 @@ def _recipe(setting: Setting, column: Column, mode: str, seed: int) -> dict[str,
         "keep": 1,
         "seed": seed,
     }
-    return {
+    values = {
         "name": f"{mode.replace(', ', '-')}-{column.name.replace(', ', '-').replace(' ', '-')}-{seed}",
         "output": setting.out,
         "data": {
@@ -190,6 +192,7 @@ def _recipe(setting: Setting, column: Column, mode: str, seed: int) -> dict[str,
         "train": train,
         "transfer": {"mode": mode if mode in ("feature", "staged") else "full"},
     }
+    return parse(values, Recipe, *read_overrides(setting.changes))
 
 
 def _run(setting: Setting, column: Column, mode: str, seed: int) -> list[Row]:
@@ -231,7 +234,7 @@ def _spent() -> dict[str, float]:
 
 def _plain(setting: Setting, column: Column, seed: int) -> Row:
     """torchvision's ResNet-18 with a new classifier, cross-entropy, SGD: fine-tuned whole."""
-    values = _recipe(setting, column, "full", seed)["data"]
+    values = _recipe(setting, column, "full", seed).data.model_dump(mode="json")
     data = shards.open(values.pop("sources"), test=values.pop("test"), **values)
     torch.manual_seed(seed)
     net = resnet18(num_classes=1000)
@@ -268,6 +271,7 @@ def _plain(setting: Setting, column: Column, seed: int) -> Row:
 
 def _write(options: argparse.Namespace, names: list[str], rows: list[Row]) -> None:
     data = "--pacs SHARDS --clothing FOLDER" if options.clothing else "--pacs SHARDS"
+    changes = f" --set {' '.join(options.set)}" if options.set else ""
     modes = "" if tuple(options.modes) == MODES else f" --modes {' '.join(options.modes)}"
     lines = [
         "# Transfer, by mode",
@@ -275,7 +279,7 @@ def _write(options: argparse.Namespace, names: list[str], rows: list[Row]) -> No
         f"    python -m benchmarks.transfer {data} --weights RESNET18 --image-size {options.image_size} "
         f"--steps {options.steps} --batch-size {options.batch_size} --rate {options.rate} "
         f"--precision {options.precision} --test-share {options.test_share} --seeds {options.seeds} "
-        f"--name {options.name}{modes}",
+        f"--name {options.name}{modes}{changes}",
         "",
         f"{platform.machine()}, one core a run, torch {torch.__version__}. ResNet-18 with ImageNet weights. PACS: "
         f"trained on three domains, accuracy (%) on {options.test_share:.0%} of the fourth, by hash; clothing: on its "
