@@ -135,6 +135,11 @@ class DataConfig(Strict):
     source that a run leaves out."""
     image_size: int = Field(default=112, ge=8, le=4096)
     """Images reach the model as image_size x image_size pixels."""
+    train_size: int | None = Field(default=None, ge=8, le=4096)
+    """Size of the images that are trained on, if it is another: image_size is that of evaluation and prediction then.
+    Random crops show things larger than whole images do, so a smaller one evens that out, at less time a step: about
+    0.8 of image_size where `augment.scale` begins at 0.25 (Touvron et al., *Fixing the train-test resolution
+    discrepancy*, NeurIPS 2019)."""
     resize: Literal["centre", "letterbox", "stretch"] = "centre"
     """How they become squares. centre: evaluation sees the largest centred square, training a random crop, stretched.
     letterbox: image and crop keep their ratio, at the top left, and the rest is padded. stretch: evaluation sees the

@@ -35,7 +35,7 @@ from xfer.transfer.stages import transfer_faults
 from xfer.transfer.teacher import teacher_faults
 
 FIXED = ("optimizer", "seed")  # of `train`: cannot change within a run; all its other values may
-SEEN = ("image_size", "resize")  # of `data`: cannot change either
+SEEN = ("image_size", "train_size", "resize")  # of `data`: cannot change either
 DOCUMENTS = {"study": ("tune", "space"), "job": ("train", "recipe"), "recipe": ("fit", "data")}
 """By document: the verb that takes it, and the section that only it has."""
 Document = TypeVar("Document", bound=Strict)
@@ -202,18 +202,23 @@ def batchnorm_faults(recipe: Recipe, world_size: int) -> list[str]:
         return []
     _, accumulation = shares(recipe, world_size)
     smallest = max(1, recipe.data.batch_size // world_size // accumulation)  # micro-batch of the smallest share
+    key = "data.train_size" if recipe.data.train_size else "data.image_size"
     faults = []
     for name, branch in recipe.model.branches.items():
-        size = branch.size or recipe.data.image_size
+        size = branch.size or _trained_at(recipe)
         stride = _stride(branch, is_dilated(recipe.model.head.kind)) if smallest == 1 else 1
         if smallest == 1 and size <= stride:
             faults.append(
                 f"model.branches.{name}: BatchNorm would see one value a channel, from 1 image of {size} px in a "
                 f"micro-batch (data.batch_size {recipe.data.batch_size} over {world_size} ranks in {accumulation} "
-                "micro-batches each); use a larger data.batch_size or train.micro_batch, a data.image_size or branch "
+                f"micro-batches each); use a larger data.batch_size or train.micro_batch, a {key} or branch "
                 f"size above {stride}, or train.freeze_batchnorm: true"
             )
     return faults
+
+
+def _trained_at(recipe: Recipe) -> int:
+    return recipe.data.train_size or recipe.data.image_size
 
 
 def _stride(branch: BranchConfig, dilated: bool) -> int:
@@ -233,7 +238,8 @@ def timm_faults(recipe: Recipe) -> list[str]:
         try:
             with torch.random.fork_rng(devices=[]):
                 build_branch(branch)
-                check_maps(TimmBranch(branch.backbone), branch.size or recipe.data.image_size)
+                for size in {branch.size or recipe.data.image_size, branch.size or _trained_at(recipe)}:
+                    check_maps(TimmBranch(branch.backbone), size)
                 if recipe.transfer.mode == "staged":
                     TimmBranch(branch.backbone, STAGES[-1])
         except ValueError as error:

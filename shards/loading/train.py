@@ -124,10 +124,11 @@ def train_stream(
         raise ConfigError(faults)
     order = build_order(subsets, config, state.origin)
     assert order.names == tuple(subset.name for subset in subsets), "subsets must be sorted by name"
+    size = config.train_size or config.image_size
     mix = Mix(config.seed, chance.mixup, chance.cutmix) if chance.mixup or chance.cutmix else None
     transform = partial(
         augment,
-        size=config.image_size,
+        size=size,
         scale=chance.scale,
         flip=chance.flip,
         color=chance.color,
@@ -137,7 +138,7 @@ def train_stream(
     )
     return TrainStream(
         order,
-        Samples(Reader(subsets), transform, config.image_size, config.seed, mix),
+        Samples(Reader(subsets), transform, size, config.seed, mix),
         DamageLog(subsets, {} if config.strict else budget(subsets, config.max_replaced), damage_log, slot.rank),
         state,
         slot,

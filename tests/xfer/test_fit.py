@@ -159,7 +159,10 @@ def test_batchnorm_over_one_value_is_refused_on_any_number_of_ranks(recipe_value
             refused()
         assert "data.batch_size" in str(caught.value)
     prepare(replace(recipe, {"data.batch_size": 1, "train.freeze_batchnorm": True}))
-    prepare(replace(recipe, {"data.batch_size": 1, "data.image_size": 40, "model.branches.coarse.size": 33}))
+    large = replace(recipe, {"data.batch_size": 1, "data.image_size": 40, "model.branches.coarse.size": 33})
+    prepare(large)
+    with pytest.raises(ConfigError, match=r"1 image of 32 px .* data.train_size or branch size above 32"):
+        prepare(replace(large, {"data.train_size": 32}))
 
 
 @pytest.mark.slow

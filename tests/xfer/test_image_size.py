@@ -74,3 +74,12 @@ def test_a_run_of_another_size_is_not_gone_on_with(values):
     xfer.fit(values, {"data.image_size": 112, "transfer.mode": "feature", "data.validation": 0.1}, quiet=True)
     with pytest.raises(ConfigError, match=r"image_size.*112.*224"):
         xfer.fit(values, {"transfer.mode": "feature", "data.validation": 0.1}, quiet=True)
+
+
+def test_a_run_of_another_training_size_is_another_run(recipe_values):
+    run = xfer.fit(recipe_values, {"data.train_size": 24, "train.steps": 2, "name": "smaller"}, quiet=True)
+    whole = xfer.fit(recipe_values, {"train.steps": 2}, quiet=True)
+    assert run.metrics[-1]["losses"] != whole.metrics[-1]["losses"]
+    assert run.model.image_size == run.quantize().image_size == 32
+    with pytest.raises(ConfigError, match=r"data.train_size: was 24, is now None"):
+        xfer.fit(recipe_values, {"train.steps": 3, "name": "smaller"}, quiet=True)

@@ -145,6 +145,8 @@ def test_what_does_not_fit_is_said_before_training(timm, recipe):
     (fault,) = faults(of(recipe, "vit_tiny_patch16_224"))
     assert fault.startswith("model.branches.main: timm/vit_tiny_patch16_224 takes no images of 64 px")
     vit = replace(of(recipe, "vit_tiny_patch16_224", weights="DEFAULT"), {"data.image_size": 224})
+    (fault,) = faults(replace(vit, {"data.train_size": 160}))
+    assert fault.startswith("model.branches.main: timm/vit_tiny_patch16_224 takes no images of 160 px")
     staged = replace(vit, {"transfer.mode": "staged", "train.steps": 5})
     for one in (staged, replace(vit, {"model.branches.main.train_from": "layer3"})):
         (fault,) = faults(one)

@@ -9,6 +9,14 @@ OUTLINES = ("tests/shards/sources/test_outlines.py",)
 
 BREAKS = (
     Break(
+        "train-size-ignored",
+        "data.train_size changes nothing",
+        "shards/loading/train.py",
+        "size = config.train_size or config.image_size",
+        "size = config.image_size",
+        ("tests/shards/loading/test_train_size.py",),
+    ),
+    Break(
         "larger-object-on-top",
         "what lies on a larger object is hidden by it in a mask made of outlines",
         "shards/sources/outlines.py",
