@@ -3,9 +3,9 @@
     python -m benchmarks.classes_added --shards data --weights resnet18.safetensors
 
 `data` holds built PACS photo and cartoon, a folder each, and clothing with the splits train and test. The old model is
-trained on photo and cartoon (7 classes), then clothing (10 other classes) is a new source. A frozen ImageNet ResNet-18,
-transfer.mode: feature, so a model is its head, fitted on the training images; `old` begins with the weights, all others
-with `model.from` the old one:
+trained on photo and cartoon (7 classes), then clothing (10 other classes) is a new source. Without --steps the ImageNet
+ResNet-18 is frozen (transfer.mode: feature), so a model is its head, fitted on the training images; with them all of it
+is trained (full, bf16). `old` begins with the weights, all others with `model.from` the old one:
 
     blend fit     photo, cartoon and clothing, a new head
     blend keep    the same sources, transfer.head: keep
@@ -41,13 +41,12 @@ from xfer.transfer.features import seen_by
 OLD, NEW = ("photo", "cartoon"), ("clothing",)
 SEEDS = range(5)
 TESTED = 0.25  # of photo and cartoon, by the hash of the key
-FEATURE, KEEP = {"transfer.mode": "feature"}, {"transfer.mode": "feature", "transfer.head": "keep"}
 ARMS = {
-    "old": (OLD, FEATURE),
-    "blend fit": ((*OLD, *NEW), FEATURE),
-    "blend keep": ((*OLD, *NEW), KEEP),
-    "new keep": (NEW, KEEP),
-    "new fit": (NEW, FEATURE),
+    "old": (OLD, "fit"),
+    "blend fit": ((*OLD, *NEW), "fit"),
+    "blend keep": ((*OLD, *NEW), "keep"),
+    "new keep": (NEW, "keep"),
+    "new fit": (NEW, "fit"),
 }
 
 
@@ -67,6 +66,7 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, required=True, help="built photo, cartoon and clothing, a folder each")
     parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights of a ResNet-18")
     parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--steps", type=int, default=0, help="of training all of the network; 0: its head alone")
     parser.add_argument("--out", type=Path, default=Path("runs/classes-added"))
     parser.add_argument("--report", type=Path, default=Path(__file__).parent / "results" / "classes-added.md")
     options = parser.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
     tested = open_data(config).test
     rows: list[Row] = []
     for seed in SEEDS:
-        for arm, (sources, changes) in ARMS.items():
+        for arm, (sources, head) in ARMS.items():
             model = {"branches": {"main": {"backbone": "resnet18", "weights": str(options.weights)}}}
             recipe = {
                 "name": f"{arm.replace(' ', '-')}-{seed}",
@@ -84,10 +84,18 @@ def main() -> None:
             }
             if arm != "old":
                 recipe["model"] = {"from": str(options.out / f"old-{seed}")}
-            run = xfer.fit(recipe, changes, quiet=True)
+            run = xfer.fit(recipe, {"transfer.head": head, **_training(options.steps)}, quiet=True)
             rows += [Row(arm, seed, *row) for row in _scores(open_model(run.folder), tested, config, options.out)]
-    options.report.write_text(_report(options, rows))
+        if seed:
+            options.report.write_text(_report(options, rows))
     print(f"written: {options.report}")
+
+
+def _training(steps: int) -> dict[str, Any]:
+    if not steps:
+        return {"transfer.mode": "feature"}
+    once = dict.fromkeys(("train.steps", "train.evaluate_every", "train.save_every"), steps)
+    return {**once, "train.precision": "bf16", "train.keep": 1}
 
 
 def _tested() -> dict[str, dict[str, Any]]:
@@ -147,16 +155,20 @@ def _cell(found: Estimate, sign: str = "") -> str:
 
 def _report(options: argparse.Namespace, rows: list[Row]) -> str:
     images = {row.source: row.images for row in rows}
+    seeds = sorted({row.seed for row in rows})
+    steps = f" --steps {options.steps}" if options.steps else ""
+    how = f"all of it trained for {options.steps} steps of 32" if steps else "frozen, transfer.mode: feature"
     lines = [
         "# Classes added to a trained model",
         "",
-        f"    python -m benchmarks.classes_added --shards SHARDS --weights RESNET18 --image-size {options.image_size}",
+        "    python -m benchmarks.classes_added --shards SHARDS --weights RESNET18 "
+        f"--image-size {options.image_size}{steps}",
         "",
         f"Commit {commit()} with this benchmark, {platform.machine()}, CPU, torch {torch.__version__}. PACS photo and "
-        "cartoon (7 classes), then clothing (10 others); frozen ImageNet ResNet-18 at "
-        f"{options.image_size} px, transfer.mode: feature. Tested on "
+        "cartoon (7 classes), then clothing (10 others); ImageNet ResNet-18 at "
+        f"{options.image_size} px, {how}. Tested on "
         + ", ".join(f"{count:,} of {name}" for name, count in images.items())
-        + f". Accuracy (%), {len(SEEDS)} runs on training images of their own, 95 % t-interval; `of all`: among all "
+        + f". Accuracy (%), {len(seeds)} runs on training images of their own, 95 % t-interval; `of all`: among all "
         "classes of the model, as evaluation does; `of its own`: among those of the image's data set. Old: mean of "
         "photo and cartoon.",
         "",
@@ -166,7 +178,7 @@ def _report(options: argparse.Namespace, rows: list[Row]) -> str:
 
     def values(arm: str, sources: Sequence[str], of_all: bool = True) -> list[float]:
         found = [row for row in rows if row.arm == arm and row.source in sources]
-        by_seed = [[100 * (r.of_all if of_all else r.of_its_own) for r in found if r.seed == seed] for seed in SEEDS]
+        by_seed = [[100 * (r.of_all if of_all else r.of_its_own) for r in found if r.seed == seed] for seed in seeds]
         return [statistics.fmean(one) for one in by_seed]
 
     before = values("old", OLD)
