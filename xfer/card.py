@@ -26,6 +26,8 @@ def card_of(
     compares with the run; splits: the images that it was chosen and measured on.
     """
     weights = model.fusion_weights
+    tile = recipe.model.tile
+    tiles = f", in tiles of {tile.size} that overlap by {tile.overlap}" if tile else ""
     lines = [
         f"# {recipe.name}",
         "",
@@ -33,7 +35,7 @@ def card_of(
         f"- trained on: {', '.join(sorted(recipe.data.sources))}; steps {recipe.steps}, seed {recipe.train.seed}",
         f"- fusion: {recipe.model.fusion.kind}, weights "
         + (", ".join(f"{name} {w:.3f}" for name, w in weights.items()) if weights else "none"),
-        f"- images: {recipe.data.image_size} x {recipe.data.image_size} pixels, {recipe.data.resize}",
+        f"- images: {recipe.data.image_size} x {recipe.data.image_size} pixels, {recipe.data.resize}{tiles}",
         f"- storage bits: {_storage(recipe, widths)}",
         f"- weights: {trained.weights_bytes:,} bytes in float, {size_bytes:,} packed",
         *(f"- {part} on {one['images']:,} images: {one['of']}" for part, one in splits.items()),

@@ -31,6 +31,7 @@ RATES = {"sgd": 0.02, "adamw": 1e-3}
 PRETRAINED_RATES = {"sgd": 0.004, "adamw": 1e-4}  # of a model that begins as its probe
 LEFT_OUT = "left_out"  # fusion weights that are chosen by sources left out (xfer/transfer/weights.py)
 SET_APART = 0.1  # of the data, where fusion weights are learned on what is held out
+TILE_SCALE = (0.7, 1.4)  # area of training crops, of a tile's: a longer side of 0.84 to 1.18 tiles in a square image
 PROBES = ("feature", "quant")  # modes that train nothing after the probe
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 HeadKind = Literal["linear", "fcos", "retinanet", "fpn", "lraspp", "deeplabv3"]
@@ -117,6 +118,19 @@ class HeadConfig(Strict):
     kind: HeadKind = "linear"  # classifier; fcos, retinanet: detectors; fpn, lraspp, deeplabv3: segmenters
 
 
+class TileConfig(Strict):
+    """Large images are seen in tiles (xfer/tiles.py)."""
+
+    size: int = Field(ge=64, le=4096, multiple_of=32)  # pixels of a tile's side, and of images in training
+    overlap: int = Field(default=128, ge=0, multiple_of=64)  # pixels that neighbours share
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> "TileConfig":
+        if self.overlap >= self.size:
+            raise ValueError(f"overlap: must be less than size, {self.size}, got {self.overlap}")
+        return self
+
+
 class ModelConfig(Strict):
     """Branches, their fusion, and the head on top. `from`: a run or a bundle to begin with; its branches and its
     fusion are those of this model unless they are given here.
@@ -127,6 +141,7 @@ class ModelConfig(Strict):
     fusion: FusionConfig = FusionConfig()
     head: HeadConfig = HeadConfig()
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    tile: TileConfig | None = None  # of images in evaluation and prediction; none: each is seen whole
 
     @property
     def task(self) -> str:
@@ -204,6 +219,15 @@ class ModelConfig(Strict):
             raise ValueError(f"fusion.width: must be a multiple of 32 for the head {kind}, got {self.fusion.width}")
         if detects and self.dropout:
             raise ValueError(f"dropout: must be left out for the head {kind}, which has none, got {self.dropout:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _tiles_suit_the_branches(self) -> "ModelConfig":
+        others = sorted({branch.backbone for branch in self.branches.values()} - set(RESNETS))
+        if self.tile and others:
+            raise ValueError(
+                f"tile: must be left out for {', '.join(others)}; only a ResNet's maps fit together so far"
+            )
         return self
 
     @model_validator(mode="after")
@@ -417,6 +441,30 @@ class Recipe(Strict):
         if not self.model.is_dense or "resize" in self.data.model_fields_set:
             return self
         return self.model_copy(update={"data": self.data.model_copy(update={"resize": "letterbox"})})
+
+    @model_validator(mode="after")
+    def _is_trained_on_tiles(self) -> "Recipe":
+        """Unless data.train_size and data.augment.scale are given: on crops of about the scale that tiles have."""
+        if self.model.tile is None:
+            return self
+        tile, given = self.model.tile.size, self.data.augment.model_fields_set
+        sizes = {branch.size or self.data.image_size for branch in self.model.branches.values()}
+        if wrong := sorted(size for size in sizes if size % 32):
+            raise ValueError(
+                f"data.image_size: must be a multiple of 32 with model.tile, as a branch's size, got {wrong[0]}"
+            )
+        if max(sizes) <= tile:
+            raise ValueError(
+                f"model.tile.size: must be less than what a branch sees (data.image_size), {max(sizes)}, got {tile}"
+            )
+        data = self.data
+        if data.train_size is None:
+            data = data.model_copy(update={"train_size": tile})
+        if "scale" not in given and data.train_size:
+            share = (data.train_size / data.image_size) ** 2
+            scale = tuple(min(1.0, factor * share) for factor in TILE_SCALE)
+            data = data.model_copy(update={"augment": data.augment.model_copy(update={"scale": scale})})
+        return self if data is self.data else self.model_copy(update={"data": data})
 
     @model_validator(mode="after")
     def _is_trained_as_it_begins(self) -> "Recipe":

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from shards.settings import ConfigError
 from xfer.backbone import DILATABLE, MEAN, STD, Branch, published
-from xfer.config import PUBLISHED, RESNETS, TASKS, BranchConfig, HeadKind, ModelConfig, model_branch
+from xfer.config import PUBLISHED, RESNETS, TASKS, BranchConfig, HeadKind, ModelConfig, TileConfig, model_branch
 from xfer.fusion import FUSIONS, WeightedSum
 from xfer.heads.known import HEADS, is_dilated, levels_of
+from xfer.tiles import tiled
 from xfer.timm_branch import TimmBranch
 
 AnyBranch = Branch | TimmBranch
@@ -28,7 +29,7 @@ class FusionModel(nn.Module):
     """Images uint8 [B, 3, S, S] -> logits float [B, K].
 
     `sizes`: pixels each branch sees (None: as given). `trunk` of a branch never sees another branch's features. `kind`:
-    of the head.
+    of the head. `tile`: how a branch sees larger images in evaluation mode (None: whole).
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class FusionModel(nn.Module):
         num_classes: int,
         dropout: float = 0.0,
         kind: HeadKind = "linear",
+        tile: TileConfig | None = None,
     ):
         super().__init__()
         self.kind: HeadKind = kind
+        self.tile = tile
         self.branches = nn.ModuleDict(branches)
         self.sizes, self.width = dict(sizes), width
         self.projections = nn.ModuleDict({name: self._projection(branch) for name, branch in branches.items()})
@@ -69,7 +72,7 @@ class FusionModel(nn.Module):
     def levels(self, images: Tensor, names: Iterable[str] | None = None) -> dict[str, dict[str, Tensor]]:
         """All maps of the branches `names` (None: of all), C2 to C5 each."""
         x = (images.float() / 255 - self.mean) / self.std
-        maps = {}
+        maps, tile = {}, None if self.training else self.tile
         for name in self.branches if names is None else names:
             size = self.sizes[name]
             seen = (
@@ -77,7 +80,8 @@ class FusionModel(nn.Module):
                 if size in (None, x.shape[-1])
                 else F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
             )
-            maps[name] = self.branches[name](seen)
+            branch = self.branches[name]
+            maps[name] = tiled(branch, seen, tile) if tile and max(seen.shape[-2:]) > tile.size else branch(seen)
         return maps
 
     def features(self, images: Tensor) -> Any:
@@ -192,6 +196,7 @@ def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: 
             num_classes,
             config.dropout,
             config.head.kind,
+            config.tile,
         )
     for name, branch in config.branches.items():
         if branch.weights and load_weights and not model_branch(branch.weights):

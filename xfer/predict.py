@@ -12,6 +12,7 @@ from PIL import Image
 from shards.decode import DecodeError, open_image, pixels
 from shards.format.fields import IMAGES
 from shards.format.whole import whole_file
+from shards.loading.evaluate import at_once
 from shards.loading.frame import Resize, frame_of
 from shards.loading.transforms import Pixels, whole
 from shards.settings import ConfigError
@@ -62,10 +63,10 @@ def _has(others: Mapping[str, int]) -> str:
 
 def predictions(trained: Trained, paths: Iterable[Path]) -> Iterator[tuple[Path, Answer | str]]:
     """For each image the answer of the model (see its `Task`); or why it could not be read. In the order of `paths`,
-    `TOGETHER` at a time.
+    at most `TOGETHER` at a time.
     """
-    waiting = iter(paths)
-    while some := list(islice(waiting, TOGETHER)):
+    waiting, count = iter(paths), at_once(TOGETHER, trained.image_size)
+    while some := list(islice(waiting, count)):
         seen = {path: _seen(path, trained.image_size, trained.resize) for path in some}
         sound = {path: one for path, one in seen.items() if not isinstance(one, str)}
         answers: dict[Path, Answer] = {}

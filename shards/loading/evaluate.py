@@ -24,6 +24,13 @@ from shards.loading.request import Request
 from shards.loading.subset import Subset
 from shards.loading.transforms import Pixels, whole
 
+MOST_PIXELS = 2**24  # of the images that are together on a rank: 334 of 224 x 224, 4 of 2048 x 2048
+
+
+def at_once(wanted: int, image_size: int) -> int:
+    """How many images of `image_size` pixels a side are seen together where `wanted` would be: one at least."""
+    return max(1, min(wanted, MOST_PIXELS // image_size**2))
+
 
 @dataclass(frozen=True)
 class EvalStream:
@@ -95,11 +102,13 @@ def eval_stream(
     originals: bool = False,
 ) -> EvalStream:
     """The evaluation stream over subsets of a configuration. `damage_log`: a folder that all ranks of the run write to,
-    so that what they leave out is counted together. `originals`: whether batches have them.
+    so that what they leave out is counted together. `originals`: whether batches have them. A batch of large images has
+    fewer than the configuration says (`at_once`).
     """
     allowed = {} if config.strict else budget(subsets, config.max_replaced)
     damage = DamageLog(subsets, allowed, damage_log, slot.rank, EVALUATION)
-    size, batch_size = config.image_size, config.batch_size
+    size, world = config.image_size, slot.world_size
+    batch_size = min(config.batch_size, world * at_once(config.batch_size, size))
     workers, resize = config.workers, config.resize
     return EvalStream(tuple(subsets), slot, batch_size, size, damage, workers, pin_memory, resize, originals)
 

@@ -21,7 +21,7 @@ from shards.format.hashing import Ints, mix_array
 from shards.loading.batch import Batch
 from shards.loading.damage import DamagedSample, DamageLog, budget
 from shards.loading.dataset import BatchLoader, Samples
-from shards.loading.evaluate import samples_without_chance
+from shards.loading.evaluate import at_once, samples_without_chance
 from shards.loading.request import Request
 from shards.loading.state import shares
 from shards.loading.subset import Subset
@@ -42,7 +42,8 @@ def few(
     skip: int = 0,
     originals: bool = False,
 ) -> Iterator[Batch]:
-    """`count` samples, or all if there are fewer, as batches of about equal size, all of them valid.
+    """`count` samples, or all if there are fewer, as batches of about equal size, all of them valid;
+    of large images fewer than `batch_size` (`at_once`).
 
     `sources`: equal parts, or in proportion to their shares of the training blend; `classes`: the same within each
     source. Positions count the samples of all subsets one after the other. A damaged sample is passed over and named to
@@ -56,6 +57,7 @@ def few(
     taken = [0] * len(subsets)
     log = DamageLog(subsets, {} if config.strict else budget(subsets, config.max_replaced))
     samples = samples_without_chance(subsets, config.image_size, config.resize, originals)
+    batch_size = at_once(batch_size, config.image_size)
     while len(order):
         places = []
         for source in order.tolist():

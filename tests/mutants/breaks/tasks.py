@@ -19,8 +19,41 @@ BUNDLE = (f"{DENSE}packed.py::test_a_bundle_keeps_how_images_come_to_their_size"
 SETTLED = (f"{DENSE}pretrained.py::test_batchnorm_above_pretrained_branches_begins_with_statistics_of_images",)
 RANKS = (f"{DENSE}two_ranks.py::test_losses_and_scores_are_those_of_one_process_and_of_the_checkpoint[fpn-1]",)
 REFUSALS = (f"{DENSE}refusals.py",)
+TILES = ("tests/xfer/tasks/test_tiles.py",)
 
 BREAKS = (
+    Break(
+        "tiles-cut-without-overlap",
+        "tiles keep what lies at their cuts",
+        "xfer/tiles.py",
+        "min(tile.size, length), tile.overlap // 2",
+        "min(tile.size, length), 0",
+        TILES,
+    ),
+    Break(
+        "tiles-in-training",
+        "a model in training sees tiles",
+        "xfer/model.py",
+        "{}, None if self.training else self.tile",
+        "{}, self.tile",
+        TILES,
+    ),
+    Break(
+        "tiles-trained-at-another-scale",
+        "crops to train on show all of a large image, as small as a tile",
+        "xfer/config.py",
+        "tuple(min(1.0, factor * share) for factor in TILE_SCALE)",
+        "TILE_SCALE",
+        TILES,
+    ),
+    Break(
+        "large-images-all-at-once",
+        "an evaluation holds a whole batch of large images",
+        "shards/loading/evaluate.py",
+        "batch_size = min(config.batch_size, world * at_once(config.batch_size, size))",
+        "batch_size = config.batch_size",
+        TILES,
+    ),
     Break(
         "bottlenecks-not-dilated",
         "a ResNet of bottlenecks keeps its strides under deeplabv3",
