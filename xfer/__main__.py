@@ -37,6 +37,7 @@ VERBS = {
     "quantize": ("xfer.cli:quantize", MODEL),
     "predict": ("xfer.cli:predict", MODEL),
     "export": ("xfer.cli:export", MODEL),
+    "bench": ("xfer.cli:bench", MODEL),
     "tune": ("tuning.cli:tune", SEARCH),
     "report": ("tuning.cli:report", SEARCH),
     "demo": ("tuning.cli:demo", SEARCH),

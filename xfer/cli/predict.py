@@ -4,11 +4,14 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from shards.settings import ConfigError
+
+if TYPE_CHECKING:
+    from xfer.bundle import Trained
 
 ANSWERS = {"classification": ("classes", 3), "detection": ("boxes", 100), "segmentation": ("pixels", 3)}
 """By task: under which name JSON has an answer, and of how many parts it is unless --top says it."""
@@ -25,6 +28,9 @@ def predict(
         Path | None,
         Parameter(name="--list", help="A file that names images, one a line; /dev/stdin: what is piped in."),
     ] = None,
+    runtime: Annotated[
+        Literal["torch", "onnx"], Parameter(help="onnx: by the model.onnx of the folder, which xfer export makes.")
+    ] = "torch",
 ) -> None:
     """Say what is in images: the most likely classes, boxes, or the class of each pixel.
 
@@ -32,6 +38,7 @@ def predict(
         xfer predict runs/pacs/bundle photos/ --top 1 --json
         xfer predict runs/cells photos/ --draw drawn/
         xfer predict runs/street photos/ --masks masks/
+        xfer predict model.int8.onnx photos/
         find photos -newer last | xfer predict runs/cells --list /dev/stdin --json
 
     Boxes are x0, y0, x1, y1 in pixels of the image as it is shown (EXIF turned), each with a score; a line counts and a
@@ -45,7 +52,7 @@ def predict(
     Parameters
     ----------
     model
-        A run folder or a bundle folder.
+        A run folder, a bundle folder, or a file that xfer export wrote.
     images
         Image files, or folders of them.
     """
@@ -57,7 +64,7 @@ def predict(
     from xfer.predict import by_ending, drawn_to, image_files, keep_png, predictions, upright
     from xfer.tasks.known import task_of
 
-    trained, failed = open_model(model), 0
+    trained, failed = _onnx(model) if runtime == "onnx" or model.suffix == ".onnx" else open_model(model), 0
     task, classes = task_of(trained.model.task), trained.classes
     key, usual = ANSWERS[task.name]
     if masks and task.name != "segmentation":
@@ -85,6 +92,12 @@ def predict(
         print(f"left out, for they are no images that are read here: {by_ending(left_out)}", file=sys.stderr)
     if failed:
         raise RuntimeError(f"{failed} of the images could not be read")
+
+
+def _onnx(model: Path) -> "Trained":
+    from xfer.export.opened import beside, open_onnx
+
+    return open_onnx(beside(model) if model.is_dir() else model)
 
 
 def _named(listed: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from shards.settings import ConfigError
 from xfer.bundle import Trained
+from xfer.export.session import FORMAT
 
 OPSET = 20
 INPUT = "images"
@@ -38,7 +39,7 @@ def traced(model: nn.Module, size: int) -> torch.export.ExportedProgram:
 def described(trained: Trained) -> dict[str, str]:
     """What a file says of itself: all that is needed to show it an image and to read its answer."""
     return {
-        "format": "xfer-export 1",
+        "format": FORMAT,
         "name": trained.name,
         "task": trained.model.task,
         "head": trained.model.kind,

@@ -10,6 +10,7 @@ import numpy as np
 
 from shards.settings import ConfigError
 
+FORMAT = "xfer-export 1"  # of the files, as they say it themselves
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 INTEGER = ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat")
 """Operators that multiply 8-bit integers."""
@@ -23,9 +24,9 @@ def check_installed() -> None:
         raise ConfigError(f"xfer export needs {' and '.join(missing)}, not installed here: pip install 'xfer[onnx]'")
 
 
-def open_session(model: bytes, optimized: Path | None = None) -> Any:
+def open_session(model: bytes, optimized: Path | None = None, threads: int = 0) -> Any:
     """A session on the bytes of a file. optimized: where its graph is written after the optimizations that other CPUs
-    can read too (extended); None: all of them, nothing is written.
+    can read too (extended); None: all of them, nothing is written. threads: 0 for as many as there are cores.
 
     Raises ConfigError if onnxruntime cannot read the model.
     """
@@ -33,6 +34,7 @@ def open_session(model: bytes, optimized: Path | None = None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = threads
     if optimized is not None:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(optimized)

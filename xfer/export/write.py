@@ -74,6 +74,11 @@ def check_export(trained: Trained, out: Path | None, name: str) -> Path:
         raise ConfigError(
             f"{trained.path}: its weights are not finite, so there is nothing to export: {broken[0]}{more}"
         )
+    if trained.model.tile:
+        raise ConfigError(
+            f"{trained.path}: it sees its images in tiles (model.tile), and a graph sees a whole one; a model without "
+            "tiles can be exported"
+        )
     target = out or trained.path / name
     if target.suffix != ".onnx":
         raise ConfigError(f"{target}: must end with .onnx")

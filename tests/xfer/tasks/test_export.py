@@ -17,12 +17,14 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 
 from shards.loading.frame import frame_of
 from shards.loading.transforms import whole
 from shards.settings import ConfigError
 from tests.xfer.tasks.conftest import recipe_values
 from tests.xfer.tasks.runs import fit, verb
+from xfer import bench as timing
 from xfer.bundle import FILES, Trained, open_model
 from xfer.config import Recipe
 from xfer.export import decode, write
@@ -339,3 +341,92 @@ def test_without_its_libraries_it_names_the_extra(packed, monkeypatch, tmp_path,
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=rf"needs {name}, not installed here: pip install 'xfer\[onnx\]'"):
         verb("export", packed("linear").bundle, tmp_path / "x.onnx", "--onnx")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predict_by_the_file_says_what_the_model_says(packed, in_float, scenes, shards_root, kind, capsys, tmp_path):
+    model, file = packed(kind), in_float(kind)
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(200 if kind == "linear" else 6):
+        size = (40, 30) if number % 2 else (24, 50)
+        pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8)
+        Image.fromarray(pixels).save(images / f"{number:03d}.png")
+    capsys.readouterr()
+    said = {}
+    for name, words in {"torch": (model.bundle,), "onnx": (model.bundle, "--runtime", "onnx"), "file": (file,)}.items():
+        verb("predict", *words, images, "--json")
+        said[name] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert said["onnx"] == said["file"]
+    assert len(said["torch"]) == len(said["onnx"]) > 0
+    for one, other in zip(said["torch"], said["onnx"], strict=True):
+        (first, *_), (second, *_) = (_named(row) for row in (one, other))
+        assert one["image"] == other["image"]
+        assert first[0] == second[0]
+        assert first[1] == pytest.approx(second[1], abs=2e-3)
+
+
+def _named(row: dict[str, Any]) -> list[tuple[str, float]]:
+    """What is said of an image, the surest first."""
+    if "boxes" in row:
+        return [(box["class"], box["score"]) for box in row["boxes"]] or [("none", 0.0)]
+    return sorted(next(row[key] for key in ("classes", "pixels") if key in row).items(), key=lambda one: -one[1])
+
+
+def test_a_file_that_is_none_of_ours_is_refused(packed, in_float, tmp_path):
+    bundle = packed("linear").bundle
+    foreign, damaged = tmp_path / "foreign.onnx", tmp_path / "damaged.onnx"
+    proto = onnx.load(in_float("linear"))
+    del proto.metadata_props[:]
+    onnx.save(proto, foreign)
+    damaged.write_bytes(in_float("linear").read_bytes()[:1000])
+    away = tmp_path / "away"
+    shutil.copytree(bundle, away, ignore=shutil.ignore_patterns("*.onnx"))
+    for words, said in (
+        ((foreign,), "foreign.onnx: does not say what it is; expected xfer-export 1"),
+        ((damaged,), "damaged.onnx: onnxruntime cannot open it"),
+        ((tmp_path / "none.onnx",), "none.onnx: no such file"),
+        ((away, "--runtime", "onnx"), f"has no model.onnx; make it with xfer export {away} --onnx"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            verb("predict", *words, tmp_path)
+        assert said in str(caught.value)
+
+
+def test_bench_times_each_way_in_turns_and_says_where_the_machine_cannot_tell(
+    packed, in_float, tmp_path, monkeypatch, capsys
+):
+    bundle, kept = packed("linear").bundle, tmp_path / "bench.json"
+    in_float("linear")
+    monkeypatch.setattr(timing, "busy_share", lambda: 0.5)
+    with pytest.raises(ConfigError, match="other programs use 50% of the CPUs"):
+        verb("bench", bundle)
+    monkeypatch.setattr(timing, "busy_share", lambda: 0.0)
+    monkeypatch.setattr(timing, "SPREAD", 0.0)
+    every = timing._ways(bundle)
+    assert [way for _, way in every] == [timing.EAGER, timing.COMPILED, timing.BF16, timing.ONNX]
+    monkeypatch.setattr(timing, "_ways", lambda path: [one for one in every if one[1] in (timing.EAGER, timing.ONNX)])
+    with pytest.raises(RuntimeError, match=r"too noisy to tell: the rounds of .* differ by"):
+        verb("bench", bundle, "--batch", 4, 1, "--seconds", 0.2, "--threads", 1, "--json", kept)
+    said, rows = capsys.readouterr().out, json.loads(kept.read_text())["rows"]
+    assert [row["way"] for row in rows] == ["eager fp32", "onnxruntime"]
+    assert "1 threads" in said
+    for row in rows:
+        assert row["model"] in said
+        assert list(row["milliseconds"]) == ["1", "4"]
+        assert 0 < row["milliseconds"]["1"] < row["milliseconds"]["4"]
+        assert row["memory_mb"] > 10
+    assert rows[1]["file_mb"] == (bundle / "model.onnx").stat().st_size / 1e6
+
+
+def test_bench_says_what_is_wrong_with_its_arguments(tmp_path):
+    for words, said in (
+        ((), "give a run, a bundle or a file"),
+        ((tmp_path, "--batch", 0, "--seconds", 0), "--batch: must be at least 1, got 0"),
+        ((tmp_path, "--threads", 0), "--threads: must be at least 1, got 0"),
+        ((tmp_path, "--json", tmp_path / "none" / "x.json"), "there is no folder"),
+        ((tmp_path,), "neither a run folder (recipe.yaml) nor a bundle"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            verb("bench", *words)
+        assert said in str(caught.value)

@@ -13,6 +13,7 @@ from xfer.backbone import Branch
 from xfer.bundle import open_model
 from xfer.config import Recipe, TileConfig
 from xfer.evaluate import evaluate_subsets
+from xfer.export.write import check_export
 from xfer.model import build_model
 from xfer.surface import Run
 from xfer.tiles import tiled
@@ -86,6 +87,8 @@ def test_a_run_is_trained_on_tiles_and_answers_for_whole_images(large, kind):
     assert {name: score.value for name, score in found.items()} == scores(recipe.folder, kind)
     bundle = Run(recipe.folder).quantize(bits=8)
     assert "in tiles of 96 that overlap by 64" in (bundle.path / "card.md").read_text()
+    with pytest.raises(ConfigError, match=r"sees its images in tiles \(model.tile\)"):
+        check_export(open_model(bundle.path), None, "model.onnx")
     packed = open_model(bundle.path).model
     assert packed.tile == recipe.model.tile
     images = torch.randint(0, 256, (1, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
