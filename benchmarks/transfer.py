@@ -4,8 +4,9 @@
 
 Rows: the features alone (the linear probe); full and staged fine-tuning; the fully fine-tuned model packed to 8 and 4
 bits; the loop anybody would write, of the same weights, images, size, steps, batch and rate (and, of --set, of what is
-under `data`); and, with one seed, a model from scratch. Columns: each PACS domain, never trained on, and clothing's
-test images with 5, 20 and all images a class to train on. Test images are read once, at the end; nothing is chosen by
+under `data`); with one seed, a model from scratch; and, with --soup, the mean of the weights of all seeds' full models.
+Columns: each PACS domain, never trained on, and clothing's test images with 5, 20 and all images a class to train on.
+Test images are read once, at the end; nothing is chosen by
 them. Every run is a process of its own on one core. Its row is added to benchmarks/results/transfer.jsonl, and the same
 command goes on with those that are missing (remove the file to begin anew). The table, transfer.md beside it: means
 with 95 % t-intervals over seeds, and the differences to the plain loop and to the probe by the same seeds. Time is CPU
@@ -49,6 +50,7 @@ IMAGES_A_CLASS = (5, 20, None)
 PLAIN = "plain script"
 SCRATCH = "scratch"
 MODES = ("feature", "full", PLAIN, "staged", SCRATCH)
+SOUP = "mean of the full models"
 PACKED = (8, 4)
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -94,6 +96,7 @@ def main() -> None:
     parser.add_argument("--test-share", type=float, default=0.5, help="of a PACS domain's images, by hash")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, on one core each")
+    parser.add_argument("--soup", action="store_true", help="the mean of the weights of all seeds' full runs too")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--name", default="transfer", help="of the files in benchmarks/results")
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
@@ -118,6 +121,13 @@ def main() -> None:
         with kept.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in found)
         _write(options, names, rows)
+    if options.soup:
+        there = {row["column"] for row in rows if row["mode"] == SOUP}
+        todo = [(setting, _column(options, name, 0), options.seeds) for name in names if name not in there]
+        for row in each_on_a_core("mean weights", options.jobs, _soup, todo):
+            rows.append(row)
+            with kept.open("a") as file:
+                file.write(json.dumps(row) + "\n")
     _write(options, names, rows)
 
 
@@ -217,6 +227,22 @@ def _run(setting: Setting, column: Column, mode: str, seed: int) -> list[Row]:
     ]
 
 
+def _soup(setting: Setting, column: Column, seeds: int) -> Row:
+    """Nothing is chosen: a uniform soup (Wortsman et al., ICML 2022). BatchNorm stood still in all of these runs, so
+    its statistics are those of the mean too. Its cost is that of the runs.
+    """
+    recipe = _recipe(setting, column, "full", 0)
+    folders = [_recipe(setting, column, "full", seed).folder for seed in range(seeds)]
+    trained = open_model(folders[0])
+    states = [open_model(folder).model.state_dict() for folder in folders]
+    for name, value in trained.model.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.stack([state[name].double() for state in states]).mean(0))
+    found = evaluate_subsets(trained.model, open_data(recipe.data).test, recipe.data, trained.classes, "test")
+    scores = {"accuracy": round(_mean(found), 5), "bytes": trained.weights_bytes}
+    return {**_row(setting, column, SOUP, 0), **scores, **_spent()}
+
+
 def _row(setting: Setting, column: Column, mode: str, seed: int) -> Row:
     return {"mode": mode, "column": column.name, "seed": seed, "setting": str(setting), "commit": commit()}
 
@@ -272,6 +298,7 @@ def _plain(setting: Setting, column: Column, seed: int) -> Row:
 def _write(options: argparse.Namespace, names: list[str], rows: list[Row]) -> None:
     data = "--pacs SHARDS --clothing FOLDER" if options.clothing else "--pacs SHARDS"
     changes = f" --set {' '.join(options.set)}" if options.set else ""
+    changes += " --soup" if options.soup else ""
     modes = "" if tuple(options.modes) == MODES else f" --modes {' '.join(options.modes)}"
     lines = [
         "# Transfer, by mode",
