@@ -5,7 +5,7 @@ batch for a moment, so what slows the machine for a while slows all. A machine t
 tell; that is said, and not hidden in an average.
 """
 
-import os
+import logging
 import platform
 import statistics
 import time
@@ -96,7 +96,7 @@ def bench(paths: Sequence[Path], sizes: Sequence[int], seconds: float, threads: 
     """Times every way to run the models at `paths` (runs, bundles, files of xfer export) on batches of `sizes` random
     images, for about `seconds` each. Raises ConfigError if one cannot be opened or other programs keep the CPUs busy.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or torch.get_num_threads()
     ways = [(path, way) for given in paths for path, way in _ways(given)]
     if (busy := busy_share()) > BUSY:
         raise ConfigError(
@@ -200,6 +200,7 @@ def _work(parent: Connection, path: Path, way: str, sizes: Sequence[int], thread
     import resource
 
     torch.set_num_threads(threads)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is no news
     with suppress(EOFError, BrokenPipeError):
         try:
             parent.recv()
