@@ -3,6 +3,7 @@
 import cyclopts
 from cyclopts import Parameter
 
+from cluster.cli.doctor import doctor
 from cluster.cli.jobs import fetch, jobs, logs, status, stop
 from cluster.cli.train import train
 
@@ -19,12 +20,13 @@ app = cyclopts.App(
         xfer cluster submit job.yaml --address http://HEAD:8265
         xfer cluster logs ID -f
         xfer cluster fetch ID results/
+        xfer cluster doctor --storage /shared/runs
     """,
     default_parameter=Parameter(negative=()),
 )
 app.command("tuning.cli:submit", name="submit", sort_key=0)  # by its name: a study is of a layer above
 for place, (name, verb) in enumerate(
-    {"status": status, "logs": logs, "stop": stop, "list": jobs, "fetch": fetch}.items(), 1
+    {"status": status, "logs": logs, "stop": stop, "list": jobs, "fetch": fetch, "doctor": doctor}.items(), 1
 ):
     app.command(verb, name=name, sort_key=place)
 app.resolved_commands()  # the list says of submit what its own help says first

@@ -1,5 +1,6 @@
 """Jobs on a real cluster of one node, through its dashboard."""
 
+import json
 import os
 import signal
 import subprocess
@@ -102,6 +103,19 @@ def test_a_job_from_its_submission_to_its_folder(xfer, head, job_file, tmp_path,
     assert "checkpoints" not in near
     assert xfer("fetch", "one", str(tmp_path / "far"))[0] == 2
     assert xfer("list")[1].startswith("fetch-one-")
+
+
+def test_a_cluster_of_one_node_that_is_fine_is_found_to_be(xfer, tmp_path):
+    status, out, _ = xfer("doctor", "--storage", str(tmp_path), *PYTHON)
+    assert status == 0
+    assert f"fine   storage: {tmp_path} is written, renamed and seen by all\n" in out
+    assert "fine   token: asked for\n" in out
+    assert "fine   dashboard: listens on 127.0.0.1\n" in out
+    assert list(tmp_path.iterdir()) == []
+    status, out, _ = xfer("doctor", "--storage", str(tmp_path / "gone"), "--json", *PYTHON)
+    (wrong,) = [one for one in json.loads(out) if one["do"]]
+    assert (status, wrong["check"]) == (1, "storage")
+    assert "No such file or directory" in wrong["found"]
 
 
 def test_a_job_that_fails_ends_with_its_own_error(xfer, job_file):
