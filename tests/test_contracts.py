@@ -60,6 +60,7 @@ def test_import_contracts():
                 "cluster/cli/train.py",
                 "shards/cli/__init__.py",
                 "shards/cli/build.py",
+                "xfer/cli/bench.py",
                 "xfer/cli/compare.py",
                 "xfer/cli/evaluate.py",
                 "xfer/cli/export.py",
