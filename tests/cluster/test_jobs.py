@@ -72,9 +72,12 @@ def test_a_job_from_its_submission_to_its_folder(xfer, head, job_file, tmp_path,
 
     command = [sys.executable, "-m", "xfer", "cluster", "logs", "one", "-f", "--address", head.url]
     watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(read_metrics(folder)) > 1, watching)
-    watching.send_signal(signal.SIGINT)
-    out, err = watching.communicate(timeout=30)
+    try:
+        wait_for(lambda: (folder / "metrics.jsonl").exists() and len(read_metrics(folder)) > 1, watching)
+        watching.send_signal(signal.SIGINT)
+        out, err = watching.communicate(timeout=30)
+    finally:
+        watching.kill()
     assert watching.returncode == 130
     assert err == f"\nxfer: not watching any more; job one goes on: xfer cluster logs one -f --address {head.url}\n"
     assert "starting 1 Ray workers" in out

@@ -116,7 +116,7 @@ BREAKS = (
         "cluster/stopping.py",
         'if asked or not any(row["step"] > done for row in read_metrics(folder)):',
         "if True:",
-        ("tests/cluster/test_jobs.py::test_a_job_from_its_submission_to_its_folder",),
+        ("tests/cluster/test_stopping.py",),
     ),
     Break(
         "log-shown-twice",
