@@ -18,6 +18,7 @@ from pathlib import Path
 from cluster.config import Job
 from cluster.failure import Failure
 from cluster.session import connect
+from cluster.stopping import saving_first
 from shards.loading.batch import Slot
 from shards.settings import dump
 from xfer.begin import begin, features_folder
@@ -106,8 +107,12 @@ def _train(job: Job, what: str, session: Callable[[], None], cache: Path) -> Fai
     print(f"starting {job.cluster.workers} Ray workers: half a minute or more", file=sys.stderr)
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
     done = checkpoint.state.step if checkpoint else 0
-    with follow(what, last_step(recipe), done) as show, _tail(recipe.folder, done, show):
-        return attempt(job)
+    with saving_first(recipe.folder, done) as end:
+        with follow(what, last_step(recipe), done) as show, _tail(recipe.folder, done, show):
+            failure = attempt(job)
+        if failure is None:
+            end()
+    return failure
 
 
 class _tail:

@@ -162,6 +162,22 @@ def set_environment(address: str | None = None, timeout_s: float = 1800) -> None
         _make_token(address)
 
 
+def dashboard_given() -> str | None:
+    """The address of a dashboard, or of a cluster, that the environment names, as Ray reads it for jobs."""
+    return os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or None
+
+
+def set_dashboard(url: str) -> None:
+    """What Ray's job client reads when it is imported: before that. A token is passed on if there is one; none is made,
+    since the cluster would not know it.
+    """
+    os.environ["RAY_API_SERVER_ADDRESS"] = url  # RAY_ADDRESS would win over what the client is told
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if named or os.access(Path(TOKEN_FILE).expanduser(), os.R_OK):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 def beside_main(call: Callable[[], Any], check: Callable[[], None]) -> None:
     """Runs `call` beside the main thread, which calls `check` meanwhile: what that raises ends the wait.
 

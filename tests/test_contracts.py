@@ -55,9 +55,12 @@ def test_import_contracts():
         (
             "cyclopts",
             {
-                "cluster/cli.py",
+                "cluster/cli/__init__.py",
+                "cluster/cli/jobs.py",
+                "cluster/cli/train.py",
                 "shards/cli/__init__.py",
                 "shards/cli/build.py",
+                "xfer/cli/bench.py",
                 "xfer/cli/compare.py",
                 "xfer/cli/evaluate.py",
                 "xfer/cli/export.py",

@@ -1,4 +1,4 @@
-"""`xfer tune`, `xfer report`, `xfer demo`."""
+"""`xfer tune`, `xfer report`, `xfer demo`, `xfer cluster submit`."""
 
 import sys
 from pathlib import Path
@@ -92,3 +92,60 @@ def demo(*, out: Path | None = None, task: Literal["classify", "detect", "segmen
     from tuning.demo import demo as run
 
     run(out or Path("runs/demo"))
+
+
+def submit(
+    document: Path,
+    /,
+    *overrides: str,
+    address: str | None = None,
+    id: str | None = None,
+    no_wait: bool = False,
+    unseen: bool = False,
+    python: str = "python",
+    ship_code: bool = False,
+) -> None:
+    """Hand a job or a study to a Ray cluster that runs already, and show what it says until it has ended.
+
+        xfer cluster submit job.yaml train.steps=800 --address http://HEAD:8265
+        xfer cluster submit study.yaml output=/shared/runs data.root=/shared/shards --no-wait
+
+    The cluster runs `xfer train` or `xfer tune` on its head node. Ctrl-C ends the watching, never the job. Everything
+    that is wrong with the file, the data and the weights files, as far as it can be seen from here, is told before
+    anything is submitted. Relative paths count from the current folder here, and are shown as the cluster gets them:
+    data, weights and output have to be on storage that all its nodes see. Submitted again, a job goes on.
+
+    Parameters
+    ----------
+    document
+        YAML of a job, as xfer train takes it, or of a study, as xfer tune does.
+    overrides
+        `dotted.path=value`, any number of them.
+    address
+        The dashboard of the cluster, http://HEAD:8265. Otherwise RAY_ADDRESS, or port 8265 of the host in
+        cluster.address.
+    id
+        What the job is called on the cluster; otherwise its name and a few letters more.
+    no_wait
+        Return as soon as the cluster has it.
+    unseen
+        Data and weights are on storage that this machine does not see: the job checks them when it starts.
+    python
+        The Python on the cluster that has this project; a path, if it is not first in the PATH of `ray start`.
+    ship_code
+        Send this project's code along, for a cluster that has another version of it. What it depends on has to be
+        there.
+    """
+    from cluster.cli.jobs import end
+    from cluster.jobs import connect, submission_name, submitted
+    from cluster.jobs import submit as hand_over
+    from cluster.watch import follow
+    from tuning.submit import order
+
+    what, cluster_address = order(document, overrides, unseen)
+    name = submission_name(id, what.name)
+    client = connect(address, cluster_address)
+    hand_over(client, what, name, python, ship_code)
+    print(submitted(client, what, name))
+    if not no_wait:
+        end(follow(client, name))

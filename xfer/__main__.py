@@ -30,6 +30,7 @@ VERBS = {
     "shards": ("shards.cli:app", DATA),
     "fit": ("xfer.cli:fit", MODEL),
     "train": ("cluster.cli:train", MODEL),
+    "cluster": ("cluster.cli:app", MODEL),
     "evaluate": ("xfer.cli:evaluate", MODEL),
     "compare": ("xfer.cli:compare", MODEL),
     "features": ("xfer.cli:features", MODEL),
@@ -59,11 +60,11 @@ def main(arguments: list[str] | None = None) -> None:
         _end(2, "", debug)  # printed already
     except ConfigError as error:
         _end(2, str(error), debug)
-    except _Terminated:
-        _end(143, "stopped by SIGTERM; the same command goes on from here", debug)
-    except KeyboardInterrupt:
+    except _Terminated as stop:
+        _end(143, str(stop) or "stopped by SIGTERM; the same command goes on from here", debug)
+    except KeyboardInterrupt as stop:
         print(file=sys.stderr)  # the line that shows ^C ends
-        _end(130, "stopped; the same command goes on from here", debug)
+        _end(130, str(stop) or "stopped; the same command goes on from here", debug)
     except OSError as error:
         _end(1, _of_the_system(error), debug)
     except (RuntimeError, ValueError) as error:

@@ -68,6 +68,18 @@ def model_branch(weights: str | None) -> tuple[Path, str | None] | None:
     return (Path(folder), branch) if folder and Path(folder).is_dir() else None
 
 
+def missing_weights(branches: Mapping[str, "BranchConfig"]) -> list[str]:
+    """A fault for each branch whose weights are neither published nor there."""
+    return [
+        f"model.branches.{name}.weights: no such file, run or bundle: {branch.weights}"
+        for name, branch in branches.items()
+        if branch.weights
+        and branch.weights not in PUBLISHED
+        and not model_branch(branch.weights)
+        and not Path(branch.weights).is_file()
+    ]
+
+
 class BranchConfig(Strict):
     """One backbone of the fusion model."""
 

@@ -7,7 +7,6 @@ numbers per image. A DenseModel fuses the maps of each level that its head reads
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,17 @@ from torch.nn import functional as F
 
 from shards.settings import ConfigError
 from xfer.backbone import DILATABLE, MEAN, STD, Branch, published
-from xfer.config import PUBLISHED, RESNETS, TASKS, BranchConfig, HeadKind, ModelConfig, TileConfig, model_branch
+from xfer.config import (
+    PUBLISHED,
+    RESNETS,
+    TASKS,
+    BranchConfig,
+    HeadKind,
+    ModelConfig,
+    TileConfig,
+    missing_weights,
+    model_branch,
+)
 from xfer.fusion import FUSIONS, WeightedSum
 from xfer.heads.known import HEADS, is_dilated, levels_of
 from xfer.tiles import tiled
@@ -234,6 +243,4 @@ def check_weights_exist(config: ModelConfig) -> list[str]:
             if branch.weights not in there:
                 known = f"must be {' or '.join(there)}" if there else "there are no published ones"
                 faults.append(f"{where}: {known} for {branch.backbone}, got {branch.weights}")
-        elif branch.weights and not model_branch(branch.weights) and not Path(branch.weights).is_file():
-            faults.append(f"{where}: no such file, run or bundle: {branch.weights}")
-    return faults
+    return faults + missing_weights(config.branches)

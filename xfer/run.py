@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, nn, tensor
 
 from shards.format.lock import Locks
 from shards.format.whole import naming
@@ -65,6 +65,7 @@ from xfer.measure import measured
 from xfer.model import FusionModel, build_model
 from xfer.optimizer import hold_near
 from xfer.portable import trained_weights
+from xfer.stop import is_asked
 from xfer.tasks.known import task_of
 from xfer.track import Tracking
 from xfer.train import DivergedError, Row, Training, check_finite, train
@@ -192,6 +193,7 @@ class RunRecord:
         self._tracking: Tracking | None = None
         self._rows, self._scores = rows, scores(rows)
         self._evaluated, self._end = evaluated(rows), last_step(recipe)
+        self._stops = False
 
     def __enter__(self) -> "RunRecord":
         if self._writes:
@@ -249,9 +251,15 @@ class RunRecord:
             self._choose()
         self._report(row)
 
+    def is_asked_to_stop(self) -> bool:
+        """Rank 0 looks, all know. A collective."""
+        asked = float(self._writes and is_asked(self._recipe.folder))
+        self._stops = bool(self.engine.sum(tensor(asked)) > 0)
+        return self._stops
+
     def is_over(self) -> bool:
         ended = max(self._evaluated, default=-1) >= self._end
-        return ended or is_stalled(self._scores, self._recipe.train.patience)
+        return self._stops or ended or is_stalled(self._scores, self._recipe.train.patience)
 
     def _choose(self) -> None:
         choose(self._recipe.folder / "checkpoints", _selected(self._recipe, self._scores))

@@ -39,6 +39,10 @@ class Record(Protocol):
 
     def report(self, row: Row) -> None: ...
 
+    def is_asked_to_stop(self) -> bool:
+        """Whether someone wants the run to save and be over (xfer/stop.py); the same on every rank. A collective."""
+        ...
+
     def is_over(self) -> bool:
         """Whether training ends here, whatever steps are left; the same on every rank."""
         ...
@@ -183,6 +187,7 @@ def train(run: Training, state: TrainState) -> TrainState:
         intervals = config.log_every, config.save_every, config.evaluate_every
         logging, saving, scoring = (last or state.step % every == 0 for every in intervals)
         saving |= scoring and (config.select == "best" or config.keep_evaluated)
+        saving |= logging and run.record.is_asked_to_stop()
         logging |= saving  # or a run that goes on from there would lack these steps
         means = losses.read(state.step) if logging or saving or scoring else []
         if logging:

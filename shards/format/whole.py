@@ -49,8 +49,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """An empty folder beside `path` to write plain files to; at the end it becomes `path`. What was at `path` before
-    is replaced: whether it may be is for the caller to know. Raises OSError naming `path`.
+    """An empty folder beside `path` to write to, in folders inside it too; at the end it becomes `path`. What was at
+    `path` before is replaced: whether it may be is for the caller to know. Raises OSError naming `path`.
     """
     path = Path(path)
     remove_drafts(path.parent, re.escape(path.name))
@@ -60,8 +60,9 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
             draft.mkdir(parents=True)
             yield draft
             mode = draft.stat().st_mode & 0o666
-            for file in draft.iterdir():
-                _settle(file, mode)
+            for file in draft.rglob("*"):
+                if not file.is_dir():
+                    _settle(file, mode)
             _take_place(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

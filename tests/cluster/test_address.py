@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from cluster import address
-from cluster.address import check_listens
+from cluster.address import check_dashboard, check_listens, dashboard_at, dashboard_beside
 from cluster.config import Job
+from cluster.jobs import connect as dashboard
 from cluster.session import connect
 from shards.settings import ConfigError, parse
 
@@ -74,3 +75,79 @@ def test_what_is_silent_is_left_to_ray(silent, monkeypatch):
     started = time.monotonic()
     check_listens(silent)
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "given", ["h1", "http://h1", "h1:six", "http://h1:70000", "ray://h1:10001", "auto", "http://:1"]
+)
+def test_what_names_no_dashboard_is_refused(given):
+    with pytest.raises(ConfigError, match=f"must be that of the dashboard, such as http://HOST:8265, got {given}"):
+        dashboard_at(given)
+
+
+def test_a_dashboard_is_named_by_its_url_or_its_port_or_the_cluster_beside_it():
+    assert dashboard_at("http://h1:8265/") == dashboard_at("h1:8265") == dashboard_beside("h1:6379") == "http://h1:8265"
+    assert dashboard_at("https://ray.example.org") == "https://ray.example.org"
+    assert dashboard_beside("auto") == "http://127.0.0.1:8265"
+
+
+def answering(answer: bytes) -> str:
+    """A port that says this to the first who asks, and closes."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with server, server.accept()[0] as link:
+            link.recv(1000)
+            link.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "what listens there is no web server"),
+        (b"\0\0\x12\x04\0\0\0\0\0", "what listens there is no web server"),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", "another web server answers there"),
+        (b"HTTP/1.1 200 OK\r\n\r\n<html>", "another web server answers there"),
+        (b"HTTP/1.1 200 OK\r\n\r\n[1]", "another web server answers there"),
+    ],
+)
+def test_what_is_no_dashboard_is_told(answer, words):
+    with pytest.raises(ConfigError, match=words):
+        check_dashboard(answering(answer))
+
+
+@pytest.mark.parametrize(
+    "answer", [b'HTTP/1.1 200 OK\r\n\r\n{"ray_version": "2"}', b"HTTP/1.1 401 Unauthorized\r\n\r\n"]
+)
+def test_a_dashboard_is_known_with_and_without_a_token(answer):
+    check_dashboard(answering(answer))
+
+
+def test_a_dashboard_that_says_nothing_is_waited_for_a_while(silent, monkeypatch):
+    monkeypatch.setattr(address, "ANSWER_S", 0.2)
+    with pytest.raises(ConfigError, match=r"no answer within 0\.2 s"):
+        check_dashboard(f"http://{silent}")
+
+
+def test_what_named_the_dashboard_is_told(closed, monkeypatch):
+    """--address before RAY_ADDRESS before the job's cluster."""
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", f"http://{closed}")
+    with pytest.raises(ConfigError, match=f"^RAY_ADDRESS: no dashboard at http://{closed}: Connection refused"):
+        dashboard(None, "h1:6379")
+    with pytest.raises(ConfigError, match=r"^--address: must be"):
+        dashboard("h1")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(address, "DASHBOARD_PORT", int(closed.rpartition(":")[2]))
+    with pytest.raises(
+        ConfigError, match=f"^RAY_ADDRESS: 127.0.0.1:1 names a cluster.*: no dashboard at http://{closed}"
+    ):
+        dashboard(None)
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(ConfigError, match=r"^cluster\.address: 127\.0\.0\.1:2 names a cluster"):
+        dashboard(None, "127.0.0.1:2")
+    with pytest.raises(ConfigError, match="--address: must be given"):
+        dashboard(None)

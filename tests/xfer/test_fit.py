@@ -28,6 +28,7 @@ from xfer.engine import build_engine
 from xfer.evaluate import evaluate_subsets
 from xfer.history import read_metrics
 from xfer.prepare import prepare
+from xfer.stop import stoppable
 
 GOLDEN = Path(__file__).parent / "golden.json"
 GOLDEN_BATCHNORM = Path(__file__).parent / "golden-batchnorm.json"
@@ -81,6 +82,16 @@ def test_resume_equals_the_uninterrupted_run(recipe, optimizer):
     assert newest is not None
     (newest.path / "model.safetensors").write_bytes(b"")  # as a crash would leave it: back to step 2
     assert fit(cut) == whole
+
+
+def test_a_run_that_is_asked_to_stop_saves_at_its_next_row_and_goes_on_as_if_never_stopped(recipe):
+    expected = fit(replace(recipe, {"name": "whole", "train.save_every": 100}))
+    recipe = replace(recipe, {"train.save_every": 100})
+    begin(recipe)
+    with stoppable(recipe.folder) as ask:
+        state = run.fit(recipe, Slot(), build_engine, lambda row: ask() if row["step"] == 1 else None)
+    assert state.step == latest_checkpoint(recipe.folder / "checkpoints").state.step == 2
+    assert fit(recipe) == expected
 
 
 def test_another_model_or_other_data_in_the_same_folder_is_refused(recipe):

@@ -1,4 +1,4 @@
-"""`xfer train`: a job on Ray workers."""
+"""`xfer train`: a job on Ray workers, watched from here."""
 
 import sys
 from pathlib import Path
