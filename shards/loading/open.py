@@ -6,12 +6,13 @@ Reads manifests and indexes only, never a tar. All faults of all sources come in
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.config import DataConfig, SourceConfig, WhereConfig
 from shards.format.annotations import VOID
 from shards.format.manifest import Manifest, manifest_name, open_index, parse_manifest, read_manifest
+from shards.labels import LabelSpace, label_space
 from shards.loading.leaks import leaks
 from shards.loading.subset import Filter, InShare, OfClasses, Subset
 from shards.remote.store import Remote, Store
@@ -57,6 +58,8 @@ def open_data(config: DataConfig, unfit: Callable[[Subset], Sequence[str]] = lam
     store = Store(cache.folder, round(cache.gb * 1e9), cache.timeout_s) if any(map(is_url, locations)) else None
     sources = _open_all(config, "sources", config.sources, store, unfit, faults)
     test = _open_all(config, "test", config.test, store, unfit, faults)
+    if config.labels:
+        sources, test = _named(config, sources, test, faults)
     train, validation, apart = [], [], []
     for whole in sources:
         subset, given = _cut_apart(whole, config.apart_of(whole.name), faults)
@@ -82,6 +85,29 @@ def open_data(config: DataConfig, unfit: Callable[[Subset], Sequence[str]] = lam
     if faults:
         raise ConfigError(faults)
     return Splits(tuple(train), tuple(validation), tuple(test), (), tuple(apart)).numbered(classes)
+
+
+def _named(
+    config: DataConfig, sources: list[Subset], test: list[Subset], faults: list[str]
+) -> tuple[list[Subset], list[Subset]]:
+    """The same with their classes called as in the label space of the configuration."""
+    assert config.labels is not None
+    opened = {subset.name: subset.manifest.classes for subset in (*test, *sources)}
+    closed = [name for name in (*config.sources, *config.test) if name not in opened]  # said already
+    try:
+        space = label_space(config.labels, opened, closed)
+    except ConfigError as error:
+        faults += [f"data.labels: {fault}" for fault in error.faults]
+        return sources, test
+    faults += [
+        f"data.labels: {whole} has parts, which no loss takes yet; give same or different" for whole in space.parts
+    ]
+    return [_called(subset, space) for subset in sources], [_called(subset, space) for subset in test]
+
+
+def _called(subset: Subset, space: LabelSpace) -> Subset:
+    names = space.names[subset.name]
+    return replace(subset, names=tuple(names[name] for name in subset.manifest.classes))
 
 
 def _cut_apart(subset: Subset, share: float, faults: list[str]) -> tuple[Subset, Subset | None]:

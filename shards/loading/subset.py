@@ -81,6 +81,8 @@ class Subset:
     """Fetches the shards, if they are not in a local folder. Stays in the process that trains."""
     numbering: tuple[str, ...] | None = None
     """The class names whose places are the numbers of classes; None: the subset's own, in the manifest's order."""
+    names: tuple[str, ...] | None = None
+    """What the manifest's classes are called in a label space (shards/labels.py); None: as in the manifest."""
 
     def __repr__(self) -> str:
         return f"Subset({self.name!r}, {self.num_samples:,} samples, {len(self.classes)} classes, {self.folder!r})"
@@ -110,7 +112,7 @@ class Subset:
         """
         if self.numbering is not None:
             places = {name: place for place, name in enumerate(self.numbering)}
-            named = zip(self.manifest.classes, self._kept, strict=True)
+            named = zip(self.class_names, self._kept, strict=True)
             return np.array([places.get(name, -1) if kept else -1 for name, kept in named], np.int64)
         return np.where(self._kept, np.cumsum(self._kept) - 1, -1)
 
@@ -128,9 +130,14 @@ class Subset:
         return replace(self, numbering=tuple(classes))
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """What each of the manifest's classes is called."""
+        return self.manifest.classes if self.names is None else self.names
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The subset's own class names, in the manifest's order."""
-        return tuple(name for name, kept in zip(self.manifest.classes, self._kept, strict=True) if kept)
+        return tuple(name for name, kept in zip(self.class_names, self._kept, strict=True) if kept)
 
     @property
     def num_samples(self) -> int:
