@@ -38,7 +38,7 @@ def scoring_faults(subset: Subset, trained: Sequence[str], where: str, faults: S
     """Why a model that knows the classes `trained` cannot be scored on a subset, with both lists: names that only look
     alike are seen at once. `where`: what the user calls the subset; `faults`: why its samples cannot be used at all.
     """
-    if faults or set(_occurring(subset)) & set(trained):
+    if faults or set(_occurring(subset)) & set(subset.known_in(trained)):
         return [f"{where}: {fault}" for fault in faults]
     return [
         f"{where}: shares no class with the model: it has {some(_occurring(subset))}, the model {some(trained)}; "

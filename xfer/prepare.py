@@ -15,6 +15,7 @@ from shards.config import LEAVE_ONE_OUT, DataConfig
 from shards.labels import LabelsConfig
 from shards.loading.open import Splits, open_data
 from shards.loading.state import StreamState, resume
+from shards.loading.subset import Subset
 from shards.loading.train import augment_faults
 from shards.settings import ConfigError, SchemaError, Strict, load, read_yaml
 from shards.text import counted
@@ -269,7 +270,7 @@ def _differences(recipe: Recipe, checkpoint: Checkpoint, data: Splits) -> list[s
         pairs |= {f"data.{key}": (getattr(before.data, key), getattr(recipe.data, key)) for key in SEEN}
         faults += [f"{path}: was {old}, is now {new}" for path, (old, new) in pairs.items() if old != new]
         faults += _other_verdicts(before.data.labels, recipe.data.labels)
-    faults += _new_classes(checkpoint.state.classes, {subset.name: subset.classes for subset in data.train})
+    faults += _new_classes(checkpoint.state.classes, data.train)
     told = tuple(f"data.{key}:" for key in SEEN)
     stream = _faults_of(lambda: resume(data.train, recipe.data, StreamState(**checkpoint.state.stream)))
     return faults + [fault for fault in stream if not fault.startswith(told)]
@@ -286,14 +287,14 @@ def _other_verdicts(old: LabelsConfig | None, new: LabelsConfig | None) -> list[
     ]
 
 
-def _new_classes(trained: Sequence[str], sources: Mapping[str, Sequence[str]]) -> list[str]:
+def _new_classes(trained: Sequence[str], subsets: Sequence[Subset]) -> list[str]:
     """A trained head has a place for each class it was trained with, and none for another name."""
     faults = []
-    for source, classes in sources.items():
-        new = sorted(set(classes) - set(trained))
+    for subset in subsets:
+        new = sorted(set(subset.classes) - set(subset.known_in(trained)))
         if new:
             faults.append(
-                f"data.sources.{source}: has the classes {', '.join(new)}, which this run was not begun with "
+                f"data.sources.{subset.name}: has the classes {', '.join(new)}, which this run was not begun with "
                 f"(it has {', '.join(trained)}); renamed or added classes need a run of their own"
             )
     return faults

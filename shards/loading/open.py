@@ -26,7 +26,8 @@ class Splits:
     the sources that are held out whole; `apart`: of those that give any, what is set apart.
 
     classes: the one numbering of all of them: targets, boxes and masks of every batch hold places in it, or -1 where it
-    lacks the class. At first the class names of the training sources, joined by exactly equal names and sorted.
+    lacks the class; a target that is a set of places has a number behind them (`Subset.sets`). At first the class names
+    of the training sources, joined by exactly equal names or as `data.labels` says, and sorted.
     """
 
     train: tuple[Subset, ...]
@@ -80,7 +81,7 @@ def open_data(config: DataConfig, unfit: Callable[[Subset], Sequence[str]] = lam
         validation += [parts[1]] if parts[1] is not None else []
     with _faults_of_stores("test"):
         faults += leaks(sources, test)
-    classes = sorted({name for subset in train for name in subset.classes})
+    classes = _leaves(train)
     faults += numbering_faults([*sources, *test], classes)
     if faults:
         raise ConfigError(faults)
@@ -99,15 +100,21 @@ def _named(
     except ConfigError as error:
         faults += [f"data.labels: {fault}" for fault in error.faults]
         return sources, test
-    faults += [
-        f"data.labels: {whole} has parts, which no loss takes yet; give same or different" for whole in space.parts
-    ]
     return [_called(subset, space) for subset in sources], [_called(subset, space) for subset in test]
 
 
 def _called(subset: Subset, space: LabelSpace) -> Subset:
     names = space.names[subset.name]
-    return replace(subset, names=tuple(names[name] for name in subset.manifest.classes))
+    return replace(subset, names=tuple(names[name] for name in subset.manifest.classes), parts=space.parts)
+
+
+def _leaves(train: Sequence[Subset]) -> list[str]:
+    """The classes of training sources, less those of which two parts or more are trained: such a one is the set of
+    these.
+    """
+    names = {name for subset in train for name in subset.classes}
+    parts = train[0].parts if train else {}
+    return sorted(name for name in names if sum(part in names for part in parts.get(name, ())) < 2)
 
 
 def _cut_apart(subset: Subset, share: float, faults: list[str]) -> tuple[Subset, Subset | None]:

@@ -1,10 +1,12 @@
 """`xfer labels` and `data.labels`: from pairs that are proposed to a model of one label space."""
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import xfer
@@ -14,7 +16,10 @@ from shards.loading.open import open_data
 from shards.loading.source import Source
 from shards.settings import load
 from tests.xfer.command import status
+from xfer.bundle import open_model
 from xfer.config import Recipe
+from xfer.labels import annotated, sets_of
+from xfer.outcomes import outcomes_on
 from xfer.prepare import load_document, prepare
 
 NAMES = {"circle": "Circles", "star": "stella", "cross": "x_shape"}  # what outline calls its classes here
@@ -181,3 +186,61 @@ def test_filters_and_samples_go_by_a_sources_own_names_and_batches_by_those_of_t
     assert set(outline.labels().tolist()) == {0, 3}
     assert {Source(outline)[i].label for i in range(len(outline.rows))} == {"circle", "stella"}
     assert outline.identity() == open_data(config.model_copy(update={"labels": None})).train[0].identity()
+
+
+PARTS = ("circle", "part_of", "Circles"), ("square", "part_of", "Circles"), ("star", "same", "stella")
+
+
+def test_a_class_with_parts_is_a_target_of_all_of_them_and_no_class_of_the_model(values, tmp_path):
+    path = decide(str(tmp_path / "labels.yaml"), *PARTS)
+    data = open_data(DataConfig.model_validate({**values["data"], "labels": path}))
+    assert data.classes == ("circle", "square", "star", "x_shape")
+    outline, paint = data.train
+    assert outline.numbered_names == (*data.classes, "Circles")
+    assert set(outline.labels().tolist()) == {4, 2, 3}
+    assert set(paint.labels().tolist()) == {0, 1, 2}
+    sets = sets_of(data.train)
+    assert sets is not None
+    assert sets[4].tolist() == [True, True, False, False]
+    assert annotated(data.train, 4).tolist() == [[True] * 4, [True, True, True, False]]
+    alone = open_data(DataConfig.model_validate({**values["data"], "labels": path, "validation": ("paint",)}))
+    assert alone.classes == ("Circles", "star", "x_shape"), "no part is trained, so the class stays"
+    assert set(pickle.loads(pickle.dumps(outline)).labels().tolist()) == {4, 2, 3}, "it goes to loader processes"
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_answer_inside_the_set_is_right_wherever_it_is_counted(recipe, tmp_path, capsys):
+    decide("labels.yaml", *PARTS)
+    more = {"data.labels": "labels.yaml", "data.validation": 0.3}
+    run = xfer.fit(recipe, more, quiet=True)
+    model = xfer.load(run.folder)
+    assert model.classes == ("circle", "square", "star", "x_shape")
+    score = run.evaluate()["outline"]
+    said = score.confusion["Circles"]
+    assert set(said) <= set(model.classes)
+    assert score.per_class["Circles"] == pytest.approx(
+        (said.get("circle", 0) + said.get("square", 0)) / sum(said.values())
+    )
+    right = sum(said.get(name, 0) for name in ("circle", "square"))
+    right += sum(score.confusion[name].get(name, 0) for name in ("star", "x_shape"))
+    assert score.correct == right
+    assert not [one for one in score.mistakes if one.truth == "Circles" and one.answer in ("circle", "square")]
+    trained = open_model(run.folder)
+    config = load(run.folder / "recipe.yaml", Recipe).data
+    (outline,) = [one for one in open_data(config).validation if one.name == "outline"]
+    found = outcomes_on({"it": trained.model}, [outline], config, trained.classes, "test")["it"]["outline"]
+    assert (int(found.sum()), len(found)) == (score.correct, score.count)
+    trains = xfer.fit(
+        recipe, {**more, "name": "trains", "transfer.mode": "full", "data.augment.mixup": 0.2}, quiet=True
+    )
+    assert all(torch.isfinite(torch.tensor(row["losses"])).all() for row in trains.metrics if "losses" in row)
+    assert status("evaluate", str(run.folder)) == 0
+    assert "does not know" not in capsys.readouterr().out
+
+
+def test_parts_are_refused_where_a_pixel_has_one_class(recipe, values, capsys):
+    decide("labels.yaml", *PARTS)
+    assert status("fit", recipe, "data.labels=labels.yaml", "model.head.kind=fcos", "model.fusion.width=32") == 2
+    told = capsys.readouterr().err
+    assert "part_of is for classifiers so far, for the head fcos" in told
+    assert "`Circles` of outline" in told
