@@ -218,8 +218,8 @@ def _report(
         f"CPU beside the features. Clothing in two sources, the second under other names (3 spelt otherwise, 3 in "
         f"another language, 1 divided, 2 joined: {len(_truth())} pairs); frozen ImageNet ResNet-18 at "
         f"{options.image_size} px. Accuracy (%) of a linear head on both under the space that the proposals make if "
-        f"all are accepted, on the split test; ± is half of the 95 % t-interval over {options.seeds} seeds, which draw the "
-        "two sources; the difference is paired by seed.",
+        f"all are accepted, on the split test; ± is half of the 95 % t-interval over {options.seeds} seeds, which draw "
+        "the two sources; the difference is paired by seed.",
         "",
         "| evidence | precision (%) | recall (%) | among all classes | less exact names | among the first's own | less "
         "exact names |",

@@ -98,3 +98,11 @@ def test_nothing_is_decided_and_what_a_person_said_stays_and_wins():
     assert (len(found), left_out) == (5, 1), "the third would make one of what is said to be different"
     again = parse(yaml.safe_load(text_of(found, "labels.yaml")), LabelsConfig)
     assert again.pairs == tuple(one.pair() for one in found)
+
+
+def test_what_one_head_alone_says_is_no_agreement():
+    a = source([0, 1, 2, 3], ["a0", "a1", "a2", "extra"], 1)
+    b = source([0, 1, 2], ["b0", "b1", "b2"], 2)
+    found = {(one.a, one.b): one for one in agreement(a, b)}
+    assert max(found["extra", other].there for other in b.classes) > 0.3, "it is called something"
+    assert said(a, b) == {(f"a{i}", f"b{i}", "same") for i in range(3)}
