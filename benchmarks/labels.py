@@ -219,7 +219,8 @@ def _report(
         f"another language, 1 divided, 2 joined: {len(_truth())} pairs); frozen ImageNet ResNet-18 at "
         f"{options.image_size} px. Accuracy (%) of a linear head on both under the space that the proposals make if "
         f"all are accepted, on the split test; ± is half of the 95 % t-interval over {options.seeds} seeds, which draw "
-        "the two sources; the difference is paired by seed.",
+        "the two sources; the difference is paired by seed. The test images have the first source's names: "
+        "among all classes an answer by a name of the second is wrong unless the space says that it is the same.",
         "",
         "| evidence | precision (%) | recall (%) | among all classes | less exact names | among the first's own | less "
         "exact names |",
