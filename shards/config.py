@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from shards.labels import Labels
 from shards.settings import Location, Strict, is_url
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
@@ -133,6 +134,9 @@ class DataConfig(Strict):
     """A part of every source, chosen by the hash of each sample's key, that is neither trained nor validated on: a
     model may choose by it. With sources held out by name it is taken from these, with leave_one_source_out from the
     source that a run leaves out."""
+    labels: Labels = None
+    """A file of verdicts on classes of different sources (`xfer labels`), or what is in it: which are one, which are
+    parts of others. None: classes are one exactly if their names are equal."""
     image_size: int = Field(default=112, ge=8, le=4096)
     """Images reach the model as image_size x image_size pixels."""
     train_size: int | None = Field(default=None, ge=8, le=4096)

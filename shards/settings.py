@@ -13,6 +13,7 @@ Types are strict: `true` is no number, `1` is not true, `'3'` is text, and a nam
 import copy
 import difflib
 import json
+import math
 import numbers
 import os
 import re
@@ -198,6 +199,12 @@ def replace(config: Kind, changes: Mapping[str, Any]) -> Kind:
 def dump(config: Strict) -> str:
     """The document as YAML text that `load` reads back to an equal value."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+def in_one_line(value: Any) -> str:
+    """A plain value as YAML on one line, that `load` reads back to an equal one."""
+    flow = {"default_flow_style": True, "width": math.inf, "sort_keys": False, "allow_unicode": True}
+    return yaml.dump(value, Dumper=_Dumper, **flow).removesuffix("\n").removesuffix("\n...")
 
 
 def get(config: Strict, path: str) -> Any:

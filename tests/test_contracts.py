@@ -67,6 +67,7 @@ def test_import_contracts():
                 "xfer/cli/quantize.py",
                 "xfer/cli/features.py",
                 "xfer/cli/fit.py",
+                "xfer/cli/labels.py",
                 "xfer/cli/predict.py",
                 "xfer/cli/soup.py",
                 "xfer/__main__.py",

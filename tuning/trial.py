@@ -30,7 +30,7 @@ from xfer.engine import build_engine
 from xfer.evaluate import evaluate
 from xfer.folds import choose_among_folds, folds
 from xfer.fusion import WeightedSum
-from xfer.labels import annotated, masked_cross_entropy
+from xfer.labels import annotated, as_sets, masked_cross_entropy, sets_of
 from xfer.model import FusionModel, build_model
 from xfer.outcomes import Comparison, outcomes_of
 from xfer.quant.cost import predicted_bytes
@@ -106,14 +106,14 @@ def share_run(recipe: Recipe, num_images: int, num_classes: int) -> Shared:
 
 
 def _features(model: FusionModel, data: Splits, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
-    masks = annotated(data.train, len(data.classes))
+    masks, sets = annotated(data.train, len(data.classes)), sets_of(data.train)
     features, targets, known = [], [], []
     with torch.inference_mode():
         for batch in few(data.train, recipe.data, REFIT_IMAGES):
             stacked = torch.stack(model.features(batch.images), 1)
             counted = batch.valid & (batch.targets >= 0)
             features.append(stacked[counted])
-            targets.append(batch.targets[counted])
+            targets.append(as_sets(batch.targets[counted], sets))
             known.append(masks[batch.sources][counted])
     return torch.cat(features), torch.cat(targets), torch.cat(known)
 

@@ -28,6 +28,7 @@ DATA, MODEL, SEARCH = (
 )
 VERBS = {
     "shards": ("shards.cli:app", DATA),
+    "labels": ("xfer.cli.labels:app", DATA),
     "fit": ("xfer.cli:fit", MODEL),
     "train": ("cluster.cli:train", MODEL),
     "cluster": ("cluster.cli:app", MODEL),

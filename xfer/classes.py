@@ -1,11 +1,12 @@
 """Whether the class names of the data make a classifier: what cannot be trained is refused, what is odd is said."""
 
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from shards.labels import Node, shown
 from shards.loading.open import Splits
 from shards.loading.subset import Subset
 from xfer.config import TASKS
+from xfer.spelling import plain
 
 _SHOWN = 12
 
@@ -37,11 +38,11 @@ def scoring_faults(subset: Subset, trained: Sequence[str], where: str, faults: S
     """Why a model that knows the classes `trained` cannot be scored on a subset, with both lists: names that only look
     alike are seen at once. `where`: what the user calls the subset; `faults`: why its samples cannot be used at all.
     """
-    if faults or set(_occurring(subset)) & set(trained):
+    if faults or set(_occurring(subset)) & set(subset.known_in(trained)):
         return [f"{where}: {fault}" for fault in faults]
     return [
         f"{where}: shares no class with the model: it has {some(_occurring(subset))}, the model {some(trained)}; "
-        "classes are joined by exactly equal names"
+        "classes are joined by exactly equal names, or as data.labels says (xfer labels)"
     ]
 
 
@@ -66,12 +67,14 @@ def _other_heads(task: str) -> str:
 
 
 def _occurring(subset: Subset) -> list[str]:
-    counts = dict(zip(subset.manifest.classes, subset.manifest.stats.class_counts, strict=False))
+    counts = dict(zip(subset.class_names, subset.manifest.stats.class_counts, strict=False))
     return [name for name in subset.classes if counts.get(name, 1)]
 
 
-def label_notes(sources: Mapping[str, Sequence[str]]) -> list[str]:
-    """What is odd about the class names of several sources, though it may be meant so."""
+def label_notes(sources: Mapping[str, Sequence[str]], listed: Collection[frozenset[Node]] = ()) -> list[str]:
+    """What is odd about the class names of several sources, though it may be meant so. `listed`: pairs of classes that
+    stand in a file of verdicts.
+    """
     groups: list[tuple[list[str], set[str]]] = []  # sources that share classes, directly or through others
     for source, classes in sources.items():
         joined = [group for group in groups if group[1] & set(classes)]
@@ -80,20 +83,31 @@ def label_notes(sources: Mapping[str, Sequence[str]]) -> list[str]:
         groups.append((names, set(classes).union(*(group[1] for group in joined))))
     notes = []
     if len(groups) > 1:
-        listed = "; ".join(f"{', '.join(names)} ({some(sorted(classes))})" for names, classes in groups)
+        apart = "; ".join(f"{', '.join(names)} ({some(sorted(classes))})" for names, classes in groups)
         notes.append(
-            f"these sources share no class: {listed}. No sample says how the classes of one differ from those of "
+            f"these sources share no class: {apart}. No sample says how the classes of one differ from those of "
             "another, so the model is not trained to tell them apart"
         )
-    alike: dict[str, set[str]] = {}
-    for name in {name for classes in sources.values() for name in classes}:
-        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), set()).add(name)
-    for names in sorted(sorted(group) for group in alike.values() if len(group) > 1):
-        notes.append(f"the classes {', '.join(map(repr, names))} are different ones: names have to be exactly equal")
+    if alike := _alike(sources, listed):
+        notes.append(f"{some(alike, '; ')} look the same: xfer labels propose RECIPE")
     return notes
 
 
-def some(names: Sequence[str]) -> str:
+def _alike(sources: Mapping[str, Sequence[str]], listed: Collection[frozenset[Node]]) -> list[str]:
+    """Pairs of names that are one in another spelling, and stand for two classes. One pair for each two names."""
+    forms: dict[str, dict[str, str]] = {}  # by plain form: the names, each with its first source
+    for source, classes in sources.items():
+        for name, form in plain(classes).items():
+            forms.setdefault(form, {}).setdefault(name, source)
+    found = []
+    for names in forms.values():
+        nodes = [(source, name) for name, source in names.items()]
+        pairs = [(one, other) for i, one in enumerate(nodes) for other in nodes[i + 1 :] if one[0] != other[0]]
+        found += [f"{shown(a)} and {shown(b)}" for a, b in pairs if frozenset((a, b)) not in listed]
+    return found
+
+
+def some(names: Sequence[str], between: str = ", ") -> str:
     """A list of names, cut where it is long."""
-    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f"{between}... ({len(names)} in all)" if len(names) > _SHOWN else ""
+    return between.join(names[:_SHOWN]) + more

@@ -47,7 +47,8 @@ def _of_classes(subsets: Sequence[Subset], names: set[str]) -> tuple[list[Subset
     """The samples of these classes; and how many others there are, by source, where there are any."""
     kept, left_out = [], {}
     for subset in subsets:
-        labels = tuple(i for i, name in enumerate(subset.manifest.classes) if name in names)
+        known = subset.known_in(tuple(names))
+        labels = tuple(i for i, name in enumerate(subset.class_names) if name in known)
         part = subset.where(OfClasses(labels))
         if part.num_samples:
             kept.append(part)

@@ -125,9 +125,9 @@ def _new_name(folder: str, taken: Iterable[str]) -> str:
     return next(one for one in names if one not in taken)
 
 
-def unknown_classes(sources: Mapping[str, Sequence[str]], classes: Sequence[str]) -> dict[str, list[str]]:
-    """Per source, the classes the model cannot name."""
-    unknown = {name: sorted(set(own) - set(classes)) for name, own in sources.items()}
+def unknown_classes(subsets: Iterable[Subset], classes: Sequence[str]) -> dict[str, list[str]]:
+    """Per source, the classes of which the model knows neither the name nor a part."""
+    unknown = {one.name: sorted(set(one.classes) - set(one.known_in(classes))) for one in subsets}
     return {name: found for name, found in unknown.items() if found}
 
 

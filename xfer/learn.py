@@ -35,7 +35,7 @@ from shards.progress import progress
 from xfer.config import ModelConfig, Recipe
 from xfer.engine import Engine
 from xfer.fusion import WeightedSum
-from xfer.labels import annotated
+from xfer.labels import annotated, sets_of
 from xfer.model import FusionModel
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Loss, nothing
@@ -163,7 +163,7 @@ def build_learner(
     if recipe.model.fusion.learn == "train":
         return Learner(engine, objective, size)
     masks, names = annotated(data.apart, classes), [subset.name for subset in data.apart]
-    own = task_of(recipe.model.task).loss(masks.to(engine.device), names, 0.0, None)
+    own = task_of(recipe.model.task).loss(masks.to(engine.device), names, 0.0, None, sets_of(data.apart))
     batches = apart_batches(data.apart, recipe.data, slot, step // EVERY)
     count = min(num_batches(data.apart, size), max(len(data.apart), SETTLED // size))
 
@@ -189,9 +189,9 @@ def learn_faults(recipe: Recipe, data: Splits) -> list[str]:
             f"data.set_apart: must be 0, got {apart:g}: nothing chooses by what is set apart; model.fusion.learn: "
             "held_out does"
         )
-    known = {name for subset in data.train for name in subset.classes}
+    known = [name for name in data.classes if any(name in subset.classes for subset in data.train)]
     for subset in data.apart if learn == "held_out" else ():
-        if not known & set(subset.classes):
+        if not subset.known_in(known):
             faults.append(f"{key}: {subset.name}, which is held out, shares no class with the sources trained on")
     return faults
 

@@ -122,26 +122,43 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
 
 
 class Scores:
-    """Running sums, float64, on the device of the logits: by source and class correct, count, loss and top 5 [S, K, 4];
+    """Running sums, float64, on the device of the logits: by source and class correct, count, loss and top 5 [S, T, 4];
     by source and bin of confidence count, confidence and correct [S, 15, 3]; by source, class and answer a count
-    [S, K, K], unless that would be more than `MOST_CONFUSED` numbers.
+    [S, T, K], unless that would be more than `MOST_CONFUSED` numbers. T is K and the targets that are sets of classes.
     """
 
-    def __init__(self, sources: Sequence[str], classes: Sequence[str], device: torch.device):
-        self.sources, self.classes = tuple(sources), tuple(classes)
-        s, k = len(sources), len(classes)
-        shapes = [(s, k, 4), (s, BINS, 3), (s, k, k)]
-        shapes = shapes if s * k * k <= MOST_CONFUSED else shapes[:2]
+    def __init__(
+        self,
+        sources: Sequence[str],
+        classes: Sequence[str],
+        device: torch.device,
+        truths: Sequence[str] = (),
+        sets: Tensor | None = None,
+    ):
+        """truths: names of the targets, where some are sets of classes: these come behind the classes; sets [T, K]
+        bool: of each target the classes that are right.
+        """
+        self.sources, self.classes, self.truths = tuple(sources), tuple(classes), tuple(truths or classes)
+        self.sets = None if sets is None else sets.to(device)
+        s, t, k = len(sources), len(self.truths), len(classes)
+        shapes = [(s, t, 4), (s, BINS, 3), (s, t, k)]
+        shapes = shapes if s * t * k <= MOST_CONFUSED else shapes[:2]
         self.sums = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
 
     def add(self, output: Tensor, batch: Batch) -> None:
         """output: logits [B, K]; samples without a class are left out."""
         valid = batch.valid & (batch.targets >= 0)
         logits, targets, sources = output[valid].float(), batch.targets[valid], batch.sources[valid]
-        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
+        best = logits.topk(min(5, logits.shape[1])).indices
         confidence, answers = logits.softmax(1).max(1)
-        one, right = torch.ones_like(loss), (answers == targets).double()
-        top5 = (logits.topk(min(5, logits.shape[1])).indices == targets[:, None]).any(1).double()
+        if self.sets is None:
+            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
+            same, hits = answers == targets, best == targets[:, None]
+        else:  # the probability of a set is the sum over its classes
+            sets = self.sets[targets]
+            loss = -logits.log_softmax(1).masked_fill(~sets, -torch.inf).logsumexp(1).double()
+            same, hits = sets.gather(1, answers[:, None]).squeeze(1), sets.gather(1, best)
+        one, right, top5 = torch.ones_like(loss), same.double(), hits.any(1).double()
         bins = (
             (confidence.nan_to_num(0) * BINS).long().clamp_max(BINS - 1)
         )  # a model that diverged has a loss to say so
@@ -163,12 +180,12 @@ class Scores:
 
     def _score(self, by_class: Tensor, bins: Tensor, confusion: Tensor | None) -> Score:
         correct, count, loss, top5 = by_class.sum(0).tolist()
-        per_class = {c: (r[0] / r[1]).item() for c, r in zip(self.classes, by_class, strict=True) if r[1] > 0}
+        per_class = {c: (r[0] / r[1]).item() for c, r in zip(self.truths, by_class, strict=True) if r[1] > 0}
         gap = (bins[:, 1] - bins[:, 2]).abs().sum().item()
         answers: dict[str, dict[str, int]] = {}
         if confusion is not None:
             for truth, said in confusion.nonzero().tolist():
-                answers.setdefault(self.classes[truth], {})[self.classes[said]] = int(confusion[truth, said])
+                answers.setdefault(self.truths[truth], {})[self.classes[said]] = int(confusion[truth, said])
         if not count:
             return Score(0, 0, math.nan)
         return Score(int(correct), int(count), loss / count, per_class, int(top5), gap / count, answers)

@@ -8,6 +8,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from shards.loading.batch import Batch
@@ -33,13 +34,19 @@ class Mistakes:
 
     def __init__(self, subsets: Sequence[Subset], classes: Sequence[str]):
         self._subsets, self._classes = tuple(subsets), tuple(classes)
+        first = subsets[0].numbered(classes) if subsets else None
+        self._truths = first.numbered_names if first else self._classes
+        self._sets = None if first is None or first.sets is None else torch.from_numpy(first.sets)
         self._firsts = [sum(subset.num_samples for subset in subsets[:i]) for i in range(len(subsets))]
         self._found: list[list[tuple[float, int, int, int]]] = [[] for _ in subsets]
 
     def add(self, batch: Batch, logits: Tensor) -> None:
         """logits [B, K], on the device of the batch."""
         confidence, answers = logits.float().softmax(1).max(1)
-        wrong = batch.valid & (batch.targets >= 0) & (answers != batch.targets)
+        right = answers == batch.targets
+        if self._sets is not None:
+            right = self._sets.to(answers.device)[batch.targets.clamp_min(0), answers]
+        wrong = batch.valid & (batch.targets >= 0) & ~right
         wrong &= confidence.isfinite()  # a model that diverged is sure of nothing
         columns = (confidence, batch.positions, batch.targets, answers, batch.sources)
         for *mistake, source in zip(*(column[wrong].tolist() for column in columns), strict=True):
@@ -53,8 +60,10 @@ class Mistakes:
     def _of(self, source: int) -> list[Mistake]:
         subset = self._subsets[source]
         return [
-            Mistake(confidence, index_row(subset, position - self._firsts[source]), *map(self._classes.__getitem__, of))
-            for confidence, position, *of in sorted(self._found[source], reverse=True)
+            Mistake(
+                confidence, index_row(subset, position - self._firsts[source]), self._truths[truth], self._classes[said]
+            )
+            for confidence, position, truth, said in sorted(self._found[source], reverse=True)
         ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shards.config import DataConfig
 from shards.loading.batch import Batch, Slot
@@ -23,6 +23,7 @@ from shards.loading.subset import Subset
 from shards.progress import progress
 from shards.text import markdown, table
 from xfer.engine import default_device
+from xfer.labels import as_sets, is_right, sets_of
 from xfer.measure import heading
 from xfer.metrics import Estimate, mean_of, paired_difference
 from xfer.repeated import difference_over_seeds, mean_over_seeds
@@ -42,9 +43,11 @@ def outcomes(
     sources: Sequence[str],
     device: torch.device,
     after_batch: Callable[[int], None] = lambda count: None,
+    sets: Tensor | None = None,
 ) -> dict[str, Outcomes]:
     """What each of `models` gets right, by its name, on the same images. `sources`: their names, in the order of the
-    batches' source indices; targets are numbered by the classes of the models, which are the same.
+    batches' source indices; targets are numbered by the classes of the models, which are the same; sets: as by
+    `sets_of`.
 
     Images whose class the models do not have, and damaged ones, are left out for all of them. The models are left in
     evaluation mode, where they were.
@@ -58,7 +61,7 @@ def outcomes(
             counted = batch.valid & (batch.targets >= 0)
             source = batch.sources[counted].cpu().numpy()
             for name, model in ready.items():
-                right = model(batch.images).argmax(1) == batch.targets
+                right = is_right(model(batch.images).argmax(1), as_sets(batch.targets.clamp_min(0), sets))
                 found[name].append((source, right[counted].cpu().numpy()))
             after_batch(int(batch.valid.sum()))
     for name, model in models.items():
@@ -93,7 +96,7 @@ def outcomes_of(
     """
     task = _task(models)
     if not task.sees_whole:
-        return outcomes(models, batches, [subset.name for subset in subsets], device, after_batch)
+        return outcomes(models, batches, [subset.name for subset in subsets], device, after_batch, sets_of(subsets))
     collected = {name: task.scores(subsets, classes, resize, device) for name in models}
     return _scored(models, batches, collected, device, after_batch)
 

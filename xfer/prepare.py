@@ -12,10 +12,13 @@ from typing import Any, TypeVar
 import torch
 
 from shards.config import LEAVE_ONE_OUT, DataConfig
+from shards.labels import LabelsConfig
 from shards.loading.open import Splits, open_data
 from shards.loading.state import StreamState, resume
+from shards.loading.subset import Subset
 from shards.loading.train import augment_faults
 from shards.settings import ConfigError, SchemaError, Strict, load, read_yaml
+from shards.text import counted
 from xfer.backbone import DILATABLE, STAGES
 from xfer.checkpoint import Checkpoint, find_checkpoint
 from xfer.classes import label_notes
@@ -134,10 +137,22 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
     named = {subset.name: subset.classes for subset in data.train}
     if known and not checkpoint:
         named[f"{recipe.model.from_} (rows kept)"] = known
-    notes = [*label_notes(named), *select_notes(recipe), *dilation_notes(recipe), *learn_notes(recipe)]
+    listed = [frozenset(pair.ends) for pair in recipe.data.labels.pairs] if recipe.data.labels else []
+    notes = [
+        *label_notes(named, listed),
+        *_undecided(recipe.data),
+        *select_notes(recipe),
+        *dilation_notes(recipe),
+        *learn_notes(recipe),
+    ]
     for note in notes if say else ():
         print(f"note: {note}", file=sys.stderr)
     return data, checkpoint
+
+
+def _undecided(config: DataConfig) -> list[str]:
+    count = sum(pair.verdict == "undecided" for pair in config.labels.pairs) if config.labels else 0
+    return [f"data.labels: {counted(count, 'pair')} undecided, as if not there"] if count else []
 
 
 def select_faults(recipe: Recipe) -> list[str]:
@@ -260,20 +275,32 @@ def _differences(recipe: Recipe, checkpoint: Checkpoint, data: Splits) -> list[s
         pairs["train.probe_images"] = (before.probe_images, recipe.probe_images)
         pairs |= {f"data.{key}": (getattr(before.data, key), getattr(recipe.data, key)) for key in SEEN}
         faults += [f"{path}: was {old}, is now {new}" for path, (old, new) in pairs.items() if old != new]
-    faults += _new_classes(checkpoint.state.classes, {subset.name: subset.classes for subset in data.train})
+        faults += _other_verdicts(before.data.labels, recipe.data.labels)
+    faults += _new_classes(checkpoint.state.classes, data.train)
     told = tuple(f"data.{key}:" for key in SEEN)
     stream = _faults_of(lambda: resume(data.train, recipe.data, StreamState(**checkpoint.state.stream)))
     return faults + [fault for fault in stream if not fault.startswith(told)]
 
 
-def _new_classes(trained: Sequence[str], sources: Mapping[str, Sequence[str]]) -> list[str]:
+def _other_verdicts(old: LabelsConfig | None, new: LabelsConfig | None) -> list[str]:
+    """Under other verdicts the same samples would be of other classes."""
+    was, now = ({} if one is None else one.decided for one in (old, new))
+    other = sorted({*was, *now}, key=str)
+    return [
+        f"data.labels: {a} and {b} were {was.get((a, b), 'undecided')}, are now {now.get((a, b), 'undecided')}"
+        for a, b in other
+        if was.get((a, b)) != now.get((a, b))
+    ]
+
+
+def _new_classes(trained: Sequence[str], subsets: Sequence[Subset]) -> list[str]:
     """A trained head has a place for each class it was trained with, and none for another name."""
     faults = []
-    for source, classes in sources.items():
-        new = sorted(set(classes) - set(trained))
+    for subset in subsets:
+        new = sorted(set(subset.classes) - set(subset.known_in(trained)))
         if new:
             faults.append(
-                f"data.sources.{source}: has the classes {', '.join(new)}, which this run was not begun with "
+                f"data.sources.{subset.name}: has the classes {', '.join(new)}, which this run was not begun with "
                 f"(it has {', '.join(trained)}); renamed or added classes need a run of their own"
             )
     return faults

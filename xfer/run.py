@@ -59,7 +59,7 @@ from xfer.history import (
     scores,
     write_metrics,
 )
-from xfer.labels import annotated
+from xfer.labels import annotated, sets_of
 from xfer.learn import build_learner, weighed
 from xfer.measure import measured
 from xfer.model import FusionModel, build_model
@@ -136,7 +136,8 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
                 engine.load(tensors, optimizer, state.step - stage.start)
             record.engine = engine
             taught = teacher and teacher.to(engine.device)
-            objective = task.loss(masks.to(engine.device), names, recipe.train.label_smoothing, taught)
+            smoothing = recipe.train.label_smoothing
+            objective = task.loss(masks.to(engine.device), names, smoothing, taught, sets_of(data.train))
             config, steps = stage.recipe.train, range(stage.start, stage.end)
             learner = build_learner(recipe, engine, data, len(data.classes), slot, objective, state.step)
             run = Training(engine, stream, objective, config, recipe.data.batch_size, steps, record, scored, learner)

@@ -6,12 +6,13 @@ Reads manifests and indexes only, never a tar. All faults of all sources come in
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.config import DataConfig, SourceConfig, WhereConfig
 from shards.format.annotations import VOID
 from shards.format.manifest import Manifest, manifest_name, open_index, parse_manifest, read_manifest
+from shards.labels import LabelSpace, label_space
 from shards.loading.leaks import leaks
 from shards.loading.subset import Filter, InShare, OfClasses, Subset
 from shards.remote.store import Remote, Store
@@ -25,7 +26,8 @@ class Splits:
     the sources that are held out whole; `apart`: of those that give any, what is set apart.
 
     classes: the one numbering of all of them: targets, boxes and masks of every batch hold places in it, or -1 where it
-    lacks the class. At first the class names of the training sources, joined by exactly equal names and sorted.
+    lacks the class; a target that is a set of places has a number behind them (`Subset.sets`). At first the class names
+    of the training sources, joined by exactly equal names or as `data.labels` says, and sorted.
     """
 
     train: tuple[Subset, ...]
@@ -57,6 +59,8 @@ def open_data(config: DataConfig, unfit: Callable[[Subset], Sequence[str]] = lam
     store = Store(cache.folder, round(cache.gb * 1e9), cache.timeout_s) if any(map(is_url, locations)) else None
     sources = _open_all(config, "sources", config.sources, store, unfit, faults)
     test = _open_all(config, "test", config.test, store, unfit, faults)
+    if config.labels:
+        sources, test = _named(config, sources, test, faults)
     train, validation, apart = [], [], []
     for whole in sources:
         subset, given = _cut_apart(whole, config.apart_of(whole.name), faults)
@@ -77,11 +81,40 @@ def open_data(config: DataConfig, unfit: Callable[[Subset], Sequence[str]] = lam
         validation += [parts[1]] if parts[1] is not None else []
     with _faults_of_stores("test"):
         faults += leaks(sources, test)
-    classes = sorted({name for subset in train for name in subset.classes})
+    classes = _leaves(train)
     faults += numbering_faults([*sources, *test], classes)
     if faults:
         raise ConfigError(faults)
     return Splits(tuple(train), tuple(validation), tuple(test), (), tuple(apart)).numbered(classes)
+
+
+def _named(
+    config: DataConfig, sources: list[Subset], test: list[Subset], faults: list[str]
+) -> tuple[list[Subset], list[Subset]]:
+    """The same with their classes called as in the label space of the configuration."""
+    assert config.labels is not None
+    opened = {subset.name: subset.manifest.classes for subset in (*test, *sources)}
+    closed = [name for name in (*config.sources, *config.test) if name not in opened]  # said already
+    try:
+        space = label_space(config.labels, opened, closed)
+    except ConfigError as error:
+        faults += [f"data.labels: {fault}" for fault in error.faults]
+        return sources, test
+    return [_called(subset, space) for subset in sources], [_called(subset, space) for subset in test]
+
+
+def _called(subset: Subset, space: LabelSpace) -> Subset:
+    names = space.names[subset.name]
+    return replace(subset, names=tuple(names[name] for name in subset.manifest.classes), parts=space.parts)
+
+
+def _leaves(train: Sequence[Subset]) -> list[str]:
+    """The classes of training sources, less those of which two parts or more are trained: such a one is the set of
+    these.
+    """
+    names = {name for subset in train for name in subset.classes}
+    parts = train[0].parts if train else {}
+    return sorted(name for name in names if sum(part in names for part in parts.get(name, ())) < 2)
 
 
 def _cut_apart(subset: Subset, share: float, faults: list[str]) -> tuple[Subset, Subset | None]:

@@ -98,13 +98,12 @@ class Source(Sequence[Example]):
             image = decode(sample.image)
         except (DecodeError, ValueError) as error:
             raise DamagedSampleError(f"{subset.name}: {sample.key}: {error}") from None
-        names = subset.numbering if subset.numbering is not None else subset.classes
         own = self.subset.index()["label"][subset.rows_of(shard, subset.index())[row]]
         return Example(
             sample.key,
             torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1),
             sample.label,
-            names[sample.label] if sample.label >= 0 else (manifest.classes[own] if own >= 0 else None),
+            subset.class_names[own] if own >= 0 else None,
             None if said.boxes is None else torch.from_numpy(said.boxes),
             None if said.mask is None else torch.from_numpy(said.mask),
             said.side,

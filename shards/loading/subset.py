@@ -8,8 +8,8 @@ samples.
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -81,6 +81,10 @@ class Subset:
     """Fetches the shards, if they are not in a local folder. Stays in the process that trains."""
     numbering: tuple[str, ...] | None = None
     """The class names whose places are the numbers of classes; None: the subset's own, in the manifest's order."""
+    names: tuple[str, ...] | None = None
+    """What the manifest's classes are called in a label space (shards/labels.py); None: as in the manifest."""
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of that label space, the same for all subsets: by the name of a class that has parts, these."""
 
     def __repr__(self) -> str:
         return f"Subset({self.name!r}, {self.num_samples:,} samples, {len(self.classes)} classes, {self.folder!r})"
@@ -106,13 +110,49 @@ class Subset:
     @cached_property
     def renumber(self) -> Ints:
         """The number of each of the manifest's classes, int64 [classes]; -1 for those that are filtered out, or that
-        the numbering lacks.
+        the numbering lacks. A class that it has only parts of has a number behind its K places, see `sets`.
         """
         if self.numbering is not None:
-            places = {name: place for place, name in enumerate(self.numbering)}
-            named = zip(self.manifest.classes, self._kept, strict=True)
+            places = {name: place for place, name in enumerate((*self.numbering, *self._wholes))}
+            named = zip(self.class_names, self._kept, strict=True)
             return np.array([places.get(name, -1) if kept else -1 for name, kept in named], np.int64)
         return np.where(self._kept, np.cumsum(self._kept) - 1, -1)
+
+    @property
+    def _wholes(self) -> dict[str, list[int]]:
+        """Classes that the numbering lacks and has parts of: the places of these."""
+        assert self.numbering is not None
+        numbering, places = self.numbering, {name: place for place, name in enumerate(self.numbering)}
+        found = {
+            whole: [places[part] for part in self.parts[whole] if part in places]
+            for whole in sorted(self.parts)
+            if whole not in numbering
+        }
+        return {whole: parts for whole, parts in found.items() if parts}
+
+    @property
+    def numbered_names(self) -> tuple[str, ...]:
+        """The names of all numbers: of the numbering, and behind it of the classes that it has only parts of."""
+        assert self.numbering is not None
+        return (*self.numbering, *self._wholes)
+
+    @property
+    def sets(self) -> np.ndarray | None:
+        """The places in the numbering that each number stands for, bool [K + W, K] with W classes of which only parts
+        are there; None if there are none: each number is its place.
+        """
+        wholes = self._wholes.values() if self.numbering is not None else ()
+        if not wholes:
+            return None
+        sets = np.eye(len(self.numbering or ()) + len(wholes), len(self.numbering or ()), dtype=bool)
+        for row, places in zip(sets[-len(wholes) :], wholes, strict=True):
+            row[places] = True
+        return sets
+
+    def known_in(self, classes: Sequence[str]) -> list[str]:
+        """The subset's own classes that a model of `classes` knows, or knows parts of."""
+        numbers = self.numbered(classes).renumber
+        return [name for name, number in zip(self.class_names, numbers, strict=True) if number >= 0]
 
     @cached_property
     def _kept(self) -> np.ndarray:
@@ -128,9 +168,14 @@ class Subset:
         return replace(self, numbering=tuple(classes))
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """What each of the manifest's classes is called."""
+        return self.manifest.classes if self.names is None else self.names
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The subset's own class names, in the manifest's order."""
-        return tuple(name for name, kept in zip(self.manifest.classes, self._kept, strict=True) if kept)
+        return tuple(name for name, kept in zip(self.class_names, self._kept, strict=True) if kept)
 
     @property
     def num_samples(self) -> int:

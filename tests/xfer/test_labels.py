@@ -107,3 +107,40 @@ def test_a_sample_without_a_class_never_stands_for_one():
     assert logits.grad is not None
     assert (logits.grad[[0, 2]] == 0).all()
     assert (logits.grad[1] != 0).any()
+
+
+SETS = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0]]).bool()  # the last: 0 or 1
+
+
+def test_the_loss_of_a_set_is_that_of_the_sum_of_its_classes_and_of_one_class_the_ordinary_loss_to_the_bit():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, generator=generator).requires_grad_()
+    masks = torch.tensor([[1, 1, 1, 0]]).bool().expand(6, 4)
+    loss = masked_cross_entropy(logits, SETS[[4] * 6], masks)
+    p = logits[:, :3].softmax(1)
+    torch.testing.assert_close(loss, -(p[:, 0] + p[:, 1]).log())
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert (gradient[:, 3] == 0).all(), "a class outside the source's"
+    within = p[:, :2] / p[:, :2].sum(1, keepdim=True)
+    torch.testing.assert_close(gradient[:, :2], p[:, :2] - within)
+    torch.testing.assert_close(gradient[:, 2], p[:, 2])
+    targets = torch.tensor([0, 1, 2, 0, 1, 2])
+    for smoothing in (0.0, 0.1):
+        found = [masked_cross_entropy(logits, one, masks, smoothing) for one in (targets, SETS[targets])]
+        assert torch.equal(*found)
+        assert torch.equal(*(torch.autograd.grad(one.sum(), logits)[0] for one in found))
+    everything = masked_cross_entropy(logits, masks, masks)
+    torch.testing.assert_close(everything, torch.zeros(6), atol=1e-6, rtol=0)
+
+
+def test_the_objective_takes_sets_and_samples_without_a_class_stand_for_none():
+    masks = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]]).bool()
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    objective = Objective(masks, ["a", "b"], sets=SETS)
+    found = objective(logits, batch([4, 2, -1, -1], [0, 1, 0, 1]))
+    each = [-(logits[0, :3].softmax(0)[:2].sum().log()), -logits[1, 2:].log_softmax(0)[0]]
+    torch.testing.assert_close(found, sum(each))
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert (gradient[2:] == 0).all()
+    assert gradient.isfinite().all()
+    assert gradient[1, 0] == gradient[1, 1] == gradient[0, 3] == 0

@@ -113,8 +113,13 @@ def test_sources_joined_by_a_third_share_classes():
 
 
 def test_names_that_look_alike_are_said():
-    (note,) = label_notes({"a": ["Dog", "cat"], "b": ["dog", "cat"]})
-    assert "'Dog', 'dog'" in note
+    sources = {"a": ["back_pack", "cat"], "b": ["Backpacks", "cat"], "c": ["cats", "Backpacks"]}
+    (note,) = label_notes(sources)
+    assert note.startswith("`back_pack` of a and `Backpacks` of b; `cat` of a and `cats` of c look the same: ")
+    assert note.endswith("xfer labels propose RECIPE")
+    listed = [frozenset((("b", "Backpacks"), ("a", "back_pack")))]
+    (note,) = label_notes(sources, listed)
+    assert "Backpacks" not in note, "a person was asked already"
 
 
 def test_new_classes_are_refused_also_with_on_change_continue(recipe, other_kinds):

@@ -177,7 +177,7 @@ def _scores(
     print("", *table(score_rows(scores, part, len(trained.classes), task.measure)), sep="\n")
     for line in confusions(scores):
         print(f"  {line}")
-    for name, classes in unknown_classes({subset.name: subset.classes for subset in subsets}, trained.classes).items():
+    for name, classes in unknown_classes(subsets, trained.classes).items():
         left = next(subset.num_samples for subset in subsets if subset.name == name) - scores[name].count
         what = "boxes or pixels" if task.sees_whole else f"{left} images"
         print(f"  {name}: {what} not counted, the model has no such class: {', '.join(classes)}")

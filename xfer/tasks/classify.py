@@ -12,7 +12,7 @@ from shards.loading.open import Splits
 from shards.loading.subset import Subset
 from xfer import classes as names
 from xfer.config import Recipe
-from xfer.labels import Objective, Teacher
+from xfer.labels import Objective, Teacher, sets_of
 from xfer.metrics import Scores
 from xfer.quant.sensitivity import of_classes
 
@@ -34,11 +34,20 @@ class Classify:
     def recipe_faults(self, recipe: Recipe) -> list[str]:
         return []
 
-    def loss(self, masks: Tensor, sources: Sequence[str], smoothing: float, teacher: Teacher | None) -> Objective:
-        return Objective(masks, sources, smoothing, teacher)
+    def loss(
+        self,
+        masks: Tensor,
+        sources: Sequence[str],
+        smoothing: float,
+        teacher: Teacher | None,
+        sets: Tensor | None = None,
+    ) -> Objective:
+        return Objective(masks, sources, smoothing, teacher, sets)
 
     def scores(self, subsets: Sequence[Subset], classes: Sequence[str], resize: Resize, device: torch.device) -> Scores:
-        return Scores([subset.name for subset in subsets], classes, device)
+        numbered = [subset.numbered(classes) for subset in subsets]
+        truths = numbered[0].numbered_names if numbered else ()
+        return Scores([subset.name for subset in subsets], classes, device, truths, sets_of(numbered))
 
     def drawn(self, output: Tensor, generator: torch.Generator) -> Tensor:
         return of_classes(output, generator)

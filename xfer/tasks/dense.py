@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from shards.inspect.preview.paint import fitted
+from shards.labels import shown
 from shards.loading.open import Splits
 from shards.loading.subset import Subset
 from xfer import classes as names
@@ -79,6 +80,17 @@ class Dense:
             faults.append(
                 f"transfer.mode: must be full or staged {head}, got {recipe.transfer.mode}, which fits a classifier; "
                 "train_from: none in every branch trains the head alone"
+            )
+        wholes = (
+            {pair.ends[1] for pair in recipe.data.labels.pairs if pair.verdict == "part_of"}
+            if recipe.data.labels
+            else ()
+        )
+        if wholes:
+            names = ", ".join(sorted(map(shown, wholes)))
+            faults.append(
+                f"data.labels: part_of is for classifiers so far, {head} each box or pixel has to have one class: give "
+                f"another verdict on the parts of {names}"
             )
         if recipe.transfer.head == "keep":
             faults.append(f"transfer.head: must be fit {head}, got keep")

@@ -38,7 +38,15 @@ class Detect(Dense):
             )
         return faults
 
-    def loss(self, masks: Tensor, sources: Sequence[str], smoothing: float, teacher: Teacher | None) -> "_Objective":
+    def loss(
+        self,
+        masks: Tensor,
+        sources: Sequence[str],
+        smoothing: float,
+        teacher: Teacher | None,
+        sets: Tensor | None = None,
+    ) -> "_Objective":
+        assert sets is None, "refused with the recipe"
         return _Objective(masks, sources)
 
     def scores(

@@ -32,7 +32,15 @@ class Segment(Dense):
         ]
         return alone + super().label_faults(data)
 
-    def loss(self, masks: Tensor, sources: Sequence[str], smoothing: float, teacher: Teacher | None) -> PixelObjective:
+    def loss(
+        self,
+        masks: Tensor,
+        sources: Sequence[str],
+        smoothing: float,
+        teacher: Teacher | None,
+        sets: Tensor | None = None,
+    ) -> PixelObjective:
+        assert sets is None, "refused with the recipe"
         return PixelObjective(masks, sources, smoothing)
 
     def scores(

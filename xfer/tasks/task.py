@@ -135,8 +135,17 @@ class Task(Protocol):
         """What of a recipe does not go with this task."""
         ...
 
-    def loss(self, masks: Tensor, sources: Sequence[str], smoothing: float, teacher: Teacher | None) -> Loss:
-        """`masks` [S, K] bool: the classes that each of the `sources` annotates, on the device of the outputs."""
+    def loss(
+        self,
+        masks: Tensor,
+        sources: Sequence[str],
+        smoothing: float,
+        teacher: Teacher | None,
+        sets: Tensor | None = None,
+    ) -> Loss:
+        """`masks` [S, K] bool: the classes that each of the `sources` annotates, on the device of the outputs; `sets`:
+        of classes that a target may be (xfer/labels.py), of a classifier only.
+        """
         ...
 
     def scores(self, subsets: Sequence[Subset], classes: Sequence[str], resize: Resize, device: torch.device) -> Scores:

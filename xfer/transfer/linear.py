@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xfer.labels import masked_cross_entropy
+from xfer.labels import is_right, masked_cross_entropy
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 ITERATIONS = 100
@@ -39,7 +39,8 @@ def minimise(parameters: Sequence[Tensor], loss: Callable[[], Tensor], iteration
 def fit_linear(features: Tensor, targets: Tensor, masks: Tensor, penalty: float, start: Linear | None = None) -> Linear:
     """Weight [K, d] and bias [K] of least masked cross-entropy plus `penalty` x the squared norm of the weight.
 
-    features [n, d] float; targets [n] int64; masks [n, K] bool: the classes that each sample's source annotates.
+    features [n, d] float; targets [n] int64, or [n, K] bool for sets of classes; masks [n, K] bool: the classes that
+    each sample's source annotates.
     `start`: weight and bias from which the penalty counts, in place of zero. A row that no mask has is that of `start`,
     to the bit: nothing but the loss moves it.
     """
@@ -101,7 +102,7 @@ def _left_out(
     penalty: float, parts: Pool, targets: Tensor, masks: Tensor, groups: Tensor, start: Linear | None
 ) -> LeftOut:
     unasked = ~masks.any(0)
-    right, known = torch.zeros_like(targets, dtype=torch.bool), torch.zeros_like(targets, dtype=torch.bool)
+    right, known = (torch.zeros(len(targets), dtype=torch.bool) for _ in range(2))
     scores = []
     for group in groups.unique().tolist():
         inside = groups == group
@@ -111,12 +112,17 @@ def _left_out(
                 weight, bias = fit_linear(features[~inside], targets[~inside], masks[~inside], penalty, start)
                 logits += share * (features[inside] @ weight.T + bias)
         logits = logits.masked_fill(unasked, -torch.inf)
-        known[inside] = torch.isin(targets[inside], targets[~inside])
-        right[inside] = logits.argmax(1) == targets[inside]
+        known[inside] = _seen(targets[inside], targets[~inside])
+        right[inside] = is_right(logits.argmax(1), targets[inside])
         counted = inside & known
         if counted.any():
             scores.append(right[counted].double().mean().item())
     return LeftOut(penalty, sum(scores) / len(scores) if scores else 0.0, right, known)
+
+
+def _seen(targets: Tensor, others: Tensor) -> Tensor:
+    """Whether each target, or any class of it, is among others; bool [n]."""
+    return torch.isin(targets, others) if targets.ndim == 1 else (targets & others.any(0)).any(1)
 
 
 def fifths(count: int) -> Tensor:

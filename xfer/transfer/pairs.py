@@ -116,7 +116,7 @@ class Transferability:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class Sample:
     """Images of a source or a target: pooled features [n, c] by branch; labels [n], places among the class names of
     all.
     """
@@ -150,7 +150,7 @@ def transferability(
     Cost: a forward pass over the images that are not in the cache (see features.py), and seconds for each pair.
     """
     names = sorted({name for subset in (*sources, *targets) for name in subset.classes})
-    samples = _samples(model, [*sources, *targets], names, config, num_images, cache)
+    samples = samples_of(model, [*sources, *targets], names, config, num_images, cache)
     of, on = samples[: len(sources)], samples[len(sources) :]
     pairs, branches = [], []
     with progress("transferability", len(of) + len(on) * len(model.branches), "compared") as advance:
@@ -166,14 +166,14 @@ def transferability(
     return Transferability(sorted(pairs, key=lambda pair: order.index(pair.target)), branches)
 
 
-def _samples(
+def samples_of(
     model: FusionModel,
     subsets: Sequence[Subset],
     names: Sequence[str],
     config: DataConfig,
     num_images: int,
     cache: Path | None,
-) -> list[_Sample]:
+) -> list[Sample]:
     """A source that is a target too is looked at once."""
     different = {str(subset.identity()): subset for subset in subsets}
     counts = [num_images] * len(different)
@@ -183,11 +183,11 @@ def _samples(
         seen = found[str(subset.identity())]
         positions = next(iter(seen.values())).positions.numpy()
         labels = torch.from_numpy(subset.numbered(names).labels()[positions])
-        samples.append(_Sample(subset, {name: one.pooled for name, one in seen.items()}, labels))
+        samples.append(Sample(subset, {name: one.pooled for name, one in seen.items()}, labels))
     return samples
 
 
-def _pairs(source: _Sample, targets: Sequence[_Sample]) -> list[Pair]:
+def _pairs(source: Sample, targets: Sequence[Sample]) -> list[Pair]:
     if not targets:
         return []
     known, labels = source.labels.unique(return_inverse=True)
@@ -210,7 +210,7 @@ def _pairs(source: _Sample, targets: Sequence[_Sample]) -> list[Pair]:
     return pairs
 
 
-def _suited(name: str, target: _Sample) -> Suited:
+def _suited(name: str, target: Sample) -> Suited:
     x, truth = target.branches[name], target.labels
     knn = _accuracy(knn_votes(x, x, truth, among_themselves=True), truth)
     return Suited(name, target.subset.name, len(truth), knn, log_evidence(x, truth), h_score(x, truth))

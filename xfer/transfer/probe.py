@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from shards.config import DataConfig
 from shards.loading.subset import Subset
 from xfer.fusion import WeightedSum, classified
-from xfer.labels import annotated
+from xfer.labels import annotated, as_sets, sets_of
 from xfer.model import FusionModel
 from xfer.transfer.features import Seen, features_of
 from xfer.transfer.linear import Linear, choose_pooled, fifths, fit_pooled
@@ -69,7 +69,7 @@ def start_as_probe(
     training = model.training
     count = sum(subset.num_samples for subset in subsets)
     found = features_of(model, subsets, config, min(count, num_images or count), cache)
-    targets, sources = found.targets, found.sources
+    targets, sources = as_sets(found.targets, sets_of(subsets)), found.sources
     masks = annotated(subsets, model.head.out_features)[sources]
     with torch.no_grad():
         for name, projection in model.projections.items():

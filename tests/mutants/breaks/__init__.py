@@ -3,11 +3,12 @@
 The text to replace stands exactly once in its file, so a break that the code has outgrown is an error and not a pass.
 """
 
-from tests.mutants.breaks import clusters, data, model, quantization, tasks, training, transfer, verbs
+from tests.mutants.breaks import clusters, data, labels, model, quantization, tasks, training, transfer, verbs
 
 BREAKS = (
     *clusters.BREAKS,
     *data.BREAKS,
+    *labels.BREAKS,
     *model.BREAKS,
     *quantization.BREAKS,
     *tasks.BREAKS,

@@ -81,8 +81,8 @@ BREAKS = (
         "compare-all-classes",
         "models are compared on images of classes that one does not know",
         "xfer/compare.py",
-        "enumerate(subset.manifest.classes) if name in names)",
-        "enumerate(subset.manifest.classes))",
+        "enumerate(subset.class_names) if name in known)",
+        "enumerate(subset.class_names))",
         ("tests/xfer/test_compare.py",),
     ),
     Break(
