@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 import xfer
-from benchmarks.plain_tasks import train_fcos, train_lraspp
+from benchmarks.plain_tasks import train_faster_rcnn, train_fcos, train_lraspp
 from benchmarks.record import cell, commit, each_on_a_core
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
@@ -52,13 +52,19 @@ from xfer.tasks.known import TASKS, task_of
 from xfer.tasks.pixels import MaskScores
 
 PLAIN, SCRATCH, MASKED, NAIVE = "plain script", "scratch", "masked", "naive"
+PLAIN_TWO_STAGE = "plain faster_rcnn"
 FIRST = ("full", PLAIN, SCRATCH)
-HEADS = ("lraspp", "retinanet")
-REST = (MASKED, NAIVE, "frozen", "staged", "two branches", *HEADS)
+HEADS = ("lraspp", "retinanet", "faster_rcnn")
+REST = (MASKED, NAIVE, "frozen", "staged", "two branches", *HEADS, PLAIN_TWO_STAGE)
 MODES = (*FIRST, *REST)
 PARTS = {"red": ("RBC",), "others": ("Platelets", "WBC")}
 """Sources of the rows `masked` and `naive`, and the classes that each of them annotates."""
 PARTLY = ("AP50", "recall")
+SCRIPTS = {
+    ("BCCD", PLAIN): train_fcos,
+    ("BCCD", PLAIN_TWO_STAGE): train_faster_rcnn,
+    ("CamVid", PLAIN): train_lraspp,
+}
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 Answers = Callable[[Tensor, list[Frame]], Sequence[Any]]
@@ -97,7 +103,7 @@ BCCD = Column(
 )
 CAMVID = Column(
     *("CamVid", "segmentation", "fpn", 64, 192, 150, Rate("adamw", 5e-4), Rate("adamw", 1e-4)),
-    not_here=(MASKED, NAIVE, "retinanet"),
+    not_here=(MASKED, NAIVE, "retinanet", "faster_rcnn", PLAIN_TWO_STAGE),
     measures=("mIoU", "pixel accuracy"),
 )
 
@@ -192,7 +198,7 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
         for seed in range(options.seeds):
             for column, built in _columns(options):
                 for mode in (mode for mode in modes if mode in options.modes and mode not in column.not_here):
-                    chosen = column.plain if mode == PLAIN else column.ours
+                    chosen = column.plain if (column.name, mode) in SCRIPTS else column.ours
                     folders = (built, options.out / "parts", options.weights, options.out)
                     built_at, parts, weights, out = (str(one.resolve()) for one in folders)
                     shared = (built_at, parts, weights, out, options.batch_size, options.precision, options.on)
@@ -288,14 +294,14 @@ class _Naive(Detect):
 def _run(job: Job) -> Row:
     """In a process of its own: trained, then read once on the images that are scored."""
     recipe = _recipe(job)
-    answers, classes, spent = (_script if job.mode == PLAIN else _ours)(job, recipe)
+    answers, classes, spent = (_script if (job.column.name, job.mode) in SCRIPTS else _ours)(job, recipe)
     what = {"mode": job.mode, "column": job.column.name, "seed": job.seed, "setting": job.setting, "commit": commit()}
     seen = {"images": job.column.steps * job.batch_size}
     return {**what, "scores": _score(answers, job, recipe, classes), **spent, **seen}
 
 
 def _script(job: Job, recipe: Recipe) -> tuple[Answers, Sequence[str], dict[str, float]]:
-    train = train_fcos if job.column.task == "detection" else train_lraspp
+    train = SCRIPTS[job.column.name, job.mode]
     rate = job.rate.optimizer, job.rate.peak
     answers, classes = train(recipe.data, job.weights, job.column.steps, rate, job.precision, job.seed)
     return answers, classes, _spent()
