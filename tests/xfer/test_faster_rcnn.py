@@ -87,3 +87,52 @@ def test_the_loss_is_that_of_torchvision_by_the_mean_of_its_draws(count):
     else:
         assert 0 < error[1] < 0.01 * draws[:, 1].mean()
         assert abs(second.item() - draws[:, 1].mean()) < 4 * error[1]
+
+
+@pytest.mark.parametrize("stage", ["objectness", "classes"])
+def test_ignored_boxes_are_neither_objects_nor_background(stage):
+    output = head()(maps((128, 128), images=1), (128, 128))
+    places = output["anchors"] if stage == "objectness" else output["proposals"][0]
+    logits = output[stage].detach().requires_grad_()
+    crowd, inside = torch.tensor([[10.0, 10, 100, 100, 0, 1]]), torch.tensor([[40.0, 40, 72, 72, 1, 0]])
+    shared = (places.clamp(10, 100)[:, 2:] - places.clamp(10, 100)[:, :2]).clamp_min(0).prod(1)
+    covered = shared > 0.5 * (places[:, 2:] - places[:, :2]).prod(1)
+    assert covered.any()
+    assert not covered.all()
+    for own in (crowd, torch.cat([crowd, inside])):
+        loss = FasterRcnnObjective(ALL, ["a"])({**output, stage: logits}, batch([own]))
+        (gradient,) = torch.autograd.grad(loss, logits)
+        gradient = gradient[0].view(len(places), -1)
+        positive = gradient[:, 0] < 0 if stage == "objectness" else gradient[:, 2] < 0
+        assert torch.equal(gradient[covered].any(1), positive[covered])
+        assert positive.any() == (len(own) == 2)
+        assert gradient[~covered & ~positive].any(1).sum() > 100
+
+
+def test_a_true_box_is_no_proposal_and_what_is_filled_up_does_not_count():
+    output = head()(maps((64, 64)), (64, 64))
+    assert len(set(output["there"].sum(1).tolist())) == 2, "one of the two is filled up"
+    own = [torch.tensor([[1.0, 1, 7, 3, 2, 0]])] * 2  # a box that is near no proposal
+    logits = output["classes"].detach().requires_grad_()
+    FasterRcnnObjective(ALL, ["a"])({**output, "classes": logits}, batch(own)).backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad.any(2), output["there"])
+    assert (logits.grad[..., 1:] >= 0).all()
+    anything = torch.where(output["there"][..., None], output["classes"], 100.0)
+    for one, other in zip(decode(output, (64, 64)), decode({**output, "classes": anything}, (64, 64)), strict=True):
+        assert torch.equal(one.boxes, other.boxes)
+
+
+@pytest.mark.parametrize(("size", "rows"), [(64, 16), (64, 12), (100, 25), (98, 25)])
+def test_what_is_cut_out_of_the_maps_lies_where_the_proposal_does(size, rows):
+    """Also where a branch sees the image at a size of its own, and where maps were rounded up."""
+    ours = head()
+    stride = 4.0 if rows == -(-size // 4) else size / rows
+    shapes = [-(-rows // 2**i) for i in range(4)]
+    pyramid = {  # at each place how far right it is, in pixels
+        f"P{2 + i}": (stride * 2**i * torch.arange(side)).expand(1, 32, side, side) for i, side in enumerate(shapes)
+    }
+    seen = []
+    ours.box.fc6.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    ours._second(pyramid, torch.tensor([[[8.0, 8, 40, 40], [20, 4, 28, 12]]]), (size, size))
+    assert seen[0].view(2, -1).mean(1).tolist() == pytest.approx([24, 24], abs=1e-3)
