@@ -6,9 +6,10 @@ BCCD: FCOS, trained on its list `train`, scored on `test`. CamVid: a semantic FP
 pretrained ResNet-18; the script that anybody would write of torchvision's parts, with the same weights, images,
 changes, size, steps and batch (`plain_tasks.py`); the recipe from scratch; pretrained and frozen; pretrained and
 unfrozen from the top; the same weights at two sizes, the second half the first; our model with another head: that of
-the script for CamVid, RetinaNet's for BCCD. Two more rows of BCCD are of two sources that know different classes: half
-of the images says only where red cells are, the other half only where white cells and platelets are; `masked` is our
-loss, `naive` takes for background what a source does not annotate.
+the script for CamVid, RetinaNet's and Faster R-CNN's for BCCD; a script with torchvision's Faster R-CNN. Two more rows
+of BCCD are of two sources that know different classes: half of the images says only where red cells are, the other half
+only where white cells and platelets are; `masked` is our loss, `naive` takes for background what a source does not
+annotate.
 
 `--on val` scores on the split that rates are chosen by, and `--rates` makes a row of each to choose among; test images
 are read by the runs that the table is of, once each, and nothing is chosen by them. Every run is a process of its own
@@ -416,7 +417,9 @@ def _notes(columns: Sequence[Column]) -> list[str]:
         "What the script does otherwise than `full`: FCOS of torchvision at our width in place of its 256, three "
         "stages of the ResNet trained and its BatchNorm frozen, as torchvision's detectors have it, losses divided by "
         "the positive points of the batch; LR-ASPP on the ResNet's second and fourth stage, its BatchNorm moving, as "
-        "torchvision's segmentation reference has it. The rows `lraspp` and `retinanet` are our model with that head.",
+        "torchvision's segmentation reference has it. The rows `lraspp`, `retinanet` and `faster_rcnn` are our model "
+        f"with that head; `{PLAIN_TWO_STAGE}` is the script with torchvision's, which draws what its loss is of and "
+        "has the true boxes among its proposals.",
         "",
         "Published, by others, and not comparable: CamVid, 11 classes, test: ICNet 67.1 mIoU (Zhao et al., ECCV 2018) "
         "and BiSeNet with ResNet-18 68.7 (Yu et al., ECCV 2018), both 960 x 720; both trained for many times as many "

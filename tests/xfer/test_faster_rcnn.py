@@ -15,10 +15,10 @@ def head(spread: float = 30.0) -> FasterRcnn:
     """A head whose answers differ from place to place."""
     torch.manual_seed(0)
     made = FasterRcnn(32, K)
-    for last in (made.rpn.head.cls_logits, made.answer.cls_score):
-        nn.init.normal_(last.weight, std=0.01 * spread)
-    for last in (made.rpn.head.bbox_pred, made.answer.bbox_pred):
-        nn.init.normal_(last.weight, std=0.001 * spread)
+    for name, last in made.named_modules():
+        std = {"cls_logits": 0.01, "cls_score": 0.01, "bbox_pred": 0.001}.get(name.rpartition(".")[2])
+        if std:
+            nn.init.normal_(last.get_parameter("weight"), std=std * spread)
     return made
 
 
@@ -29,7 +29,7 @@ class Theirs:
         self.first, self.size = ours.rpn, size
         layers = ours.pool, ours.box, ours.answer
         self.second = RoIHeads(*layers, 0.5, 0.5, 512, 0.25, None, 0.05, 0.5, 100)
-        self.second.add_gt_proposals = lambda proposals, boxes: proposals  # a head does not see them
+        self.second.add_gt_proposals = lambda proposals, gt_boxes: proposals  # a head does not see them
 
     def targets(self, own: Tensor) -> list[dict[str, Tensor]]:
         return [{"boxes": own[:, :4], "labels": own[:, 4].long() + 1}]
