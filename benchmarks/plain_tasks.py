@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 from torchvision.models import ResNet, resnet18
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.segmentation.lraspp import LRASPP
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import shards
@@ -42,19 +44,50 @@ def train_fcos(
     """torchvision's FCOS on ResNet-18 and a feature pyramid, FrozenBatchNorm, three stages trained."""
     torch.manual_seed(seed)
     data = shards.open(config)
+    net = fcos(_partly_frozen(weights), len(data.classes), config.image_size)
+    _train(net, data, steps, rate, lambda batch: fcos_loss(net, batch, precision))
+    return _boxes_of(net, 0), data.classes
+
+
+def train_faster_rcnn(
+    config: DataConfig, weights: str, steps: int, rate: tuple[str, float], precision: str, seed: int
+) -> Trained:
+    """torchvision's Faster R-CNN, the same way."""
+    torch.manual_seed(seed)
+    data = shards.open(config)
+    net = faster_rcnn(_partly_frozen(weights), len(data.classes), config.image_size)
+    parts: list[Any] = [net.backbone, net.rpn.head, net.roi_heads.box_head, net.roi_heads.box_predictor]
+    for part in parts:
+        part.forward = _lowered_within(part.forward, precision)  # what comes of them is located in float32
+    _train(net, data, steps, rate, lambda batch: faster_rcnn_loss(net, batch))
+    return _boxes_of(net, 1), data.classes
+
+
+def _lowered_within(forward: Callable[..., Any], precision: str) -> Callable[..., Any]:
+    def lowered(*given: Any) -> Any:
+        with _lowered(precision):
+            return tree_map(lambda x: x.float(), forward(*given))
+
+    return lowered
+
+
+def _partly_frozen(weights: str) -> ResNet:
     body = _resnet(weights, FrozenBatchNorm2d)
     for name, parameter in body.named_parameters():
         parameter.requires_grad_(name.startswith(TRAINED))
-    net = fcos(body, len(data.classes), config.image_size)
-    _train(net, data, steps, rate, lambda batch: fcos_loss(net, batch, precision))
+    return body
+
+
+def _boxes_of(net: nn.Module, first: int) -> Callable[[Tensor, list[Frame]], Sequence[Detections]]:
+    """`first`: number of the first class."""
 
     def answers(images: Tensor, frames: list[Frame]) -> list[Detections]:
         return [
-            Detections(frame.to_original(found["boxes"]), found["scores"], found["labels"])
+            Detections(frame.to_original(found["boxes"]), found["scores"], found["labels"] - first)
             for found, frame in zip(net(list(images.float() / 255)), frames, strict=True)
         ]
 
-    return answers, data.classes
+    return answers
 
 
 def train_lraspp(
@@ -87,10 +120,7 @@ def fcos(body: ResNet, num_classes: int, size: int) -> FCOS:
 
 
 def fcos_loss(net: FCOS, batch: Batch, precision: str) -> Tensor:
-    assert batch.boxes is not None
-    real = [boxes[(boxes[:, 4] >= 0) & (boxes[:, 5] == 0)] for boxes in batch.boxes]
-    targets: list[dict[str, Tensor]] | None = [{"boxes": one[:, :4], "labels": one[:, 4].long()} for one in real]
-    seen, targets = net.transform(list(batch.images.float() / 255), targets)
+    seen, targets = net.transform(list(batch.images.float() / 255), _targets(batch, 0))
     assert targets is not None
     with _lowered(precision):
         maps = list(net.backbone(seen.tensors).values())
@@ -98,6 +128,29 @@ def fcos_loss(net: FCOS, batch: Batch, precision: str) -> Tensor:
     said = {name: value.float() for name, value in said.items()}
     places = [x.shape[-2] * x.shape[-1] for x in maps]
     return sum(net.compute_loss(targets, said, net.anchor_generator(seen, maps), places).values(), torch.zeros(()))
+
+
+def _targets(batch: Batch, first: int) -> list[dict[str, Tensor]]:
+    assert batch.boxes is not None
+    real = [boxes[(boxes[:, 4] >= 0) & (boxes[:, 5] == 0)] for boxes in batch.boxes]
+    return [{"boxes": one[:, :4], "labels": one[:, 4].long() + first} for one in real]
+
+
+def faster_rcnn(body: ResNet, num_classes: int, size: int) -> FasterRCNN:
+    """Faster R-CNN on a feature pyramid of a ResNet-18."""
+    stages = {f"layer{i + 1}": str(i) for i in range(4)}
+    return FasterRCNN(
+        BackboneWithFPN(body, stages, [64, 128, 256, 512], WIDTH, LastLevelMaxPool()),
+        num_classes + 1,  # the first is background
+        min_size=size,
+        max_size=size,
+        image_mean=list(MEAN),
+        image_std=list(STD),
+    )
+
+
+def faster_rcnn_loss(net: FasterRCNN, batch: Batch) -> Tensor:
+    return sum(net(list(batch.images.float() / 255), _targets(batch, 1)).values(), torch.zeros(()))
 
 
 def lraspp(body: ResNet, num_classes: int) -> LRASPP:

@@ -6,9 +6,10 @@ BCCD: FCOS, trained on its list `train`, scored on `test`. CamVid: a semantic FP
 pretrained ResNet-18; the script that anybody would write of torchvision's parts, with the same weights, images,
 changes, size, steps and batch (`plain_tasks.py`); the recipe from scratch; pretrained and frozen; pretrained and
 unfrozen from the top; the same weights at two sizes, the second half the first; our model with another head: that of
-the script for CamVid, RetinaNet's for BCCD. Two more rows of BCCD are of two sources that know different classes: half
-of the images says only where red cells are, the other half only where white cells and platelets are; `masked` is our
-loss, `naive` takes for background what a source does not annotate.
+the script for CamVid, RetinaNet's and Faster R-CNN's for BCCD; a script with torchvision's Faster R-CNN. Two more rows
+of BCCD are of two sources that know different classes: half of the images says only where red cells are, the other half
+only where white cells and platelets are; `masked` is our loss, `naive` takes for background what a source does not
+annotate.
 
 `--on val` scores on the split that rates are chosen by, and `--rates` makes a row of each to choose among; test images
 are read by the runs that the table is of, once each, and nothing is chosen by them. Every run is a process of its own
@@ -36,7 +37,7 @@ import torch
 from torch import Tensor
 
 import xfer
-from benchmarks.plain_tasks import train_fcos, train_lraspp
+from benchmarks.plain_tasks import train_faster_rcnn, train_fcos, train_lraspp
 from benchmarks.record import cell, commit, each_on_a_core
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
@@ -52,13 +53,19 @@ from xfer.tasks.known import TASKS, task_of
 from xfer.tasks.pixels import MaskScores
 
 PLAIN, SCRATCH, MASKED, NAIVE = "plain script", "scratch", "masked", "naive"
+PLAIN_TWO_STAGE = "plain faster_rcnn"
 FIRST = ("full", PLAIN, SCRATCH)
-HEADS = ("lraspp", "retinanet")
-REST = (MASKED, NAIVE, "frozen", "staged", "two branches", *HEADS)
+HEADS = ("lraspp", "retinanet", "faster_rcnn")
+REST = (MASKED, NAIVE, "frozen", "staged", "two branches", *HEADS, PLAIN_TWO_STAGE)
 MODES = (*FIRST, *REST)
 PARTS = {"red": ("RBC",), "others": ("Platelets", "WBC")}
 """Sources of the rows `masked` and `naive`, and the classes that each of them annotates."""
 PARTLY = ("AP50", "recall")
+SCRIPTS = {
+    ("BCCD", PLAIN): train_fcos,
+    ("BCCD", PLAIN_TWO_STAGE): train_faster_rcnn,
+    ("CamVid", PLAIN): train_lraspp,
+}
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 Answers = Callable[[Tensor, list[Frame]], Sequence[Any]]
@@ -97,7 +104,7 @@ BCCD = Column(
 )
 CAMVID = Column(
     *("CamVid", "segmentation", "fpn", 64, 192, 150, Rate("adamw", 5e-4), Rate("adamw", 1e-4)),
-    not_here=(MASKED, NAIVE, "retinanet"),
+    not_here=(MASKED, NAIVE, "retinanet", "faster_rcnn", PLAIN_TWO_STAGE),
     measures=("mIoU", "pixel accuracy"),
 )
 
@@ -192,7 +199,7 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
         for seed in range(options.seeds):
             for column, built in _columns(options):
                 for mode in (mode for mode in modes if mode in options.modes and mode not in column.not_here):
-                    chosen = column.plain if mode == PLAIN else column.ours
+                    chosen = column.plain if (column.name, mode) in SCRIPTS else column.ours
                     folders = (built, options.out / "parts", options.weights, options.out)
                     built_at, parts, weights, out = (str(one.resolve()) for one in folders)
                     shared = (built_at, parts, weights, out, options.batch_size, options.precision, options.on)
@@ -288,14 +295,14 @@ class _Naive(Detect):
 def _run(job: Job) -> Row:
     """In a process of its own: trained, then read once on the images that are scored."""
     recipe = _recipe(job)
-    answers, classes, spent = (_script if job.mode == PLAIN else _ours)(job, recipe)
+    answers, classes, spent = (_script if (job.column.name, job.mode) in SCRIPTS else _ours)(job, recipe)
     what = {"mode": job.mode, "column": job.column.name, "seed": job.seed, "setting": job.setting, "commit": commit()}
     seen = {"images": job.column.steps * job.batch_size}
     return {**what, "scores": _score(answers, job, recipe, classes), **spent, **seen}
 
 
 def _script(job: Job, recipe: Recipe) -> tuple[Answers, Sequence[str], dict[str, float]]:
-    train = train_fcos if job.column.task == "detection" else train_lraspp
+    train = SCRIPTS[job.column.name, job.mode]
     rate = job.rate.optimizer, job.rate.peak
     answers, classes = train(recipe.data, job.weights, job.column.steps, rate, job.precision, job.seed)
     return answers, classes, _spent()
@@ -410,7 +417,9 @@ def _notes(columns: Sequence[Column]) -> list[str]:
         "What the script does otherwise than `full`: FCOS of torchvision at our width in place of its 256, three "
         "stages of the ResNet trained and its BatchNorm frozen, as torchvision's detectors have it, losses divided by "
         "the positive points of the batch; LR-ASPP on the ResNet's second and fourth stage, its BatchNorm moving, as "
-        "torchvision's segmentation reference has it. The rows `lraspp` and `retinanet` are our model with that head.",
+        "torchvision's segmentation reference has it. The rows `lraspp`, `retinanet` and `faster_rcnn` are our model "
+        f"with that head; `{PLAIN_TWO_STAGE}` is the script with torchvision's, which draws what its loss is of and "
+        "has the true boxes among its proposals.",
         "",
         "Published, by others, and not comparable: CamVid, 11 classes, test: ICNet 67.1 mIoU (Zhao et al., ECCV 2018) "
         "and BiSeNet with ResNet-18 68.7 (Yu et al., ECCV 2018), both 960 x 720; both trained for many times as many "

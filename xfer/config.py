@@ -34,11 +34,12 @@ SET_APART = 0.1  # of the data, where fusion weights are learned on what is held
 TILE_SCALE = (0.7, 1.4)  # area of training crops, of a tile's: a longer side of 0.84 to 1.18 tiles in a square image
 PROBES = ("feature", "quant")  # modes that train nothing after the probe
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
-HeadKind = Literal["linear", "fcos", "retinanet", "fpn", "lraspp", "deeplabv3"]
+HeadKind = Literal["linear", "fcos", "retinanet", "faster_rcnn", "fpn", "lraspp", "deeplabv3"]
 TASKS: dict[HeadKind, str] = {
     "linear": "classification",
     "fcos": "detection",
     "retinanet": "detection",
+    "faster_rcnn": "detection",
     "fpn": "segmentation",
     "lraspp": "segmentation",
     "deeplabv3": "segmentation",
@@ -127,7 +128,7 @@ class FusionConfig(Strict):
 class HeadConfig(Strict):
     """What stands on the fused features; it says what the model is for."""
 
-    kind: HeadKind = "linear"  # classifier; fcos, retinanet: detectors; fpn, lraspp, deeplabv3: segmenters
+    kind: HeadKind = "linear"  # classifier; fcos, retinanet, faster_rcnn: detectors; fpn, lraspp, deeplabv3: segmenters
 
 
 class TileConfig(Strict):
@@ -227,7 +228,7 @@ class ModelConfig(Strict):
                 f"fusion.weights: {LEFT_OUT} chooses by the linear probe, which {self.head.kind} has none of"
             )
         kind, detects = self.head.kind, self.task == "detection"
-        if detects and self.fusion.width % 32:
+        if kind in ("fcos", "retinanet") and self.fusion.width % 32:
             raise ValueError(f"fusion.width: must be a multiple of 32 for the head {kind}, got {self.fusion.width}")
         if detects and self.dropout:
             raise ValueError(f"dropout: must be left out for the head {kind}, which has none, got {self.dropout:g}")

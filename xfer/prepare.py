@@ -21,10 +21,10 @@ from shards.settings import ConfigError, SchemaError, Strict, load, read_yaml
 from shards.text import counted
 from xfer.backbone import DILATABLE, STAGES
 from xfer.checkpoint import Checkpoint, find_checkpoint
-from xfer.classes import label_notes
+from xfer.classes import label_notes, some
 from xfer.config import LEFT_OUT, RESNETS, TASKS, BranchConfig, ModelConfig, Recipe, TrainConfig, TransferConfig
 from xfer.engine import shares
-from xfer.heads.known import is_dilated
+from xfer.heads.known import is_dilated, is_two_stage
 from xfer.learn import learn_faults, learn_notes
 from xfer.model import build_branch, build_model, check_weights_exist
 from xfer.tasks.known import task_of
@@ -116,7 +116,8 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
         raise ConfigError([*faults, *error.faults]) from None
     faults += augment_faults(data.train, recipe.data)
     faults += [] if recipe.model.is_dense else teacher_faults(recipe.train.teacher, data.classes)
-    faults += leak_faults(recipe, data) + fusion_faults(recipe, data) + learn_faults(recipe, data)
+    faults += label_space_faults(recipe, data) + leak_faults(recipe, data)
+    faults += fusion_faults(recipe, data) + learn_faults(recipe, data)
     if faults:
         raise ConfigError(faults)
     checkpoint, lost = find_checkpoint(recipe.folder / "checkpoints")
@@ -185,6 +186,20 @@ def fusion_faults(recipe: Recipe, data: Splits) -> list[str]:
     if recipe.probe_images == 0:
         faults.append(f"{key} chooses by the linear probe, and train.probe_images: 0 has none")
     return faults
+
+
+def label_space_faults(recipe: Recipe, data: Splits) -> list[str]:
+    """Why a head cannot learn from sources of different classes."""
+    kind = recipe.model.head.kind
+    classes = {one.name: tuple(sorted(one.classes)) for one in (*data.train, *data.apart)}
+    if not is_two_stage(kind) or len(set(classes.values())) < 2:
+        return []
+    listed = "; ".join(f"{name} has {some(names)}" for name, names in classes.items())
+    able = [one for one, task in TASKS.items() if task == recipe.model.task and not is_two_stage(one)]
+    return [
+        f"data.sources: must all have the same classes for the head {kind}, whose softmax takes for background what a "
+        f"source does not annotate; {listed}. With model.head.kind: {' or '.join(able)} it is left out of the loss"
+    ]
 
 
 def select_notes(recipe: Recipe) -> list[str]:

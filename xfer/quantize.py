@@ -24,6 +24,7 @@ from shards.settings import ConfigError
 from xfer.bundle import Trained, all_bits, body, check_replaceable, open_model, write_bundle
 from xfer.card import card_of
 from xfer.config import QuantizeConfig, Recipe
+from xfer.heads.known import is_two_stage
 from xfer.model import FusionModel
 from xfer.outcomes import Comparison, outcomes_on
 from xfer.quant.allocate import Allocation
@@ -102,7 +103,7 @@ def fold_model(model: FusionModel, config: QuantizeConfig, calibration: Iterable
     check_sound(model, calibration[0][:4])
     reference, before = fold(model), kept(model)
     try:
-        check_fold(model, reference, calibration[0][:4])
+        check_fold(model, reference, calibration[0][:4], of=_comparable)
     except ValueError as error:
         backbones = ", ".join(sorted({str(branch.backbone) for branch in model.branches.values()}))
         raise ConfigError(f"{backbones} cannot be quantized: {error}") from None
@@ -111,6 +112,13 @@ def fold_model(model: FusionModel, config: QuantizeConfig, calibration: Iterable
         raise ConfigError(faults)
     assert isinstance(reference, FusionModel)
     return Folded(reference, before, calibration, config.correct)
+
+
+def _comparable(model: FusionModel, images: Tensor) -> Any:
+    """What a model makes of images, number by number: of a head of two stages, whose proposals change their order with
+    the last digit of a score, the maps it stands on.
+    """
+    return model.features(images) if is_two_stage(model.kind) else model(images)
 
 
 def choose_widths(

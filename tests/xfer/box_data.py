@@ -15,7 +15,7 @@ SHARED = ("points", "anchors", "level")  # parts of an output that all images ha
 def maps(size: tuple[int, int], images: int = 2, seed: int = 0) -> dict[str, Tensor]:
     """As a ResNet makes them: each half the size of the one before, rounded up."""
     drawn = torch.Generator().manual_seed(seed)
-    shapes = {level: [-(-side // 2**level) for side in size] for level in (3, 4, 5)}
+    shapes = {level: [-(-side // 2**level) for side in size] for level in (3, 4, 5, 2)}
     return {f"C{level}": torch.randn(images, 32, *shape, generator=drawn) for level, shape in shapes.items()}
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from tests.xfer.box_data import ALL, SIZES, K, batch, boxes, maps, part
 from xfer.heads.fcos import Fcos, FcosObjective, decode, points
@@ -68,7 +69,7 @@ def test_loss_and_detections_are_those_of_torchvision(size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_points_are_those_of_torchvision(size):
-    given = Pyramid(Fcos.levels, 32, extra=True)(maps(size))
+    given = Pyramid(Fcos.levels, 32, LastLevelP6P7(32, 32))(maps(size))
     sizes = ((8,), (16,), (32,), (64,), (128,))
     images = ImageList(torch.zeros(1, 3, *size), [size])
     (anchors,) = AnchorGenerator(sizes, ((1.0,),) * 5)(images, list(given.values()))
@@ -79,13 +80,13 @@ def test_points_are_those_of_torchvision(size):
 
 def test_pyramid_keeps_sizes_and_adds_two_levels():
     given = maps((100, 100))
-    pyramid = Pyramid(("C3", "C4", "C5"), 32, extra=True)(given)
+    pyramid = Pyramid(("C3", "C4", "C5"), 32, LastLevelP6P7(32, 32))(given)
     assert [(level, tuple(x.shape)) for level, x in pyramid.items()] == [
         (f"P{level}", (2, 32, side, side)) for level, side in zip(range(3, 8), (13, 7, 4, 2, 1), strict=True)
     ]
-    without = Pyramid(("C4", "C5"), 32, extra=False)(given)
+    without = Pyramid(("C4", "C5"), 32, None)(given)
     assert list(without) == ["P4", "P5"]
-    below = Pyramid(("C4", "C5"), 32, extra=False)
+    below = Pyramid(("C4", "C5"), 32, None)
     moved = {"C4": given["C4"], "C5": given["C5"] + 1}
     assert not torch.equal(below(given)["P4"], below(moved)["P4"]), "what is coarse reaches what is fine"
 

@@ -24,6 +24,7 @@ from xfer.export.check import Difference, difference
 from xfer.export.images import Images
 from xfer.export.onnx_model import OnnxModel
 from xfer.export.session import FLOAT, INTEGER, check_installed, open_session, products
+from xfer.heads.known import is_two_stage
 from xfer.quant.fold import fold
 
 if TYPE_CHECKING:
@@ -65,6 +66,11 @@ def check_export(trained: Trained, out: Path | None, name: str) -> Path:
     with why nothing can be exported there.
     """
     check_installed()
+    if is_two_stage(trained.model.kind):
+        raise ConfigError(
+            f"{trained.path}: has the head {trained.model.kind}, which cannot be exported: it chooses how many places "
+            "of an image it looks at again, and a graph for any batch cannot; the heads fcos and retinanet can be"
+        )
     if name == INT8_FILE and not (trained.codes and is_bundle(trained.path)):
         what = "the codes of a bundle" if trained.codes is None else "a bundle in which a layer has codes"
         raise ConfigError(f"{trained.path}: --int8 needs {what}; make one with xfer quantize")

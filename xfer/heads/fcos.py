@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import generalized_box_iou_loss
 
-from xfer.heads.detections import BoxHead, BoxObjective, Detections, best_of
+from xfer.heads.detections import BoxHead, BoxObjective, Detections, bernoulli, best_of, drawn_places
 
 _RADIUS = 1.5  # strides around the centre of a box within which its points are positive
 
@@ -152,3 +152,11 @@ def decode(
     """
     scores = (output["classes"].float().sigmoid() * output["centerness"].float().sigmoid()).sqrt()
     return best_of(located(output), scores, _levels(output["points"]), size, score, nms, candidates, most, annotated)
+
+
+def drawn(output: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    """See `Task.drawn`: at each point whether each class is there; where one is, its box too, and how central the point
+    is.
+    """
+    there, total = drawn_places(output["classes"], located(output), generator)
+    return (total + there * bernoulli(output["centerness"], generator)[1]).flatten(1).sum(1)

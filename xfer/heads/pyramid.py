@@ -7,20 +7,20 @@ missing: a fusion's projections are in their place. All else is torchvision's, i
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork
 
 
 class Pyramid(nn.Module):
     """Maps by level, each [B, d, h, w] -> as many of the same shapes: C3 becomes P3.
 
-    `levels`: finest first, "C3" and so on, of `width` channels d each. `extra`: two more are made of the coarsest, each
-    half the size of the one before, as RetinaNet does; they are P6 and P7 where the coarsest is C5.
+    `levels`: finest first, "C3" and so on, of `width` channels d each. `extra`: torchvision's, that makes more of the
+    coarsest, each half the size of the one before.
     """
 
-    def __init__(self, levels: Sequence[str], width: int, extra: bool):
+    def __init__(self, levels: Sequence[str], width: int, extra: ExtraFPNBlock | None):
         super().__init__()
         self.levels = tuple(levels)
-        self.fpn = FeaturePyramidNetwork([width] * len(levels), width, LastLevelP6P7(width, width) if extra else None)
+        self.fpn = FeaturePyramidNetwork([width] * len(levels), width, extra)
         self.fpn.inner_blocks = nn.ModuleList(nn.Identity() for _ in levels)
 
     def forward(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:

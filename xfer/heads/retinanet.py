@@ -12,12 +12,13 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import box_iou, generalized_box_iou_loss
+from torchvision.ops import generalized_box_iou_loss
 
-from xfer.heads.detections import GROUPS, BoxHead, BoxObjective, Detections, best_of
+from xfer.heads.anchors import anchors_of, match
+from xfer.heads.detections import GROUPS, BoxHead, BoxObjective, Detections, best_of, drawn_places
 
 _SIZES = tuple((side, int(side * 2 ** (1 / 3)), int(side * 2 ** (2 / 3))) for side in (32, 64, 128, 256, 512))
 _RATIOS = (0.5, 1.0, 2.0)  # height over width
@@ -43,7 +44,7 @@ class RetinaNet(BoxHead):
         of the anchor, of the sizes in logarithms); anchors [N, 4] float32: x0, y0, x1, y1 in pixels; level [N].
         """
         found, shapes, device = self.raw(maps)
-        anchors = self._anchors(shapes, size, device)
+        anchors = anchors_of(self.anchors, shapes, size, device)
         level = torch.cat([torch.full((len(one),), float(i), device=device) for i, one in enumerate(anchors)])
         return {
             "classes": found["cls_logits"],
@@ -52,45 +53,18 @@ class RetinaNet(BoxHead):
             "level": level,
         }
 
-    def _anchors(self, grids: list[tuple[int, int]], size: tuple[int, int], device: torch.device) -> list[Tensor]:
-        """By level."""
-        strides = [
-            [torch.tensor(whole // part, device=device) for whole, part in zip(size, g, strict=True)] for g in grids
-        ]
-        self.anchors.set_cell_anchors(torch.float32, device)
-        return self.anchors.grid_anchors([list(grid) for grid in grids], strides)
-
 
 class RetinaNetObjective(BoxObjective):
-    """The loss of the boxes is GIoU. Left out of the classes' loss are anchors between the two overlaps, and those that
-    lie for the most part in an ignored box and answer for no other. The best anchor of each object answers for it at
-    any overlap.
-    """
+    """The loss of the boxes is GIoU. Which anchors answer for which object, and which are left out: see `match`."""
 
     places = "anchors"
 
     def targets(self, places: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ignored = boxes[:, 5] > 0
-        objects, crowds = boxes[~ignored & (boxes[:, 4] >= 0)], boxes[ignored]
-        matched = torch.full((len(places),), Matcher.BELOW_LOW_THRESHOLD, device=places.device)
-        if len(objects):
-            matched = Matcher(_HIGH, _LOW, allow_low_quality_matches=True)(box_iou(objects[:, :4], places))
-        left_out = matched == Matcher.BETWEEN_THRESHOLDS
-        if len(crowds):
-            left_out |= (matched < 0) & (_inside(places, crowds[:, :4]) > 0.5).any(1)
-        own = objects[matched.clamp_min(0), :5] if len(objects) else boxes.new_zeros(len(places), 5)
-        return own, matched >= 0, left_out
+        return match(places, boxes, _HIGH, _LOW, every=True)
 
     def of_boxes(self, output: Mapping[str, Tensor], image: Tensor, place: Tensor, boxes: Tensor) -> Tensor:
         found = _CODER.decode_single(output["boxes"][image, place].float(), output["anchors"][place])
         return generalized_box_iou_loss(found, boxes)
-
-
-def _inside(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """Which share of each anchor lies in each box, [N, n]."""
-    low = torch.maximum(anchors[:, None, :2], boxes[:, :2])
-    high = torch.minimum(anchors[:, None, 2:], boxes[:, 2:])
-    return (high - low).clamp_min(0).prod(2) / (anchors[:, 2:] - anchors[:, :2]).prod(1)[:, None]
 
 
 def located(output: Mapping[str, Tensor]) -> Tensor:
@@ -116,3 +90,8 @@ def decode(
     levels = torch.unique_consecutive(output["level"], return_counts=True)[1].tolist()
     scores = output["classes"].float().sigmoid()
     return best_of(located(output), scores, levels, size, score, nms, candidates, most, annotated)
+
+
+def drawn(output: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    """See `Task.drawn`: at each anchor whether each class is there; where one is, its box too."""
+    return drawn_places(output["classes"], located(output), generator)[1].flatten(1).sum(1)

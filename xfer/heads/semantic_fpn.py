@@ -25,7 +25,7 @@ class SemanticFpn(nn.Module):
     def __init__(self, width: int, num_classes: int, dropout: float = 0.0):
         super().__init__()
         channels = min(_CHANNELS, width)
-        self.pyramid = Pyramid(self.levels, width, extra=False)
+        self.pyramid = Pyramid(self.levels, width, extra=None)
         self.stages = nn.ModuleList(
             nn.ModuleList(_stage(channels if step else width, channels) for step in range(max(1, coarser)))
             for coarser in range(len(self.levels))

@@ -11,7 +11,7 @@ Cost: one copy of the model and a few milliseconds.
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -41,13 +41,19 @@ def fold(model: nn.Module) -> nn.Module:
     return folded
 
 
-def check_fold(before: nn.Module, after: nn.Module, images: Any, tolerance: float = 1e-4) -> float:
+def check_fold(
+    before: nn.Module,
+    after: nn.Module,
+    images: Any,
+    tolerance: float = 1e-4,
+    of: Callable[[Any, Any], Any] = lambda model, images: model(images),
+) -> float:
     """Largest output difference relative to the output's scale; ValueError above `tolerance`.
 
-    images: whatever both models take, usually float [B, 3, H, W].
+    images: whatever both models take, usually float [B, 3, H, W]; of: what of a model and images is compared.
     """
     worst = 0.0
-    ours, theirs = _outputs(after, images), _outputs(before, images)
+    ours, theirs = _outputs(after, images, of), _outputs(before, images, of)
     if [t.shape for t in ours] != [t.shape for t in theirs]:
         raise ValueError("the folded model's outputs have other shapes than the model's before folding")
     for mine, reference in zip(ours, theirs, strict=True):
@@ -112,10 +118,10 @@ def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, images: Any) -> list[Tensor]:
+def _outputs(model: nn.Module, images: Any, of: Callable[[Any, Any], Any]) -> list[Tensor]:
     modes = {module: module.training for module in model.modules()}
     try:
-        return list(tensors(model.eval()(images)))
+        return list(tensors(of(model.eval(), images)))
     finally:
         for module, training in modes.items():
             module.training = training

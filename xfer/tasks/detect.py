@@ -2,26 +2,24 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from shards.inspect.preview.paint import draw_boxes
 from shards.loading.batch import Batch
 from shards.loading.frame import Frame, Resize, frame_of
 from shards.loading.subset import Subset
 from xfer.config import Recipe
-from xfer.heads import fcos, retinanet
+from xfer.heads import faster_rcnn, fcos, retinanet
 from xfer.heads.detections import Detections
 from xfer.labels import Teacher, annotated
 from xfer.tasks.average_precision import SURE, BoxScore, BoxScores
 from xfer.tasks.dense import Dense, readable
-
-_EDGE = 0.1  # deviation of a drawn edge, in sides of the box
+from xfer.tasks.task import Loss
 
 
 class Detect(Dense):
@@ -33,8 +31,8 @@ class Detect(Dense):
         faults = super().recipe_faults(recipe)
         if recipe.train.label_smoothing:
             faults.append(
-                f"train.label_smoothing: must be 0 for the head {recipe.model.head.kind}, whose classes are answered "
-                f"one by one, got {recipe.train.label_smoothing:g}"
+                f"train.label_smoothing: must be 0 for the head {recipe.model.head.kind}, which answers what is there "
+                f"among much that is not, got {recipe.train.label_smoothing:g}"
             )
         return faults
 
@@ -55,25 +53,12 @@ class Detect(Dense):
         return _Scores(subsets, classes, resize)
 
     def drawn(self, output: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        """At each place of the logits [B, N, K] whether each class is there; where one is, its box too, each edge drawn
-        around the model's own with a deviation of a tenth of the box's side, and how central the place is.
-
-        Such edges cost about a quarter of the overlap, half way between the mildest and the strictest that counts.
-        """
-        here, total = _bernoulli(output["classes"], generator)
-        here = here.amax(2, keepdim=True)
-        boxes = (retinanet if "anchors" in output else fcos).located(output)
-        sides = (boxes[..., 2:] - boxes[..., :2]).detach().clamp_min(1).repeat(1, 1, 2)
-        noise = torch.randn(boxes.shape, generator=generator).to(boxes.device)
-        away = (boxes.detach() - boxes) / (_EDGE * sides) + noise
-        total = total.sum(2, keepdim=True) - here * away.square().sum(2, keepdim=True) / 2
-        if "centerness" in output:
-            total = total + here * _bernoulli(output["centerness"], generator)[1]
-        return total.flatten(1).sum(1)
+        """Of objects, and of the edges of their boxes."""
+        return _kind(output).drawn(output, generator)
 
     def answers(self, output: Mapping[str, Tensor], frames: Sequence[Frame]) -> list[Detections]:
         size = max(max(frame.rows, frame.columns) for frame in frames)
-        found = _decode(output, (size, size))
+        found = _kind(output).decode(output, (size, size))
         return [_back(one, frame) for one, frame in zip(found, frames, strict=True)]
 
     def plain(self, answer: Detections, classes: Sequence[str], top: int) -> list[dict[str, Any]]:
@@ -97,27 +82,34 @@ class Detect(Dense):
         return drawn
 
 
+class _Kind(NamedTuple):
+    """Of a head: its loss, what an output of it means, and the likelihood of labels that are drawn from one."""
+
+    objective: Callable[[Tensor, Sequence[str]], Loss]
+    decode: Callable[..., list[Detections]]
+    drawn: Callable[[Mapping[str, Tensor], torch.Generator], Tensor]
+
+
+_KINDS = {
+    "proposals": _Kind(faster_rcnn.FasterRcnnObjective, faster_rcnn.decode, faster_rcnn.drawn),
+    "anchors": _Kind(retinanet.RetinaNetObjective, retinanet.decode, retinanet.drawn),
+    "points": _Kind(fcos.FcosObjective, fcos.decode, fcos.drawn),
+}
+"""By what an output of the head has, of these the first."""
+
+
+def _kind(output: Mapping[str, Tensor]) -> _Kind:
+    return next(kind for places, kind in _KINDS.items() if places in output)
+
+
 class _Objective:
-    """The training loss of the head that made an output: which one it is shows in what its places are."""
+    """The training loss of the head that made an output."""
 
     def __init__(self, masks: Tensor, sources: Sequence[str]):
-        self.sources = tuple(sources)
-        self._of_points = fcos.FcosObjective(masks, sources)
-        self._of_anchors = retinanet.RetinaNetObjective(masks, sources)
+        self.masks, self.sources = masks, tuple(sources)
 
     def __call__(self, output: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        return (self._of_anchors if "anchors" in output else self._of_points)(output, batch)
-
-
-def _bernoulli(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Zeros and ones drawn from logits, and the log-likelihood of each, both of the shape of the logits."""
-    logits = logits.float()
-    drawn = torch.bernoulli(logits.detach().sigmoid().cpu(), generator=generator).to(logits.device)
-    return drawn, -binary_cross_entropy_with_logits(logits, drawn, reduction="none")
-
-
-def _decode(output: Mapping[str, Tensor], size: tuple[int, int], annotated: Tensor | None = None) -> list[Detections]:
-    return (retinanet if "anchors" in output else fcos).decode(output, size, annotated=annotated)
+        return _kind(output).objective(self.masks, self.sources)(output, batch)
 
 
 def _back(found: Detections, frame: Frame) -> Detections:
@@ -139,7 +131,8 @@ class _Scores:
         assert batch.originals is not None
         size = batch.images.shape[-1]
         places = batch.valid.nonzero()[:, 0].tolist()
-        found = _decode(output, (size, size), annotated=self._known[batch.sources.cpu()].to(batch.sources.device))
+        known = self._known[batch.sources.cpu()].to(batch.sources.device)
+        found = _kind(output).decode(output, (size, size), annotated=known)
         answers, truths = [], []
         for at in places:
             original = batch.originals[at]

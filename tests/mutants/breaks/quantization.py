@@ -59,9 +59,9 @@ BREAKS = (
     Break(
         "boxes-not-drawn",
         "sensitivities of a detector know nothing of its boxes",
-        "xfer/tasks/detect.py",
-        " - here * away.square().sum(2, keepdim=True) / 2",
-        " - 0 * here * away.square().sum(2, keepdim=True) / 2",
+        "xfer/heads/detections.py",
+        "return -away.square().sum(-1, keepdim=True) / 2",
+        "return -0 * away.square().sum(-1, keepdim=True)",
         ("tests/xfer/tasks/test_dense_budget.py",),
     ),
     Break(

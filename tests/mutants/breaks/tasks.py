@@ -4,6 +4,8 @@ from tests.mutants.broken import Break
 
 FCOS = "xfer/heads/fcos.py"
 BOXES = "xfer/heads/detections.py"
+ANCHORS = "xfer/heads/anchors.py"
+TWO_STAGES = "xfer/heads/faster_rcnn.py"
 PIXELS = "xfer/tasks/pixels.py"
 DETECT = "xfer/tasks/detect.py"
 SEGMENT = "xfer/tasks/segment.py"
@@ -242,7 +244,7 @@ BREAKS = (
     Break(
         "crowded-anchors-learnt",
         "anchors in a crowd are background",
-        "xfer/heads/retinanet.py",
+        ANCHORS,
         "left_out |= (matched < 0) & (_inside(places, crowds[:, :4]) > 0.5).any(1)",
         "pass",
         ("tests/xfer/test_retinanet.py",),
@@ -250,10 +252,58 @@ BREAKS = (
     Break(
         "unsure-anchors-learnt",
         "anchors that are neither near nor far from an object are background",
-        "xfer/heads/retinanet.py",
+        ANCHORS,
         "left_out = matched == Matcher.BETWEEN_THRESHOLDS",
         "left_out = matched < Matcher.BETWEEN_THRESHOLDS",
         ("tests/xfer/test_retinanet.py",),
+    ),
+    Break(
+        "every-place-drawn",
+        "the loss of two stages is the mean over all places, not over those that would be drawn",
+        TWO_STAGES,
+        "drawn_others = torch.minimum(others, most - drawn)",
+        "drawn_others = others",
+        ("tests/xfer/test_faster_rcnn.py",),
+    ),
+    Break(
+        "filled-up-learnt",
+        "what proposals are filled up with is background",
+        TWO_STAGES,
+        "positive, negative = positive & there, negative & there",
+        "pass",
+        ("tests/xfer/test_faster_rcnn.py",),
+    ),
+    Break(
+        "box-of-another-class",
+        "an object of two stages is answered with the box of the class before it",
+        TWO_STAGES,
+        "clip_boxes_to_image(_by_class(output)[:, :, 1:], size)",
+        "clip_boxes_to_image(_by_class(output)[:, :, :-1], size)",
+        ("tests/xfer/test_faster_rcnn.py",),
+    ),
+    Break(
+        "cut-out-elsewhere",
+        "a proposal is looked at elsewhere where a branch sees the image at a size of its own",
+        TWO_STAGES,
+        "return 1 / stride if rows == math.ceil(height / stride) else rows / height",
+        "return 1 / stride",
+        ("tests/xfer/test_faster_rcnn.py",),
+    ),
+    Break(
+        "softmax-over-unlike-sources",
+        "a softmax over background learns from sources of different classes",
+        "xfer/prepare.py",
+        "if not is_two_stage(kind) or len(set(classes.values())) < 2:",
+        "if classes:",
+        REFUSALS,
+    ),
+    Break(
+        "two-stages-exported",
+        "a detector of two stages is exported",
+        "xfer/export/write.py",
+        "    if is_two_stage(trained.model.kind):\n",
+        "    if is_two_stage(trained.model.task):\n",
+        REFUSALS,
     ),
     Break(
         "faulty-head-blames-data",

@@ -9,7 +9,7 @@ import pytest
 from shards.ingest.build import build
 from shards.scenes import generate_scenes
 from shards.sources.source import SourceOptions
-from tests.xfer.tasks.runs import BOXES, fit
+from tests.xfer.tasks.runs import ALIKE, BOXES, fit
 from xfer.config import Recipe
 
 STYLES = {"paint": ["circle", "square"], "neon": ["circle", "star"]}
@@ -53,13 +53,19 @@ def branch_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe_values(kind: str, root: Path, output: Path) -> dict[str, Any]:
-    """A recipe of one branch on both sources, as plain values."""
+    """A recipe of one branch on both sources, as plain values; where these must have the same classes they are halves
+    of one.
+    """
+    sources: dict[str, Any] = {name: {"path": name} for name in STYLES}
+    if kind in ALIKE:
+        halves = {"paint": (0, 0.5), "neon": (0.5, 1)}
+        sources = {name: {"path": "paint", "where": {"hash": half}} for name, half in halves.items()}
     return {
         "name": "tiny",
         "output": str(output / "runs"),
         "data": {
             "root": str(root / ("boxes" if kind in BOXES else "masks")),
-            "sources": {"paint": {"path": "paint"}, "neon": {"path": "neon"}},
+            "sources": sources,
             "validation": 0.25,
             "image_size": 64,
             "batch_size": 6,

@@ -12,9 +12,10 @@ from xfer.engine import build_engine
 from xfer.history import read_metrics
 from xfer.prepare import prepare
 
-BOXES, MASKS = ("fcos", "retinanet"), ("fpn", "lraspp")  # heads of detectors, of segmenters
+BOXES, MASKS = ("fcos", "retinanet", "faster_rcnn"), ("fpn", "lraspp")  # heads of detectors, of segmenters
 KINDS = (*BOXES, *MASKS)
 EVERY = (*KINDS, "deeplabv3")  # its map has four places here: too few to learn much in a test
+ALIKE = ("faster_rcnn",)  # heads whose sources must have the same classes
 MEASURES = {kind: "AP" if kind in BOXES else "mIoU" for kind in EVERY}
 
 

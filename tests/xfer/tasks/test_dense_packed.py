@@ -8,9 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from shards.settings import ConfigError
 from tests.xfer.tasks.runs import BOXES, KINDS, MEASURES, fit, verb
 from xfer.bundle import open_model
-from xfer.config import Recipe
+from xfer.config import ModelConfig, QuantizeConfig, Recipe
+from xfer.model import build_model
+from xfer.quant.fold import fold
+from xfer.quantize import fold_model
 from xfer.surface import Run, load
 
 each = pytest.mark.parametrize("kind", KINDS)
@@ -81,3 +85,24 @@ def test_a_bundle_keeps_how_images_come_to_their_size(values, tmp_path, scenes, 
     wide = Image.fromarray(np.zeros((40, 120, 3), np.uint8))
     (answer,) = load(tmp_path / "bundle").predict(wide)
     assert answer.shape == (40, 120)
+
+
+@pytest.mark.parametrize("kind", ["fcos", "faster_rcnn"])
+def test_a_fold_that_changes_a_model_is_refused(kind, monkeypatch):
+    """Proposals have no fixed order; what they come from has."""
+    config = ModelConfig.model_validate(
+        {"branches": {"a": {"backbone": "resnet10"}}, "fusion": {"width": 32}, "head": {"kind": kind}}
+    )
+    model = build_model(config, 3, 0)
+    images = [torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))]
+    fold_model(model, QuantizeConfig(), images)
+
+    def wrongly(model):
+        folded = fold(model)
+        with torch.no_grad():
+            folded.get_submodule("projections.a.C4.0").bias.add_(0.01)
+        return folded
+
+    monkeypatch.setattr("xfer.quantize.fold", wrongly)
+    with pytest.raises(ConfigError, match="folding changed the outputs"):
+        fold_model(model, QuantizeConfig(), images)

@@ -50,6 +50,13 @@ KEYS = {
     "dropout": ("fcos", "model", {"dropout": 0.1}, ("dropout", "fcos")),
     "anchors, smoothing": ("retinanet", "train", {"label_smoothing": 0.1}, ("train.label_smoothing", "retinanet")),
     "anchors, width": ("retinanet", "model.fusion", {"width": 48}, ("fusion.width", "multiple of 32", "retinanet")),
+    "proposals, smoothing": (
+        "faster_rcnn",
+        "train",
+        {"label_smoothing": 0.1},
+        ("train.label_smoothing", "faster_rcnn"),
+    ),
+    "proposals, dropout": ("faster_rcnn", "model", {"dropout": 0.1}, ("dropout", "faster_rcnn")),
     "mixup": ("fpn", "data", {"augment": {"mixup": 0.2}}, ("mixup", "boxes or masks")),
 }
 
@@ -104,6 +111,33 @@ def test_sources_of_another_task_are_refused_by_name(values: Values, scene_shard
     if kind == "linear":
         assert "model.head.kind: fcos or retinanet" in found[0] + found[1]
         assert "model.head.kind: fpn or lraspp or deeplabv3" in found[0] + found[1]
+
+
+def test_sources_of_different_classes_are_refused_by_a_softmax_over_background(values: Values):
+    """Of what is trained on; a source that is only scored may lack classes."""
+    given, other = values("faster_rcnn"), {"path": "neon"}
+    prepare(Recipe.model_validate(add(given, "data", {"test": {"other": other}})), say=False)
+    lists = "neon has circle, square; other has circle, star; paint has circle, square"
+    given["data"]["sources"]["other"] = given["data"]["test"].pop("other")
+    one(faults(given), "data.sources", "faster_rcnn", lists, "model.head.kind: fcos or retinanet")
+    given["model"]["head"]["kind"] = "fcos"
+    prepare(Recipe.model_validate(given), say=False)
+
+
+def test_fusion_weights_are_learned_on_sources_of_the_same_classes(values: Values):
+    given = values("faster_rcnn")
+    given["model"]["branches"]["other"] = {"backbone": "resnet10"}
+    given["model"]["fusion"]["learn"] = "held_out"
+    given["data"]["sources"]["other"] = {"path": "neon"}
+    given["data"] |= {"validation": ["other"], "set_apart": 0.5}
+    one(faults(given), "data.sources", "other has circle, star", "fcos or retinanet")
+
+
+def test_a_detector_of_two_stages_is_not_exported(trained, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        verb("export", trained("faster_rcnn").folder, tmp_path / "model.onnx", "--onnx")
+    one(list(caught.value.faults), "faster_rcnn, which cannot be exported", "fcos and retinanet")
+    assert not list(tmp_path.iterdir())
 
 
 def pictures(folder: Path, count: int = 6) -> Path:

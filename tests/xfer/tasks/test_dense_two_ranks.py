@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.deepspeed]
 
 
 @pytest.mark.parametrize(
-    ("kind", "stage"), [("fcos", 1), ("fcos", 3), ("retinanet", 3), ("fpn", 1), ("lraspp", 3), ("deeplabv3", 2)]
+    ("kind", "stage"),
+    [("fcos", 1), ("fcos", 3), ("retinanet", 3), ("faster_rcnn", 3), ("fpn", 1), ("lraspp", 3), ("deeplabv3", 2)],
 )
 def test_losses_and_scores_are_those_of_one_process_and_of_the_checkpoint(two, values: Values, kind, stage):
     """Batches of 5 have shares of 2 and 3; the evaluation's last batch is filled up on one rank."""
