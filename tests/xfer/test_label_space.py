@@ -16,11 +16,13 @@ from shards.loading.open import open_data
 from shards.loading.source import Source
 from shards.settings import load
 from tests.xfer.command import status
+from xfer.begin import initial_model
 from xfer.bundle import open_model
 from xfer.config import Recipe
 from xfer.labels import annotated, sets_of
 from xfer.outcomes import outcomes_on
 from xfer.prepare import load_document, prepare
+from xfer.transfer.features import seen_by
 
 NAMES = {"circle": "Circles", "star": "stella", "cross": "x_shape"}  # what outline calls its classes here
 
@@ -244,3 +246,14 @@ def test_parts_are_refused_where_a_pixel_has_one_class(recipe, values, capsys):
     told = capsys.readouterr().err
     assert "part_of is for classifiers so far, for the head fcos" in told
     assert "`Circles` of outline" in told
+
+
+def test_the_first_images_of_a_source_are_the_same_whatever_its_classes_are_called(recipe):
+    decide("labels.yaml", *SAME)
+    found = []
+    for overrides in ([], ["data.labels=labels.yaml"]):
+        read = load_document(recipe, Recipe, overrides)
+        data = open_data(read.data)
+        (seen,) = seen_by(initial_model(read, data)[0], [data.train[0]], [12], read.data)
+        found.append(seen["only"].positions.tolist())
+    assert found[0] == found[1], "features that are kept are of the same images"

@@ -159,7 +159,7 @@ class _Source:
         cache: Path | None,
     ):
         self.model, self.config = model, config
-        self.subset = subset.numbered(subset.manifest.classes)  # the ranking looks at classes: at all of them
+        self.subset = subset.numbered(subset.class_names)  # the ranking looks at classes: at all of them
         count = min(count, subset.num_samples)
         self.sizes = [min(PART, count - start) for start in range(0, count, PART)]
         self.paths: dict[str, list[Path | None]] = {

@@ -121,4 +121,12 @@ BREAKS = (
         "",
         (f"{SPACE}::test_other_verdicts_are_another_run",),
     ),
+    Break(
+        "ranked-by-other-names",
+        "a renamed source is ranked otherwise, so features that are kept are of other images",
+        "xfer/transfer/features.py",
+        "subset.numbered(subset.class_names)",
+        "subset.numbered(subset.manifest.classes)",
+        (f"{SPACE}::test_the_first_images_of_a_source_are_the_same_whatever_its_classes_are_called",),
+    ),
 )
