@@ -316,5 +316,5 @@ def test_a_killed_training_process_leaves_a_cache_that_the_next_one_uses(tmp_pat
     with look_ahead(requests, remotes, store) as requested:
         for request in requested:
             assert all(path(store, remotes[i]).read_bytes() == server.files[f"/{i}.tar"] for i in request)
-            assert total(store) <= 4 * SIZE
+            assert total(store) <= 5 * SIZE, "what is waited for is fetched before another has gone"
             requested.delivered()
