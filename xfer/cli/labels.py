@@ -76,7 +76,10 @@ def propose(recipe: Path, *overrides: str, out: Path = Path("labels.yaml"), imag
         found, left_out = propose_pairs({name: one.classes for name, one in subsets.items()}, known, before)
     except ConfigError as error:
         raise ConfigError(error.faults, out) from None
-    print(*table(rows(found), left=2, text=2), sep="\n")
+    if found:
+        print(*table(rows(found), left=2, text=2), sep="\n")
+    else:
+        print("no two classes of different sources look the same, beside those of equal names, which are one already")
     if left_out:
         print(f"{counted(left_out, 'weaker pair')} left out: they would join what stronger ones keep apart")
     out.parent.mkdir(parents=True, exist_ok=True)
