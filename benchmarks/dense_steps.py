@@ -33,7 +33,7 @@ from xfer.engine import PlainEngine
 from xfer.model import build_model
 from xfer.optimizer import build_optimizer
 from xfer.tasks.known import task_of
-from xfer.tasks.task import Loss
+from xfer.tasks.task import Loss, Supervision
 
 CLASSES = 3
 OBJECTS = 10  # an image
@@ -91,7 +91,7 @@ def rounds(head: str, options: argparse.Namespace) -> Iterator[dict[str, float]]
     )
     model = build_model(config, CLASSES, seed=0)
     engine = PlainEngine(model, build_optimizer(model, *SGD), device=torch.device("cpu"))
-    objective: Loss = task_of(model.task).loss(torch.ones(1, CLASSES, dtype=torch.bool), ["s"], 0.0, None)
+    objective: Loss = task_of(model.task).loss(Supervision(torch.ones(1, CLASSES, dtype=torch.bool), ["s"]))
     for turn in range(options.rounds + 1):  # the first one warms up
         spent = {}
         for which in ("bare", "ours") if turn % 2 else ("ours", "bare"):

@@ -13,7 +13,6 @@ command goes on with those that are missing. The table is options.md beside it.
 
 import argparse
 import itertools
-import json
 import platform
 import statistics
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 
 import xfer
-from benchmarks.record import cell, commit, each_on_a_core
+from benchmarks.record import cell, commit, each_on_a_core, keep, kept_rows
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 PAIRS = tuple(itertools.combinations(DOMAINS, 2))
@@ -53,15 +52,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/options"))
     arguments = parser.parse_args()
     kept = RESULTS / "options.jsonl"
-    rows: list[Row] = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
+    rows = kept_rows(kept)
     known = {(row["option"], tuple(row["trained"])) for row in rows}
     recipe = {"output": str(arguments.out.resolve()), "data.root": str(arguments.pacs.resolve()), **SETTING}
     recipe["model.branches.main.weights"] = str(arguments.weights.resolve())
     todo = [(recipe, option, pair) for option, pair in itertools.product(OPTIONS, PAIRS) if (option, pair) not in known]
     for row in each_on_a_core("options", arguments.jobs, _run, todo):
         rows.append(row)
-        with kept.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        keep(kept, row)
         _write(rows)
     _write(rows)
 

@@ -1,5 +1,6 @@
 """What every committed measurement says: of which commit, and how sure a mean over seeds is."""
 
+import json
 import math
 import statistics
 import subprocess
@@ -30,6 +31,17 @@ def commit() -> str:
 def _git(*words: str) -> str:
     command = ["git", "-C", str(Path(__file__).parent), *words]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def kept_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of runs that were made before; none if there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def keep(path: Path, *rows: dict[str, Any]) -> None:
+    """Adds rows to those of a file."""
+    with path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:

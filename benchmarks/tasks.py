@@ -38,7 +38,7 @@ from torch import Tensor
 
 import xfer
 from benchmarks.plain_tasks import train_faster_rcnn, train_fcos, train_lraspp
-from benchmarks.record import cell, commit, each_on_a_core
+from benchmarks.record import cell, commit, each_on_a_core, keep, kept_rows
 from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
 from shards.loading.frame import Frame, frame_of
@@ -161,15 +161,13 @@ def main() -> None:
     if options.bccd and {MASKED, NAIVE} & set(options.modes):
         _build_parts(options.bccd, options.out / "parts")
     kept = RESULTS / f"{options.name}.jsonl"
-    rows: list[Row] = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
     wanted = {job.key for job in jobs}
-    rows = [row for row in rows if _key(row) in wanted]
+    rows = [row for row in kept_rows(kept) if _key(row) in wanted]
     known = {_key(row) for row in rows}
     todo = [job for job in jobs if job.key not in known]
     for row in each_on_a_core("tasks", options.jobs, _run, [(job,) for job in todo]):
         rows.append(row)
-        with kept.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        keep(kept, row)
         _write(options, jobs, rows)
     _write(options, jobs, rows)
 

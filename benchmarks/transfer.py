@@ -16,7 +16,6 @@ time of the process and its loaders, so other work beside it does not count.
 import argparse
 import csv
 import itertools
-import json
 import platform
 import random
 import resource
@@ -35,7 +34,7 @@ from torchvision.models import resnet18
 
 import shards
 import xfer
-from benchmarks.record import cell, commit, each_on_a_core
+from benchmarks.record import cell, commit, each_on_a_core, keep, kept_rows
 from shards.loading.open import open_data
 from shards.settings import parse, read_overrides, replace
 from xfer.bundle import open_model
@@ -107,8 +106,7 @@ def main() -> None:
         *(options.batch_size, options.rate, options.precision, tuple(options.set)),
     )
     kept = RESULTS / f"{options.name}.jsonl"
-    rows: list[Row] = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
-    rows = [row for row in rows if row["setting"] == str(setting)]
+    rows = [row for row in kept_rows(kept) if row["setting"] == str(setting)]
     known = {(row["mode"], row["column"], row["seed"]) for row in rows}
     names = [*DOMAINS, *(map(_few, IMAGES_A_CLASS) if options.clothing else ())]
     todo = [
@@ -118,16 +116,14 @@ def main() -> None:
     ]
     for found in each_on_a_core("transfer", options.jobs, _run, [(setting, *one) for one in todo]):
         rows += found
-        with kept.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in found)
+        keep(kept, *found)
         _write(options, names, rows)
     if options.soup:
         there = {row["column"] for row in rows if row["mode"] == SOUP}
         todo = [(setting, _column(options, name, 0), options.seeds) for name in names if name not in there]
         for row in each_on_a_core("mean weights", options.jobs, _soup, todo):
             rows.append(row)
-            with kept.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            keep(kept, row)
     _write(options, names, rows)
 
 

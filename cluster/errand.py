@@ -7,12 +7,11 @@ import shlex
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.jobs import POLL_S, ending, job, last_line
+from cluster.jobs import ended, ending, last_line
 
 
 def errand(client: Any, what: str, python: str, sent: Mapping[str, Path], words: Sequence[str]) -> str:
@@ -31,8 +30,7 @@ def errand(client: Any, what: str, python: str, sent: Mapping[str, Path], words:
             runtime_env={"working_dir": folder},
         )
     print(f"job {name} does it on the cluster", file=sys.stderr)
-    while not (details := job(client, name)).status.is_terminal():
-        time.sleep(POLL_S / 2)
+    details = ended(client, name)
     if details.status.value != "SUCCEEDED":
         raise RuntimeError(ending(details)[1] or f"job {name} failed: {last_line(client, name)}")
     return client.get_job_logs(name)

@@ -190,15 +190,21 @@ def stop(client: Any, submission: str) -> Any:
     """Tells a job to save and end, and waits until it has. Returns Ray's JobDetails."""
     client.stop_job(submission)
     print(f"told job {submission} to save and end; it has {STOP_WAIT_S / 60:.0f} minutes", file=sys.stderr)
-    next_word = time.monotonic() + WORD_S
     try:
-        while not (details := job(client, submission)).status.is_terminal():
-            if time.monotonic() > next_word:
-                print(f"waiting for it: {last_line(client, submission)}", file=sys.stderr)
-                next_word += WORD_S
-            time.sleep(POLL_S)
+        return ended(client, submission)
     except KeyboardInterrupt as error:
         raise type(error)(f"not waiting any more; job {submission} was told to end and will") from None
+
+
+def ended(client: Any, submission: str) -> Any:
+    """Waits until a job has ended, with a word of it every half a minute. Returns Ray's JobDetails."""
+    next_word = time.monotonic() + WORD_S
+    while not (details := job(client, submission)).status.is_terminal():
+        if time.monotonic() > next_word:
+            words = last_line(client, submission)
+            print(f"waiting for job {submission}, {details.status.value}{words and f': {words}'}", file=sys.stderr)
+            next_word += WORD_S
+        time.sleep(POLL_S)
     return details
 
 

@@ -44,6 +44,8 @@ VERBS = {
     "report": ("tuning.cli:report", SEARCH),
     "demo": ("tuning.cli:demo", SEARCH),
 }
+ANEW = ("evaluate", "compare", "soup", "predict", "export", "bench", "report")
+"""Verbs that keep nothing of what was stopped; the others go on."""
 for place, (verb, (target, group)) in enumerate(VERBS.items()):
     app.command(target, name=verb, group=group, sort_key=place)
 
@@ -62,10 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
     except ConfigError as error:
         _end(2, str(error), debug)
     except _Terminated as stop:
-        _end(143, str(stop) or "stopped by SIGTERM; the same command goes on from here", debug)
+        _end(143, str(stop) or f"stopped by SIGTERM; {_again(words)}", debug)
     except KeyboardInterrupt as stop:
         print(file=sys.stderr)  # the line that shows ^C ends
-        _end(130, str(stop) or "stopped; the same command goes on from here", debug)
+        _end(130, str(stop) or f"stopped; {_again(words)}", debug)
     except OSError as error:
         _end(1, _of_the_system(error), debug)
     except (RuntimeError, ValueError) as error:
@@ -81,6 +83,10 @@ class _Terminated(KeyboardInterrupt):
 
 def _terminated(number: int, frame: object) -> None:
     raise _Terminated
+
+
+def _again(words: list[str]) -> str:
+    return f"the same command {'begins anew' if (words or [''])[0] in ANEW else 'goes on from here'}"
 
 
 def _end(status: int, message: str, debug: bool) -> None:

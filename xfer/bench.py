@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,14 @@ EAGER, COMPILED, BF16, ONNX = "eager fp32", "compiled fp32", "compiled bf16", "o
 ROUNDS = 7
 BUSY, SPREAD = 0.15, 0.25
 """The share of the CPUs that others may use, and of its median that the rounds of a way may differ by."""
+
+
+class Way(NamedTuple):
+    """A way to run a model, or a file of one, whose weights take `file_mb` on disk."""
+
+    path: Path
+    name: str
+    file_mb: float
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def bench(paths: Sequence[Path], sizes: Sequence[int], seconds: float, threads: 
     images, for about `seconds` each. Raises ConfigError if one cannot be opened or other programs keep the CPUs busy.
     """
     threads = threads or torch.get_num_threads()
-    ways = [(path, way) for given in paths for path, way in _ways(given)]
+    ways = [way for path in paths for way in ways_of(path)]
     if (busy := busy_share()) > BUSY:
         raise ConfigError(
             f"other programs use {busy:.0%} of the CPUs, so times would say little; stop them and try again"
@@ -105,8 +113,8 @@ def bench(paths: Sequence[Path], sizes: Sequence[int], seconds: float, threads: 
     started: list[tuple[BaseProcess, Connection]] = []
     try:
         with progress("bench", len(ways) * (1 + ROUNDS), "turns") as advance:
-            for path, way in ways:
-                started.append(_start(path, way, sizes, threads))
+            for way in ways:
+                started.append(_start(way, sizes, threads))
                 _ask(started[-1][1], None)  # loaded, compiled and warm
                 advance()
             times: list[list[list[float]]] = [[] for _ in ways]
@@ -121,31 +129,24 @@ def bench(paths: Sequence[Path], sizes: Sequence[int], seconds: float, threads: 
             process.terminate()
             process.join()
     rows = []
-    for (path, way), own, held in zip(ways, times, memory, strict=True):
+    for way, own, held in zip(ways, times, memory, strict=True):
         rounds = {size: [one[at] for one in own] for at, size in enumerate(sizes)}
         spread = {size: (min(found), max(found)) for size, found in rounds.items()}
         medians = {size: statistics.median(found) for size, found in rounds.items()}
-        rows.append(Timed(_called(path), way, medians, spread, held, _file_mb(path)))
+        rows.append(Timed("/".join(way.path.absolute().parts[-2:]), way.name, medians, spread, held, way.file_mb))
     worst = max(rows, key=lambda row: row.noise)
     noise = f"the rounds of {worst.way} differ by {worst.noise:.0%}" if worst.noise > SPREAD else ""
     return Found(rows, threads, noise)
 
 
-def _ways(path: Path) -> list[tuple[Path, str]]:
+def ways_of(path: Path) -> list[Way]:
+    """All ways to run a model on this machine. Raises ConfigError if it is none."""
     if path.suffix == ".onnx":
-        open_onnx(path)
-        return [(path, ONNX)]
-    open_model(path)
+        return [Way(path, ONNX, open_onnx(path).weights_bytes / 1e6)]
+    size = open_model(path).weights_bytes / 1e6
     files = [path / name for name in (FLOAT_FILE, INT8_FILE)]
-    return [(path, EAGER), (path, COMPILED), (path, BF16), *((file, ONNX) for file in files if file.is_file())]
-
-
-def _called(path: Path) -> str:
-    return "/".join(path.absolute().parts[-2:])
-
-
-def _file_mb(path: Path) -> float:
-    return (path.stat().st_size if path.is_file() else open_model(path).weights_bytes) / 1e6
+    exported = [way for file in files if file.is_file() for way in ways_of(file)]
+    return [*(Way(path, name, size) for name in (EAGER, COMPILED, BF16)), *exported]
 
 
 def busy_share(seconds: float = 1.0) -> float:
@@ -172,10 +173,10 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _start(path: Path, way: str, sizes: Sequence[int], threads: int) -> tuple[BaseProcess, Connection]:
+def _start(way: Way, sizes: Sequence[int], threads: int) -> tuple[BaseProcess, Connection]:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, path, way, tuple(sizes), threads), daemon=True)
+    process = context.Process(target=_work, args=(theirs, way, tuple(sizes), threads), daemon=True)
     process.start()
     theirs.close()
     return process, ours
@@ -193,7 +194,7 @@ def _ask(worker: Connection, what: Any) -> Any:
     return found
 
 
-def _work(parent: Connection, path: Path, way: str, sizes: Sequence[int], threads: int) -> None:
+def _work(parent: Connection, way: Way, sizes: Sequence[int], threads: int) -> None:
     """Answers what it is asked for: None: that it is ready; seconds: the median milliseconds of each batch size, timed
     for so long; "memory": MB that it held at most. A text says why it cannot.
     """
@@ -204,7 +205,7 @@ def _work(parent: Connection, path: Path, way: str, sizes: Sequence[int], thread
     with suppress(EOFError, BrokenPipeError):
         try:
             parent.recv()
-            size, see = _opened(path, way, threads)
+            size, see = _opened(way, threads)
             drawn = np.random.default_rng(0)
             images = {n: torch.from_numpy(drawn.integers(0, 256, (n, 3, size, size), np.uint8)) for n in sizes}
             for batch in images.values():
@@ -212,7 +213,7 @@ def _work(parent: Connection, path: Path, way: str, sizes: Sequence[int], thread
                     see(batch)
             parent.send(True)
         except Exception as error:
-            parent.send(f"{path}: {way}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            parent.send(f"{way.path}: {way.name}: {type(error).__name__}: {str(error).splitlines()[0]}")
             return
         while True:
             what = parent.recv()
@@ -233,17 +234,17 @@ def _median(see: Callable[[torch.Tensor], object], images: torch.Tensor, seconds
     return statistics.median(taken)
 
 
-def _opened(path: Path, way: str, threads: int) -> tuple[int, Callable[[torch.Tensor], object]]:
+def _opened(way: Way, threads: int) -> tuple[int, Callable[[torch.Tensor], object]]:
     """The size of its images, and what sees a batch of them."""
-    if way == ONNX:
-        trained = open_onnx(path, threads)
+    if way.name == ONNX:
+        trained = open_onnx(way.path, threads)
         return trained.image_size, trained.model
-    trained = open_model(path)
-    model: Any = trained.model.eval() if way == EAGER else torch.compile(trained.model.eval(), dynamic=False)
+    trained = open_model(way.path)
+    model: Any = trained.model.eval() if way.name == EAGER else torch.compile(trained.model.eval(), dynamic=False)
 
     @torch.inference_mode()
     def see(images: torch.Tensor) -> object:
-        with torch.autocast("cpu", torch.bfloat16, enabled=way == BF16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=way.name == BF16):
             return model(images)
 
     return trained.image_size, see

@@ -470,14 +470,13 @@ class Recipe(Strict):
             raise ValueError(
                 f"model.tile.size: must be less than what a branch sees (data.image_size), {max(sizes)}, got {tile}"
             )
-        data = self.data
-        if data.train_size is None:
-            data = data.model_copy(update={"train_size": tile})
-        if "scale" not in given and data.train_size:
-            share = (data.train_size / data.image_size) ** 2
+        size = self.data.train_size or tile
+        filled: dict[str, Any] = {"train_size": size}
+        if "scale" not in given:
+            share = (size / self.data.image_size) ** 2
             scale = tuple(min(1.0, factor * share) for factor in TILE_SCALE)
-            data = data.model_copy(update={"augment": data.augment.model_copy(update={"scale": scale})})
-        return self if data is self.data else self.model_copy(update={"data": data})
+            filled["augment"] = self.data.augment.model_copy(update={"scale": scale})
+        return self.model_copy(update={"data": self.data.model_copy(update=filled)})
 
     @model_validator(mode="after")
     def _is_trained_as_it_begins(self) -> "Recipe":

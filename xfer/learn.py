@@ -38,7 +38,7 @@ from xfer.fusion import WeightedSum
 from xfer.labels import annotated, sets_of
 from xfer.model import FusionModel
 from xfer.tasks.known import task_of
-from xfer.tasks.task import Loss, nothing
+from xfer.tasks.task import Loss, Supervision, nothing
 
 EVERY = 4  # steps of the model for one of alpha
 RATE = 1.0  # of alpha, where the model's rate is at its peak
@@ -163,7 +163,8 @@ def build_learner(
     if recipe.model.fusion.learn == "train":
         return Learner(engine, objective, size)
     masks, names = annotated(data.apart, classes), [subset.name for subset in data.apart]
-    own = task_of(recipe.model.task).loss(masks.to(engine.device), names, 0.0, None, sets_of(data.apart))
+    told = Supervision(masks.to(engine.device), names, sets=sets_of(data.apart))
+    own = task_of(recipe.model.task).loss(told)
     batches = apart_batches(data.apart, recipe.data, slot, step // EVERY)
     count = min(num_batches(data.apart, size), max(len(data.apart), SETTLED // size))
 

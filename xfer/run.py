@@ -67,6 +67,7 @@ from xfer.optimizer import hold_near
 from xfer.portable import trained_weights
 from xfer.stop import is_asked
 from xfer.tasks.known import task_of
+from xfer.tasks.task import Supervision
 from xfer.track import Tracking
 from xfer.train import DivergedError, Row, Training, check_finite, train
 from xfer.transfer.stages import stages
@@ -136,8 +137,8 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
                 engine.load(tensors, optimizer, state.step - stage.start)
             record.engine = engine
             taught = teacher and teacher.to(engine.device)
-            smoothing = recipe.train.label_smoothing
-            objective = task.loss(masks.to(engine.device), names, smoothing, taught, sets_of(data.train))
+            smoothing, sets = recipe.train.label_smoothing, sets_of(data.train)
+            objective = task.loss(Supervision(masks.to(engine.device), names, smoothing, taught, sets))
             config, steps = stage.recipe.train, range(stage.start, stage.end)
             learner = build_learner(recipe, engine, data, len(data.classes), slot, objective, state.step)
             run = Training(engine, stream, objective, config, recipe.data.batch_size, steps, record, scored, learner)

@@ -22,8 +22,6 @@ def doctor(*, storage: str | None = None, python: str = "python", json: bool = F
         The Python on the cluster that has Ray and this project.
     json
         Everything that was looked at, for programs.
-    address
-        The dashboard of the cluster, http://HEAD:8265; RAY_ADDRESS says it too.
     """
     from dataclasses import asdict
     from json import dumps

@@ -6,24 +6,21 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-Address = Annotated[str | None, Parameter(name="--address", negative=())]
-Follow = Annotated[bool, Parameter(name=("--follow", "-f"), negative=())]
+Address = Annotated[
+    str | None,
+    Parameter(name="--address", help="The dashboard of the cluster, http://HEAD:8265; RAY_ADDRESS says it too."),
+]
+Submission = Annotated[str, Parameter(help="The job's ID, as submit and list show it.")]
+Follow = Annotated[bool, Parameter(name=("--follow", "-f"), negative=(), help="Stay until the job has ended.")]
 
 
-def status(submission: str, /, *, address: Address = None) -> None:
+def status(submission: Submission, /, *, address: Address = None) -> None:
     """Show what a job has come to: its state, how long it took, where it writes, its newest words.
 
         xfer cluster status pacs-3fa9c2 --address http://HEAD:8265
 
     Exit status 0 while a job waits or runs and when it is done, 1 if it failed or was stopped, 2 if what failed was the
     job file or its data.
-
-    Parameters
-    ----------
-    submission
-        The job's ID, as submit and list show it.
-    address
-        The dashboard of the cluster, http://HEAD:8265; RAY_ADDRESS says it too.
     """
     from cluster.jobs import connect, facts, job, last_line
 
@@ -40,7 +37,7 @@ def status(submission: str, /, *, address: Address = None) -> None:
         end(details)
 
 
-def logs(submission: str, /, *, follow: Follow = False, address: Address = None) -> None:
+def logs(submission: Submission, /, *, follow: Follow = False, address: Address = None) -> None:
     """Show what a job has said; with -f, go on showing it until the job has ended.
 
         xfer cluster logs pacs-3fa9c2 -f --address http://HEAD:8265
@@ -48,15 +45,6 @@ def logs(submission: str, /, *, follow: Follow = False, address: Address = None)
     Ctrl-C ends the watching, never the job. If the dashboard is away for a while, -f waits for it and reads on. A job
     that failed ends with its own error, and exit status 1 (2: the job file or its data were wrong). The same words are
     in the run folder, in driver-ID.log, also after the cluster is gone.
-
-    Parameters
-    ----------
-    submission
-        The job's ID, as submit and list show it.
-    follow
-        Stay until the job has ended.
-    address
-        The dashboard of the cluster, http://HEAD:8265; RAY_ADDRESS says it too.
     """
     from cluster.jobs import connect, job
     from cluster.watch import follow as watch
@@ -71,7 +59,7 @@ def logs(submission: str, /, *, follow: Follow = False, address: Address = None)
         end(details)
 
 
-def stop(submission: str, /, *, address: Address = None) -> None:
+def stop(submission: Submission, /, *, address: Address = None) -> None:
     """End a job after it has saved, and wait until it has.
 
         xfer cluster stop pacs-3fa9c2 --address http://HEAD:8265
@@ -79,20 +67,14 @@ def stop(submission: str, /, *, address: Address = None) -> None:
     Training saves at its next row of losses (train.log_every), so no step is lost; submitted again, the job goes on
     from there. A study ends at once, and makes the trials that were under way again. What has not ended after 10
     minutes is killed, and goes on from its last checkpoint.
-
-    Parameters
-    ----------
-    submission
-        The job's ID, as submit and list show it.
-    address
-        The dashboard of the cluster, http://HEAD:8265; RAY_ADDRESS says it too.
     """
     from cluster.jobs import connect, job
     from cluster.jobs import stop as tell
 
     client = connect(address)
-    if job(client, submission).status.is_terminal():
-        print(f"job {submission} had ended before: {job(client, submission).status.value}")
+    details = job(client, submission)
+    if details.status.is_terminal():
+        print(f"job {submission} had ended before: {details.status.value}")
         return
     details = tell(client, submission)
     print(*client.get_job_logs(submission).splitlines()[-3:], sep="\n")
@@ -102,12 +84,7 @@ def stop(submission: str, /, *, address: Address = None) -> None:
 def jobs(*, address: Address = None) -> None:
     """List the jobs of a cluster, the newest first.
 
-        xfer cluster list --address http://HEAD:8265
-
-    Parameters
-    ----------
-    address
-        The dashboard of the cluster, http://HEAD:8265; RAY_ADDRESS says it too.
+    xfer cluster list --address http://HEAD:8265
     """
     from cluster.jobs import connect, facts
 
@@ -121,7 +98,7 @@ def jobs(*, address: Address = None) -> None:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
-def fetch(submission: str, out: Path, /, *, checkpoints: bool = False, address: Address = None) -> None:
+def fetch(submission: Submission, out: Path, /, *, checkpoints: bool = False, address: Address = None) -> None:
     """Bring the run folder of a job here: metrics, reports, logs, bundles; it may still run.
 
         xfer cluster fetch pacs-3fa9c2 results/pacs --address http://HEAD:8265
@@ -131,14 +108,10 @@ def fetch(submission: str, out: Path, /, *, checkpoints: bool = False, address: 
 
     Parameters
     ----------
-    submission
-        The job's ID, as submit and list show it.
     out
         A folder that is not there yet.
     checkpoints
         The checkpoints too, which are most of a run's bytes.
-    address
-        The dashboard of the cluster, http://HEAD:8265; RAY_ADDRESS says it too.
     """
     from cluster.fetch import fetch as bring
     from cluster.jobs import connect

@@ -42,8 +42,8 @@ def few(
     skip: int = 0,
     originals: bool = False,
 ) -> Iterator[Batch]:
-    """`count` samples, or all if there are fewer, as batches of about equal size, all of them valid;
-    of large images fewer than `batch_size` (`at_once`).
+    """`count` samples, or all if there are fewer, as batches of about equal size, all of them valid; of large images
+    fewer than `batch_size` (`at_once`).
 
     `sources`: equal parts, or in proportion to their shares of the training blend; `classes`: the same within each
     source. Positions count the samples of all subsets one after the other. A damaged sample is passed over and named to

@@ -10,6 +10,7 @@ from xfer.bundle import Trained
 from xfer.export.onnx_model import OnnxModel
 from xfer.export.session import FORMAT, check_installed, open_session
 from xfer.export.write import FLOAT_FILE
+from xfer.tasks.known import task_of
 
 
 def open_onnx(path: Path, threads: int = 0) -> Trained:
@@ -28,9 +29,12 @@ def open_onnx(path: Path, threads: int = 0) -> Trained:
     if about.get("format") != FORMAT:
         found = f"says {about['format']}" if "format" in about else "does not say what it is"
         raise ConfigError(f"{path}: {found}; expected {FORMAT}, as xfer export writes it")
-    model, classes = cast(Any, OnnxModel(session, about["task"])), tuple(json.loads(about["classes"]))
-    size, resize = int(about["image_size"]), cast(Resize, about["resize"])
-    return Trained(path, path, about["name"], model, classes, size, resize)
+    try:
+        model = cast(Any, OnnxModel(session, task_of(about["task"]).name))
+        classes, size, resize = tuple(json.loads(about["classes"])), int(about["image_size"]), about["resize"]
+        return Trained(path, path, about["name"], model, classes, size, cast(Resize, resize))
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{path}: what it says of itself is not whole ({error})") from None
 
 
 def beside(folder: Path) -> Path:

@@ -12,9 +12,10 @@ from shards.loading.open import Splits
 from shards.loading.subset import Subset
 from xfer import classes as names
 from xfer.config import Recipe
-from xfer.labels import Objective, Teacher, sets_of
+from xfer.labels import Objective, sets_of
 from xfer.metrics import Scores
 from xfer.quant.sensitivity import of_classes
+from xfer.tasks.task import Supervision
 
 
 class Classify:
@@ -34,15 +35,8 @@ class Classify:
     def recipe_faults(self, recipe: Recipe) -> list[str]:
         return []
 
-    def loss(
-        self,
-        masks: Tensor,
-        sources: Sequence[str],
-        smoothing: float,
-        teacher: Teacher | None,
-        sets: Tensor | None = None,
-    ) -> Objective:
-        return Objective(masks, sources, smoothing, teacher, sets)
+    def loss(self, told: Supervision) -> Objective:
+        return Objective(*told)
 
     def scores(self, subsets: Sequence[Subset], classes: Sequence[str], resize: Resize, device: torch.device) -> Scores:
         numbered = [subset.numbered(classes) for subset in subsets]

@@ -16,10 +16,10 @@ from shards.loading.subset import Subset
 from xfer.config import Recipe
 from xfer.heads import faster_rcnn, fcos, retinanet
 from xfer.heads.detections import Detections
-from xfer.labels import Teacher, annotated
+from xfer.labels import annotated
 from xfer.tasks.average_precision import SURE, BoxScore, BoxScores
 from xfer.tasks.dense import Dense, readable
-from xfer.tasks.task import Loss
+from xfer.tasks.task import Loss, Supervision
 
 
 class Detect(Dense):
@@ -36,16 +36,9 @@ class Detect(Dense):
             )
         return faults
 
-    def loss(
-        self,
-        masks: Tensor,
-        sources: Sequence[str],
-        smoothing: float,
-        teacher: Teacher | None,
-        sets: Tensor | None = None,
-    ) -> "_Objective":
-        assert sets is None, "refused with the recipe"
-        return _Objective(masks, sources)
+    def loss(self, told: Supervision) -> "_Objective":
+        assert told.sets is None, "refused with the recipe"
+        return _Objective(told.masks, told.sources)
 
     def scores(
         self, subsets: Sequence[Subset], classes: Sequence[str], resize: Resize, device: torch.device
@@ -103,13 +96,15 @@ def _kind(output: Mapping[str, Tensor]) -> _Kind:
 
 
 class _Objective:
-    """The training loss of the head that made an output."""
+    """The training loss of the head that made an output, which is known once there is one."""
 
     def __init__(self, masks: Tensor, sources: Sequence[str]):
         self.masks, self.sources = masks, tuple(sources)
+        self._loss: Loss | None = None
 
     def __call__(self, output: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        return _kind(output).objective(self.masks, self.sources)(output, batch)
+        self._loss = self._loss or _kind(output).objective(self.masks, self.sources)
+        return self._loss(output, batch)
 
 
 def _back(found: Detections, frame: Frame) -> Detections:

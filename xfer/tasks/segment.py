@@ -13,9 +13,10 @@ from shards.loading.batch import Batch
 from shards.loading.frame import Frame, Resize, frame_of
 from shards.loading.open import Splits
 from shards.loading.subset import Subset
-from xfer.labels import Teacher, annotated
+from xfer.labels import annotated
 from xfer.tasks.dense import Dense, readable
 from xfer.tasks.pixels import MaskScore, MaskScores, PixelObjective, label_map
+from xfer.tasks.task import Supervision
 
 
 class Segment(Dense):
@@ -32,16 +33,9 @@ class Segment(Dense):
         ]
         return alone + super().label_faults(data)
 
-    def loss(
-        self,
-        masks: Tensor,
-        sources: Sequence[str],
-        smoothing: float,
-        teacher: Teacher | None,
-        sets: Tensor | None = None,
-    ) -> PixelObjective:
-        assert sets is None, "refused with the recipe"
-        return PixelObjective(masks, sources, smoothing)
+    def loss(self, told: Supervision) -> PixelObjective:
+        assert told.sets is None, "refused with the recipe"
+        return PixelObjective(told.masks, told.sources, told.smoothing)
 
     def scores(
         self, subsets: Sequence[Subset], classes: Sequence[str], resize: Resize, device: torch.device

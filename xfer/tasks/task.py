@@ -34,6 +34,19 @@ def nothing(output: Output) -> Tensor:
     return sum((part.float().sum() * 0 for part in parts if part.requires_grad), torch.zeros(()))
 
 
+class Supervision(NamedTuple):
+    """What a loss knows of the labels. masks [S, K] bool: the classes that each of the `sources` annotates, on the
+    device of the outputs; smoothing: of the targets; teacher, sets (of classes that a target may be, xfer/labels.py):
+    of a classifier only.
+    """
+
+    masks: Tensor
+    sources: Sequence[str]
+    smoothing: float = 0.0
+    teacher: Teacher | None = None
+    sets: Tensor | None = None
+
+
 class Loss(Protocol):
     """The training loss of a batch."""
 
@@ -135,17 +148,8 @@ class Task(Protocol):
         """What of a recipe does not go with this task."""
         ...
 
-    def loss(
-        self,
-        masks: Tensor,
-        sources: Sequence[str],
-        smoothing: float,
-        teacher: Teacher | None,
-        sets: Tensor | None = None,
-    ) -> Loss:
-        """`masks` [S, K] bool: the classes that each of the `sources` annotates, on the device of the outputs; `sets`:
-        of classes that a target may be (xfer/labels.py), of a classifier only.
-        """
+    def loss(self, told: Supervision) -> Loss:
+        """The training loss of this task."""
         ...
 
     def scores(self, subsets: Sequence[Subset], classes: Sequence[str], resize: Resize, device: torch.device) -> Scores:

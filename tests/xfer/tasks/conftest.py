@@ -1,16 +1,19 @@
 """Drawn scenes, built once for both tasks, and recipes over them that train in seconds."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from shards.ingest.build import build
 from shards.scenes import generate_scenes
 from shards.sources.source import SourceOptions
-from tests.xfer.tasks.runs import ALIKE, BOXES, fit
+from tests.xfer.tasks.runs import ALIKE, BOXES, fit, verb
+from xfer.bundle import Trained, open_model
 from xfer.config import Recipe
+from xfer.surface import Run
 
 STYLES = {"paint": ["circle", "square"], "neon": ["circle", "star"]}
 Values = Callable[..., dict[str, Any]]
@@ -121,6 +124,57 @@ def trained(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
             values["train"] |= {"optimizer": "adamw", "learning_rate": 0.003}
             made[kind] = Recipe.model_validate(values)
             fit(made[kind])
+        return made[kind]
+
+    return once
+
+
+class Bundled(NamedTuple):
+    run: Path
+    bundle: Path
+    trained: Trained
+
+
+@pytest.fixture(scope="session")
+def bundled(trained, shards_root, tmp_path_factory) -> Callable[[str], Bundled]:
+    """Of a head's kind, a bundle in its run's folder: 8 bits, 4 in layer3, and layer1 in float. Made once."""
+    made: dict[str, Bundled] = {}
+
+    def once(kind: str) -> Bundled:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("export") / "run"
+            shutil.copytree(
+                _classifier(shards_root, folder.parent) if kind == "linear" else trained(kind).folder, folder
+            )
+            Run(folder).quantize(bits=8, groups={"layer3": 4, "layer1": 32})
+            made[kind] = Bundled(folder, folder / "bundle", open_model(folder / "bundle"))
+        return made[kind]
+
+    return once
+
+
+def _classifier(root: Path, output: Path) -> Path:
+    """The folder of a run that is trained."""
+    values = recipe_values("fpn", root, output)
+    values["data"] |= {"root": str(root), "sources": {"paint": {"path": "paint"}, "outline": {"path": "outline"}}}
+    values["data"] |= {"image_size": 32, "batch_size": 24}
+    values["model"]["head"] = {"kind": "linear"}
+    values["train"] |= {"steps": 16, "evaluate_every": 16, "save_every": 16, "learning_rate": 0.02}
+    values["train"]["freeze_batchnorm"] = False
+    recipe = Recipe.model_validate(values)
+    fit(recipe)
+    return recipe.folder
+
+
+@pytest.fixture(scope="session")
+def in_float(bundled) -> Callable[[str], Path]:
+    """Of a kind, the file in float in its bundle."""
+    made: dict[str, Path] = {}
+
+    def once(kind: str) -> Path:
+        if kind not in made:
+            verb("export", bundled(kind).bundle, "--onnx")
+            made[kind] = bundled(kind).bundle / "model.onnx"
         return made[kind]
 
     return once

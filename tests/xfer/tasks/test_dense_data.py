@@ -28,6 +28,7 @@ from xfer.labels import annotated
 from xfer.model import build_model
 from xfer.surface import load
 from xfer.tasks.known import task_of
+from xfer.tasks.task import Supervision
 
 SHAPES = [(1, 1), (2000, 3), (3, 2000), (50, 40)]  # width, height
 
@@ -54,7 +55,7 @@ def test_a_source_gives_no_gradient_to_classes_that_it_does_not_annotate(values:
     batch = next(iter(replaced(batch, own)))
     model = build_model(recipe.model, len(data.classes), 0)
     names = [subset.name for subset in data.train]
-    loss = task_of(model.task).loss(annotated(data.train, len(data.classes)), names, 0.0, None)
+    loss = task_of(model.task).loss(Supervision(annotated(data.train, len(data.classes)), names))
     loss(model(batch.images), batch).backward()
     grad = last_layer(model, kind).weight.grad
     assert isinstance(grad, torch.Tensor)

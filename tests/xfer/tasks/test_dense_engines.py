@@ -11,6 +11,7 @@ from tests.xfer.test_engines import make
 from xfer.config import ModelConfig
 from xfer.engine import Engine
 from xfer.tasks.known import task_of
+from xfer.tasks.task import Supervision
 from xfer.train import set_training, train_step
 
 pytestmark = [pytest.mark.deepspeed]
@@ -63,7 +64,7 @@ def steps(engine: Engine, kind: str, batch: int, count: int = STEPS) -> list[flo
     """Losses, summed over ranks."""
     set_training(engine.module, freeze_batchnorm=True)
     masks = torch.tensor([[True, True, kind in ALIKE], [True, True, True]])
-    objective = task_of("detection" if kind in BOXES else "segmentation").loss(masks, ["s", "t"], 0.0, None)
+    objective = task_of("detection" if kind in BOXES else "segmentation").loss(Supervision(masks, ["s", "t"]))
     slot = Slot(engine.rank, engine.world_size)
     return [engine.sum(train_step(engine, share(step, batch, slot), objective, batch)).item() for step in range(count)]
 

@@ -20,6 +20,7 @@ from xfer.labels import annotated
 from xfer.model import build_model
 from xfer.surface import Run
 from xfer.tasks.known import task_of
+from xfer.tasks.task import Supervision
 
 each = pytest.mark.parametrize("kind", KINDS)
 every = pytest.mark.parametrize("kind", EVERY)
@@ -88,7 +89,7 @@ def test_images_without_boxes_train_as_background(values: Values):
     batch = next(stream)
     assert batch.boxes is not None
     model = build_model(recipe.model, len(data.classes), 0)
-    objective = task_of("detection").loss(annotated(data.train, len(data.classes)), ["neon", "paint"], 0.0, None)
+    objective = task_of("detection").loss(Supervision(annotated(data.train, len(data.classes)), ["neon", "paint"]))
     empty = dataclasses.replace(batch, boxes=tuple(boxes[:0] for boxes in batch.boxes))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     found = []

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,16 +17,12 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
-from PIL import Image
 
 from shards.loading.frame import frame_of
 from shards.loading.transforms import whole
 from shards.settings import ConfigError
-from tests.xfer.tasks.conftest import recipe_values
-from tests.xfer.tasks.runs import fit, verb
-from xfer import bench as timing
-from xfer.bundle import FILES, Trained, open_model
-from xfer.config import Recipe
+from tests.xfer.tasks.runs import verb
+from xfer.bundle import FILES, open_model
 from xfer.export import decode, write
 from xfer.export.observe import OBSERVERS
 from xfer.predict import predictions
@@ -35,57 +31,6 @@ from xfer.tasks.known import task_of
 
 KINDS = ("linear", "fcos", "fpn")
 RESIZES = ("centre", "letterbox", "stretch")
-
-
-class Model(NamedTuple):
-    run: Path
-    bundle: Path
-    trained: Trained
-
-
-@pytest.fixture(scope="module")
-def packed(trained, shards_root, tmp_path_factory) -> Callable[[str], Model]:
-    """Of a head's kind, a bundle in its run's folder: 8 bits, 4 in layer3, and layer1 in float. Made once."""
-    made: dict[str, Model] = {}
-
-    def once(kind: str) -> Model:
-        if kind not in made:
-            folder = tmp_path_factory.mktemp("export") / "run"
-            shutil.copytree(
-                classifier(shards_root, folder.parent) if kind == "linear" else trained(kind).folder, folder
-            )
-            Run(folder).quantize(bits=8, groups={"layer3": 4, "layer1": 32})
-            made[kind] = Model(folder, folder / "bundle", open_model(folder / "bundle"))
-        return made[kind]
-
-    return once
-
-
-def classifier(root: Path, output: Path) -> Path:
-    """The folder of a run that is trained."""
-    values = recipe_values("fpn", root, output)
-    values["data"] |= {"root": str(root), "sources": {"paint": {"path": "paint"}, "outline": {"path": "outline"}}}
-    values["data"] |= {"image_size": 32, "batch_size": 24}
-    values["model"]["head"] = {"kind": "linear"}
-    values["train"] |= {"steps": 16, "evaluate_every": 16, "save_every": 16, "learning_rate": 0.02}
-    values["train"]["freeze_batchnorm"] = False
-    recipe = Recipe.model_validate(values)
-    fit(recipe)
-    return recipe.folder
-
-
-@pytest.fixture(scope="module")
-def in_float(packed) -> Callable[[str], Path]:
-    """Of a kind, the file in float in its bundle."""
-    made: dict[str, Path] = {}
-
-    def once(kind: str) -> Path:
-        if kind not in made:
-            verb("export", packed(kind).bundle, "--onnx")
-            made[kind] = packed(kind).bundle / "model.onnx"
-        return made[kind]
-
-    return once
 
 
 @pytest.fixture
@@ -118,8 +63,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_file_in_float_gives_what_the_model_gives_for_any_batch(packed, in_float, kind):
-    model = packed(kind).trained
+def test_the_file_in_float_gives_what_the_model_gives_for_any_batch(bundled, in_float, kind):
+    model = bundled(kind).trained
     for count in (1, 3):
         images = noise(count, model.image_size)
         found = answered(in_float(kind), images)
@@ -131,8 +76,8 @@ def test_the_file_in_float_gives_what_the_model_gives_for_any_batch(packed, in_f
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_says_how_it_is_used(packed, in_float, kind):
-    about, model = properties(in_float(kind)), packed(kind).trained
+def test_a_file_says_how_it_is_used(bundled, in_float, kind):
+    about, model = properties(in_float(kind)), bundled(kind).trained
     assert json.loads(about["classes"]) == list(model.classes)
     assert (about["image_size"], about["resize"]) == (str(model.image_size), model.resize)
     assert about["task"] == {"linear": "classification", "fcos": "detection", "fpn": "segmentation"}[kind]
@@ -140,9 +85,9 @@ def test_a_file_says_how_it_is_used(packed, in_float, kind):
 
 
 @pytest.mark.parametrize("kind", ["linear", "fcos"])
-def test_the_file_in_int8_has_the_codes_of_the_bundle_and_its_float_layers(packed, traced_before, capsys, kind):
+def test_the_file_in_int8_has_the_codes_of_the_bundle_and_its_float_layers(bundled, traced_before, capsys, kind):
     traced_before(kind)
-    model = packed(kind)
+    model = bundled(kind)
     verb("export", model.bundle, "--int8", "--agreement", "0.5")
     said = capsys.readouterr().out
     assert "QLinearConv" in said
@@ -167,15 +112,15 @@ def test_the_file_in_int8_has_the_codes_of_the_bundle_and_its_float_layers(packe
     assert json.loads(properties(file)["bits"]) == model.trained.bits
 
 
-def test_exports_stand_in_the_manifest_until_the_bundle_is_made_again(packed, in_float, tmp_path):
+def test_exports_stand_in_the_manifest_until_the_bundle_is_made_again(bundled, in_float, tmp_path):
     file = in_float("fpn")
     listed = json.loads((file.parent / "manifest.json").read_text())
     assert listed["files"].keys() == FILES | {"model.onnx", "decode.py"}
     assert listed["splits"]
     folder = tmp_path / "run"
-    shutil.copytree(packed("fpn").run, folder)
+    shutil.copytree(bundled("fpn").run, folder)
     bundle = folder / "bundle"
-    assert open_model(bundle).weights_sha256 == packed("fpn").trained.weights_sha256
+    assert open_model(bundle).weights_sha256 == bundled("fpn").trained.weights_sha256
     (bundle / "model.onnx").write_bytes(b"torn")
     with pytest.raises(ConfigError, match=r"model\.onnx"):
         open_model(bundle)
@@ -194,8 +139,8 @@ def beside(file: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["fcos", "fpn"])
-def test_decode_beside_the_file_gives_the_answers_of_the_model(packed, in_float, scenes, kind):
-    read, model = beside(in_float(kind)), packed(kind).trained
+def test_decode_beside_the_file_gives_the_answers_of_the_model(bundled, in_float, scenes, kind):
+    read, model = beside(in_float(kind)), bundled(kind).trained
     files = sorted((scenes / "neon" / "images").iterdir())[:4]
     size, resize = model.image_size, model.resize
     for file, answer in predictions(model, files):
@@ -238,15 +183,15 @@ def test_decode_knows_every_head_and_resize(trained, kind, resize):
 
 
 def test_ranges_are_found_on_a_folder_of_images_or_on_the_run_that_is_named(
-    packed, traced_before, scenes, tmp_path, capsys
+    bundled, traced_before, scenes, tmp_path, capsys
 ):
     traced_before("linear")
-    shutil.copytree(packed("linear").bundle, tmp_path / "away")
+    shutil.copytree(bundled("linear").bundle, tmp_path / "away")
     one, other = tmp_path / "a.onnx", tmp_path / "b.onnx"
     least = ("--agreement", "0")
     verb("export", tmp_path / "away", one, "--int8", "--images", scenes / "neon" / "images", *least)
     assert "12 were for ranges" in capsys.readouterr().out
-    verb("export", tmp_path / "away", other, "--int8", "--run", packed("linear").run, "--observer", "minmax", *least)
+    verb("export", tmp_path / "away", other, "--int8", "--run", bundled("linear").run, "--observer", "minmax", *least)
     assert "held-out" in capsys.readouterr().out
     assert (properties(one)["observer"], properties(other)["observer"]) == ("mse", "minmax")
     assert one.read_bytes() != other.read_bytes()
@@ -284,12 +229,12 @@ def test_an_observer_says_what_of_a_range_is_kept():
         (["bundle", "pictures/model.onnx", "--onnx"], r"decode\.py: exists and is none of ours"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_and_nothing_is_written(packed, tmp_path, monkeypatch, words, says):
-    shutil.copytree(packed("fcos").bundle, tmp_path / "bundle")
-    shutil.copytree(packed("fcos").bundle, tmp_path / "torn")
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(bundled, tmp_path, monkeypatch, words, says):
+    shutil.copytree(bundled("fcos").bundle, tmp_path / "bundle")
+    shutil.copytree(bundled("fcos").bundle, tmp_path / "torn")
     weights = tmp_path / "torn" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
-    (tmp_path / "run").symlink_to(packed("fcos").run)
+    (tmp_path / "run").symlink_to(bundled("fcos").run)
     (tmp_path / "pictures.onnx").mkdir()
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "decode.py").write_text("print('mine')\n")
@@ -300,16 +245,16 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(packed, tmp_p
     assert contents(tmp_path) == before
 
 
-def test_weights_that_are_not_finite_are_not_exported(packed, tmp_path):
-    broken = copy.deepcopy(packed("linear").trained.model)
+def test_weights_that_are_not_finite_are_not_exported(bundled, tmp_path):
+    broken = copy.deepcopy(bundled("linear").trained.model)
     broken.head.weight.data[0, 0] = torch.nan
     with pytest.raises(ConfigError, match=r"not finite.*head\.weight"):
-        write.check_export(replace(packed("linear").trained, model=broken), tmp_path / "x.onnx", "model.onnx")
+        write.check_export(replace(bundled("linear").trained, model=broken), tmp_path / "x.onnx", "model.onnx")
 
 
-def test_a_file_that_differs_from_the_model_is_not_written(packed, traced_before, monkeypatch, tmp_path):
+def test_a_file_that_differs_from_the_model_is_not_written(bundled, traced_before, monkeypatch, tmp_path):
     traced_before("linear")
-    model = packed("linear")
+    model = bundled("linear")
     with torch.no_grad():
         other = copy.deepcopy(model.trained.model)
         other.head.bias += torch.tensor([100.0, *[0.0] * (len(other.head.bias) - 1)])
@@ -322,9 +267,9 @@ def test_a_file_that_differs_from_the_model_is_not_written(packed, traced_before
     assert not contents(tmp_path)
 
 
-def test_a_full_disk_leaves_the_bundle_as_it_was(packed, traced_before, monkeypatch, tmp_path):
+def test_a_full_disk_leaves_the_bundle_as_it_was(bundled, traced_before, monkeypatch, tmp_path):
     traced_before("linear")
-    shutil.copytree(packed("linear").bundle, tmp_path / "bundle")
+    shutil.copytree(bundled("linear").bundle, tmp_path / "bundle")
     before = contents(tmp_path)
 
     def full(folder, extra):
@@ -337,97 +282,7 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(packed, traced_before, monkeypa
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxruntime", "onnxscript"])
-def test_without_its_libraries_it_names_the_extra(packed, monkeypatch, tmp_path, name):
+def test_without_its_libraries_it_names_the_extra(bundled, monkeypatch, tmp_path, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=rf"needs {name}, not installed here: pip install 'xfer\[onnx\]'"):
-        verb("export", packed("linear").bundle, tmp_path / "x.onnx", "--onnx")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_predict_by_the_file_says_what_the_model_says(packed, in_float, scenes, shards_root, kind, capsys, tmp_path):
-    model, file = packed(kind), in_float(kind)
-    images = tmp_path / "images"
-    images.mkdir()
-    for number in range(200 if kind == "linear" else 6):
-        size = (40, 30) if number % 2 else (24, 50)
-        pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8)
-        Image.fromarray(pixels).save(images / f"{number:03d}.png")
-    capsys.readouterr()
-    said = {}
-    for name, words in {"torch": (model.bundle,), "onnx": (model.bundle, "--runtime", "onnx"), "file": (file,)}.items():
-        verb("predict", *words, images, "--json")
-        said[name] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert said["onnx"] == said["file"]
-    assert len(said["torch"]) == len(said["onnx"]) > 0
-    for one, other in zip(said["torch"], said["onnx"], strict=True):
-        (first, *_), (second, *_) = (_named(row) for row in (one, other))
-        assert one["image"] == other["image"]
-        assert first[0] == second[0]
-        assert first[1] == pytest.approx(second[1], abs=2e-3)
-
-
-def _named(row: dict[str, Any]) -> list[tuple[str, float]]:
-    """What is said of an image, the surest first."""
-    if "boxes" in row:
-        return [(box["class"], box["score"]) for box in row["boxes"]] or [("none", 0.0)]
-    return sorted(next(row[key] for key in ("classes", "pixels") if key in row).items(), key=lambda one: -one[1])
-
-
-def test_a_file_that_is_none_of_ours_is_refused(packed, in_float, tmp_path):
-    bundle = packed("linear").bundle
-    foreign, damaged = tmp_path / "foreign.onnx", tmp_path / "damaged.onnx"
-    proto = onnx.load(in_float("linear"))
-    del proto.metadata_props[:]
-    onnx.save(proto, foreign)
-    damaged.write_bytes(in_float("linear").read_bytes()[:1000])
-    away = tmp_path / "away"
-    shutil.copytree(bundle, away, ignore=shutil.ignore_patterns("*.onnx"))
-    for words, said in (
-        ((foreign,), "foreign.onnx: does not say what it is; expected xfer-export 1"),
-        ((damaged,), "damaged.onnx: onnxruntime cannot open it"),
-        ((tmp_path / "none.onnx",), "none.onnx: no such file"),
-        ((away, "--runtime", "onnx"), f"has no model.onnx; make it with xfer export {away} --onnx"),
-    ):
-        with pytest.raises(ConfigError) as caught:
-            verb("predict", *words, tmp_path)
-        assert said in str(caught.value)
-
-
-def test_bench_times_each_way_in_turns_and_says_where_the_machine_cannot_tell(
-    packed, in_float, tmp_path, monkeypatch, capsys
-):
-    kept, file = tmp_path / "bench.json", in_float("linear")
-    bundle = file.parent
-    monkeypatch.setattr(timing, "busy_share", lambda: 0.5)
-    with pytest.raises(ConfigError, match="other programs use 50% of the CPUs"):
-        verb("bench", bundle)
-    monkeypatch.setattr(timing, "busy_share", lambda: 0.0)
-    monkeypatch.setattr(timing, "SPREAD", 0.0)
-    every = timing._ways(bundle)
-    here = [(bundle, way) for way in (timing.EAGER, timing.COMPILED, timing.BF16)]
-    assert every[:4] == [*here, (file, timing.ONNX)], "model.int8.onnx too, where there is one"
-    monkeypatch.setattr(timing, "_ways", lambda path: [every[0], every[3]])
-    with pytest.raises(RuntimeError, match=r"too noisy to tell: the rounds of .* differ by"):
-        verb("bench", bundle, "--batch", 4, 1, "--seconds", 0.2, "--threads", 1, "--json", kept)
-    said, rows = capsys.readouterr().out, json.loads(kept.read_text())["rows"]
-    assert [row["way"] for row in rows] == ["eager fp32", "onnxruntime"]
-    assert "1 threads" in said
-    for row in rows:
-        assert row["model"] in said
-        assert list(row["milliseconds"]) == ["1", "4"]
-        assert 0 < row["milliseconds"]["1"] < row["milliseconds"]["4"]
-        assert row["memory_mb"] > 10
-    assert rows[1]["file_mb"] == (bundle / "model.onnx").stat().st_size / 1e6
-
-
-def test_bench_says_what_is_wrong_with_its_arguments(tmp_path):
-    for words, said in (
-        ((), "give a run, a bundle or a file"),
-        ((tmp_path, "--batch", 0, "--seconds", 0), "--batch: must be at least 1, got 0"),
-        ((tmp_path, "--threads", 0), "--threads: must be at least 1, got 0"),
-        ((tmp_path, "--json", tmp_path / "none" / "x.json"), "there is no folder"),
-        ((tmp_path,), "neither a run folder (recipe.yaml) nor a bundle"),
-    ):
-        with pytest.raises(ConfigError) as caught:
-            verb("bench", *words)
-        assert said in str(caught.value)
+        verb("export", bundled("linear").bundle, tmp_path / "x.onnx", "--onnx")
