@@ -28,9 +28,9 @@ from benchmarks.plain_tasks import WIDTH, fcos, fcos_loss, lraspp, lraspp_loss
 from benchmarks.record import commit
 from shards.loading.batch import Batch
 from shards.progress import progress
-from xfer.config import ModelConfig
 from xfer.engine import PlainEngine
 from xfer.model import build_model
+from xfer.model_config import ModelConfig
 from xfer.optimizer import build_optimizer
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Loss, Supervision

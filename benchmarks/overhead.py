@@ -29,11 +29,12 @@ from cluster.session import connect
 from shards.loading.batch import Batch
 from shards.progress import progress
 from xfer.checkpoint import TrainState
-from xfer.config import ModelConfig, TrainConfig
+from xfer.config import TrainConfig
 from xfer.deepspeed_engine import DeepSpeedEngine
 from xfer.engine import Engine, PlainEngine
 from xfer.labels import Objective
 from xfer.model import build_model
+from xfer.model_config import ModelConfig
 from xfer.optimizer import build_optimizer
 from xfer.tasks.task import Loss
 from xfer.train import Row, Training, train

@@ -36,10 +36,10 @@ from shards.loading.batch import Slot
 from shards.loading.evaluate import eval_stream
 from shards.loading.open import open_data
 from shards.progress import progress
-from xfer.config import ModelConfig
 from xfer.fusion import WeightedSum
 from xfer.metrics import Estimate
 from xfer.model import FusionModel, build_model
+from xfer.model_config import ModelConfig
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 SEEDS = range(5)

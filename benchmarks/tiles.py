@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks.record import commit, each_on_a_core
-from xfer.config import ModelConfig
 from xfer.model import DenseModel, build_model
+from xfer.model_config import ModelConfig
 
 WAYS = (None, (512, 128), (512, 256), (1024, 128))
 RESULT = Path(__file__).parent / "results" / "tiles.md"

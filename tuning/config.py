@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from cluster.config import Job
 from shards.settings import Strict
-from xfer.config import Name
+from xfer.model_config import Name
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # strict: true is no number
 Whole = Annotated[int, Field(strict=True)]

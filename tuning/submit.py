@@ -18,7 +18,7 @@ from shards.loading.open import open_data
 from shards.settings import ConfigError, SchemaError, absolute, is_url, load, read_yaml
 from tuning.check import space_faults
 from tuning.config import Distribution, Study
-from xfer.config import ModelConfig, missing_weights
+from xfer.model_config import ModelConfig, missing_weights
 
 CACHE = CacheConfig.model_fields["folder"].default  # below the home folder of whoever reads it
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights, list_models
 from torchvision.models import resnet as tv
 
-from xfer.config import PUBLISHED
+from xfer.model_config import PUBLISHED
 
 BACKBONES: dict[str, Callable[..., tv.ResNet]] = {
     "resnet10": partial(tv.ResNet, tv.BasicBlock, [1, 1, 1, 1]),

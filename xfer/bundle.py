@@ -28,8 +28,9 @@ from shards.format.whole import read_json, whole_folder
 from shards.loading.frame import Resize
 from shards.settings import ConfigError, Strict, dump, load
 from xfer.checkpoint import Checkpoint, damage, model_checkpoint, write_manifest
-from xfer.config import ModelConfig, Recipe
+from xfer.config import Recipe
 from xfer.model import FusionModel, build_model
+from xfer.model_config import ModelConfig
 from xfer.quant.bits import FLOAT, layers
 from xfer.quant.cost import predicted_bytes
 from xfer.quant.fold import fold

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from shards.labels import Node, shown
 from shards.loading.open import Splits
 from shards.loading.subset import Subset
-from xfer.config import TASKS
+from xfer.model_config import TASKS
 from xfer.spelling import plain
 
 _SHOWN = 12

@@ -32,11 +32,12 @@ from shards.loading.apart import apart_batches, num_batches
 from shards.loading.batch import Batch, Slot
 from shards.loading.open import Splits
 from shards.progress import progress
-from xfer.config import ModelConfig, Recipe
+from xfer.config import Recipe
 from xfer.engine import Engine
 from xfer.fusion import WeightedSum
 from xfer.labels import annotated, sets_of
 from xfer.model import FusionModel
+from xfer.model_config import ModelConfig
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Loss, Supervision, nothing
 

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 from shards.settings import ConfigError
 from xfer.backbone import DILATABLE, MEAN, STD, Branch, published
-from xfer.config import (
+from xfer.fusion import FUSIONS, WeightedSum
+from xfer.heads.known import HEADS, is_dilated, levels_of
+from xfer.model_config import (
     PUBLISHED,
     RESNETS,
     TASKS,
@@ -26,8 +28,6 @@ from xfer.config import (
     missing_weights,
     model_branch,
 )
-from xfer.fusion import FUSIONS, WeightedSum
-from xfer.heads.known import HEADS, is_dilated, levels_of
 from xfer.tiles import tiled
 from xfer.timm_branch import TimmBranch
 

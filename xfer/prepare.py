@@ -22,11 +22,12 @@ from shards.text import counted
 from xfer.backbone import DILATABLE, STAGES
 from xfer.checkpoint import Checkpoint, find_checkpoint
 from xfer.classes import label_notes, some
-from xfer.config import LEFT_OUT, RESNETS, TASKS, BranchConfig, ModelConfig, Recipe, TrainConfig, TransferConfig
+from xfer.config import Recipe, TrainConfig, TransferConfig
 from xfer.engine import shares
 from xfer.heads.known import is_dilated, is_two_stage
 from xfer.learn import learn_faults, learn_notes
 from xfer.model import build_branch, build_model, check_weights_exist
+from xfer.model_config import LEFT_OUT, RESNETS, TASKS, BranchConfig, ModelConfig
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Task
 from xfer.timm_branch import TimmBranch, check_maps

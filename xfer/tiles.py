@@ -13,7 +13,7 @@ from itertools import starmap
 import torch
 from torch import Tensor
 
-from xfer.config import TileConfig
+from xfer.model_config import TileConfig
 
 Maps = Mapping[str, Tensor]
 

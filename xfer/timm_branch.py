@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from xfer.backbone import MEAN, STAGES, STD, differences, read_weights
-from xfer.config import TIMM
+from xfer.model_config import TIMM
 from xfer.quant.bits import layers
 from xfer.quant.fold import check_fold, fold, pairs
 from xfer.quant.weights import give_bias

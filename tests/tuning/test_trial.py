@@ -17,12 +17,12 @@ from xfer import run as one_process
 from xfer.begin import begin
 from xfer.bundle import open_model
 from xfer.checkpoint import checkpoint_name, chosen
-from xfer.config import ModelConfig
 from xfer.engine import build_engine
 from xfer.folds import folds
 from xfer.history import best_step, read_metrics, scores
 from xfer.labels import masked_cross_entropy
 from xfer.model import FusionModel, build_model
+from xfer.model_config import ModelConfig
 from xfer.outcomes import outcomes
 from xfer.quantize import make_bundle, quantize_model
 

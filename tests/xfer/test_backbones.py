@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xfer.backbone import BACKBONES, STAGES, Branch, stride
-from xfer.config import RESNETS, Depth
+from xfer.model_config import RESNETS, Depth
 
 SIZE = 40  # not a power of two: sides are rounded up
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from shards.loading.batch import Batch, Slot
 from tests.xfer.ranks import Ranks, started
-from xfer.config import ModelConfig
 from xfer.deepspeed_engine import DeepSpeedEngine
 from xfer.engine import Engine, PlainEngine
 from xfer.labels import Objective
 from xfer.model import build_model
+from xfer.model_config import ModelConfig
 from xfer.optimizer import build_optimizer, hold_near
 from xfer.portable import trained_weights
 from xfer.train import set_training, train_step

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from xfer.config import FusionConfig, ModelConfig, QuantizeConfig
+from xfer.config import QuantizeConfig
 from xfer.fusion import FUSIONS, WeightedSum, classified
 from xfer.model import build_model
+from xfer.model_config import FusionConfig, ModelConfig
 from xfer.quant.fold import fold
 from xfer.quant.pack import pack, unpack
 from xfer.quant.sensitivity import sensitivity

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torchvision.models import resnet18
 
 from shards.settings import ConfigError
-from xfer.config import ModelConfig
 from xfer.fusion import FUSIONS, Gate, WeightedSum
 from xfer.model import build_model, check_weights_exist
+from xfer.model_config import ModelConfig
 
 
 def two_branches(**fusion: object) -> ModelConfig:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from shards.settings import ConfigError, Strict, load, replace
-from xfer.config import RESNETS, Depth, ModelConfig, Recipe
+from xfer.config import Recipe
 from xfer.model import FusionModel, build_model
+from xfer.model_config import RESNETS, Depth, ModelConfig
 
 IMAGES = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

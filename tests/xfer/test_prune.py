@@ -10,9 +10,9 @@ import xfer
 from shards.settings import ConfigError, load
 from xfer.bundle import BundleRecipe, open_model
 from xfer.cli.ending import run_ending
-from xfer.config import ModelConfig
 from xfer.fusion import FUSIONS, WeightedSum
 from xfer.model import build_model
+from xfer.model_config import ModelConfig
 
 IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 BRANCHES = {name: {"backbone": "resnet10"} for name in ("a", "b", "c")}

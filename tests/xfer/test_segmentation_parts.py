@@ -12,12 +12,12 @@ from torchvision.models import resnet50
 from shards.loading.batch import Batch
 from shards.loading.frame import frame_of
 from shards.loading.transforms import move_mask
-from xfer.config import ModelConfig
 from xfer.heads.deeplabv3 import DeepLabV3
 from xfer.heads.lraspp import Lraspp
 from xfer.heads.semantic_fpn import SemanticFpn
 from xfer.metrics import MOST_CONFUSED
 from xfer.model import build_model
+from xfer.model_config import ModelConfig
 from xfer.tasks.pixels import MaskScores, PixelObjective, label_map, masked_pixel_loss, miou_interval
 
 HEADS = {"fpn": (SemanticFpn, 4), "lraspp": (Lraspp, 8), "deeplabv3": (DeepLabV3, 32)}

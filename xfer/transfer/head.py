@@ -14,8 +14,9 @@ from shards.settings import ConfigError
 from xfer.bundle import Trained, open_model
 from xfer.checkpoint import latest_checkpoint
 from xfer.classes import some
-from xfer.config import LEFT_OUT, PROBES, Recipe
+from xfer.config import PROBES, Recipe
 from xfer.fusion import kind_of
+from xfer.model_config import LEFT_OUT
 from xfer.transfer.linear import Linear
 
 

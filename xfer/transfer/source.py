@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from shards.settings import ConfigError
 from shards.text import table
 from xfer.bundle import Trained, open_model
-from xfer.config import BranchConfig, ModelConfig, Recipe, model_branch
+from xfer.config import Recipe
 from xfer.fusion import WeightedSum
 from xfer.heads.known import levels_of
 from xfer.model import FusionModel
+from xfer.model_config import BranchConfig, ModelConfig, model_branch
 from xfer.quant.bits import layers
 from xfer.quant.fold import pairs
 from xfer.quant.keep import keep

@@ -10,7 +10,8 @@ on in the middle of one.
 from dataclasses import dataclass
 
 from shards.settings import replace
-from xfer.config import Depth, Recipe
+from xfer.config import Recipe
+from xfer.model_config import Depth
 
 DEPTHS: tuple[Depth, ...] = ("none", "layer4", "layer3", "layer2", "layer1", "all")
 

@@ -8,8 +8,8 @@ import torch
 from shards.loading.batch import Batch, Slot
 from tests.xfer.tasks.runs import ALIKE, BOXES, KINDS
 from tests.xfer.test_engines import make
-from xfer.config import ModelConfig
 from xfer.engine import Engine
+from xfer.model_config import ModelConfig
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Supervision
 from xfer.train import set_training, train_step

@@ -12,8 +12,9 @@ from shards.loading.frame import frame_of
 from shards.settings import ConfigError
 from tests.xfer.tasks.conftest import Values
 from tests.xfer.tasks.runs import ALIKE, BOXES, EVERY, KINDS, fit, verb
-from xfer.config import ModelConfig, Recipe
+from xfer.config import Recipe
 from xfer.model import DenseModel, build_model
+from xfer.model_config import ModelConfig
 from xfer.surface import load
 
 each = pytest.mark.parametrize("kind", KINDS)

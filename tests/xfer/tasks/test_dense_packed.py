@@ -11,8 +11,9 @@ from PIL import Image
 from shards.settings import ConfigError
 from tests.xfer.tasks.runs import BOXES, KINDS, MEASURES, fit, verb
 from xfer.bundle import open_model
-from xfer.config import ModelConfig, QuantizeConfig, Recipe
+from xfer.config import QuantizeConfig, Recipe
 from xfer.model import build_model
+from xfer.model_config import ModelConfig
 from xfer.quant.fold import fold
 from xfer.quantize import fold_model
 from xfer.surface import Run, load

@@ -11,10 +11,11 @@ from tests.xfer.tasks.conftest import Values
 from tests.xfer.tasks.runs import MEASURES, fit, scores
 from xfer.backbone import Branch
 from xfer.bundle import open_model
-from xfer.config import Recipe, TileConfig
+from xfer.config import Recipe
 from xfer.evaluate import evaluate_subsets
 from xfer.export.write import check_export
 from xfer.model import build_model
+from xfer.model_config import TileConfig
 from xfer.surface import Run
 from xfer.tiles import tiled
 
