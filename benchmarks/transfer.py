@@ -4,10 +4,10 @@
 
 Rows: the features alone (the linear probe); full and staged fine-tuning; the fully fine-tuned model packed to 8 and 4
 bits; the loop anybody would write, of the same weights, images, size, steps, batch and rate (and, of --set, of what is
-under `data`); with one seed, a model from scratch; and, with --soup, the mean of the weights of all seeds' full models.
-Columns: each PACS domain, never trained on, and clothing's test images with 5, 20 and all images a class to train on.
-Test images are read once, at the end; nothing is chosen by
-them. Every run is a process of its own on one core. Its row is added to benchmarks/results/transfer.jsonl, and the same
+under `data`); with one seed, a model from scratch; with --wise-ft, each full model a part of the way from its probe;
+and, with --soup, the mean of the weights of all seeds' full models. Columns: each PACS domain, never trained on, and
+clothing's test images with 5, 20 and all images a class to train on. Test images are read once, at the end; nothing is
+chosen by them. Every run is a process of its own on one core. Its row is added to benchmarks/results/transfer.jsonl, and the same
 command goes on with those that are missing (remove the file to begin anew). The table, transfer.md beside it: means
 with 95 % t-intervals over seeds, and the differences to the plain loop and to the probe by the same seeds. Time is CPU
 time of the process and its loaders, so other work beside it does not count.
@@ -37,7 +37,8 @@ import xfer
 from benchmarks.record import cell, commit, each_on_a_core, keep, kept_rows
 from shards.loading.open import open_data
 from shards.settings import parse, read_overrides, replace
-from xfer.bundle import open_model
+from xfer.bundle import handed_over, open_model
+from xfer.checkpoint import model_checkpoint
 from xfer.config import RATES, Recipe
 from xfer.evaluate import evaluate_subsets
 from xfer.model import MEAN, STD
@@ -50,6 +51,7 @@ PLAIN = "plain script"
 SCRATCH = "scratch"
 MODES = ("feature", "full", PLAIN, "staged", SCRATCH)
 SOUP = "mean of the full models"
+WISE = "full, wise_ft {:g}"
 PACKED = (8, 4)
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -96,6 +98,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, on one core each")
     parser.add_argument("--soup", action="store_true", help="the mean of the weights of all seeds' full runs too")
+    parser.add_argument("--wise-ft", nargs="+", type=float, default=(), metavar="SHARE", help="and full runs so far")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--name", default="transfer", help="of the files in benchmarks/results")
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
@@ -118,9 +121,17 @@ def main() -> None:
         rows += found
         keep(kept, *found)
         _write(options, names, rows)
+    there = {(row["mode"], row["column"], row["seed"]) for row in rows}
+    todo = [
+        (setting, _column(options, name, seed), seed, share)
+        for share, seed, name in itertools.product(options.wise_ft, range(options.seeds), names)
+        if (WISE.format(share), name, seed) not in there
+    ]
+    for row in each_on_a_core("part of the way", options.jobs, _mixed, todo):
+        rows.append(row)
+        keep(kept, row)
     if options.soup:
-        there = {row["column"] for row in rows if row["mode"] == SOUP}
-        todo = [(setting, _column(options, name, 0), options.seeds) for name in names if name not in there]
+        todo = [(setting, _column(options, name, 0), options.seeds) for name in names if (SOUP, name, 0) not in there]
         for row in each_on_a_core("mean weights", options.jobs, _soup, todo):
             rows.append(row)
             keep(kept, row)
@@ -223,6 +234,18 @@ def _run(setting: Setting, column: Column, mode: str, seed: int) -> list[Row]:
     ]
 
 
+def _mixed(setting: Setting, column: Column, seed: int, share: float) -> Row:
+    """What the full run would have handed over with transfer.wise_ft, which is no part of training."""
+    recipe = replace(_recipe(setting, column, "full", seed), {"transfer.wise_ft": share})
+    trained = open_model(recipe.folder)
+    checkpoint, _ = model_checkpoint(recipe.folder / "checkpoints")
+    assert checkpoint, f"{recipe.folder}: its full run is not there"
+    trained.model.load_state_dict(handed_over(recipe, checkpoint))
+    found = evaluate_subsets(trained.model, open_data(recipe.data).test, recipe.data, trained.classes, "test")
+    scores = {"accuracy": round(_mean(found), 5), "bytes": trained.weights_bytes}
+    return {**_row(setting, column, WISE.format(share), seed), **scores, **_spent()}
+
+
 def _soup(setting: Setting, column: Column, seeds: int) -> Row:
     """Nothing is chosen: a uniform soup (Wortsman et al., ICML 2022). BatchNorm stood still in all of these runs, so
     its statistics are those of the mean too. Its cost is that of the runs.
@@ -295,6 +318,7 @@ def _write(options: argparse.Namespace, names: list[str], rows: list[Row]) -> No
     data = "--pacs SHARDS --clothing FOLDER" if options.clothing else "--pacs SHARDS"
     changes = f" --set {' '.join(options.set)}" if options.set else ""
     changes += " --soup" if options.soup else ""
+    changes += f" --wise-ft {' '.join(f'{share:g}' for share in options.wise_ft)}" if options.wise_ft else ""
     modes = "" if tuple(options.modes) == MODES else f" --modes {' '.join(options.modes)}"
     lines = [
         "# Transfer, by mode",

@@ -27,10 +27,11 @@ from torch import Tensor
 from shards.format.whole import read_json, whole_folder
 from shards.loading.frame import Resize
 from shards.settings import ConfigError, Strict, dump, load
-from xfer.checkpoint import Checkpoint, damage, model_checkpoint, write_manifest
+from xfer.checkpoint import Checkpoint, damage, model_checkpoint, start_weights, write_manifest
 from xfer.config import Recipe
 from xfer.model import FusionModel, build_model
 from xfer.model_config import ModelConfig
+from xfer.optimizer import between
 from xfer.quant.bits import FLOAT, layers
 from xfer.quant.cost import predicted_bytes
 from xfer.quant.fold import fold
@@ -105,7 +106,7 @@ def open_model(path: str | Path) -> Trained:
         return _open_bundle(path)
     checkpoint = _checkpoint(path)
     recipe, classes = load(path / "recipe.yaml", Recipe), checkpoint.state.classes
-    model = restore(recipe, len(classes), checkpoint.model()).eval()
+    model = restore(recipe, len(classes), handed_over(recipe, checkpoint)).eval()
     dropped = model.drop_below(recipe.model.fusion.prune)
     packed = recipe.transfer.mode == "quant"
     codes = {name: one for name, one in kept(model).items() if one} if packed else None
@@ -146,6 +147,18 @@ def _checkpoint(path: Path) -> Checkpoint:
         raise ConfigError(f"{path}: runs of several seeds; give one of them, such as {path / 'seeds' / '0'}")
     what = "no such folder" if not path.exists() else "neither a run folder (recipe.yaml) nor a bundle (manifest.json)"
     raise ConfigError(f"{path}: {what}")
+
+
+def handed_over(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What a run's checkpoint gives its model: its weights, mixed with those of step 0 if transfer.wise_ft says so; but
+    not the fusion's weight vector, which is chosen or learned by itself.
+    """
+    tensors, share = checkpoint.model(), recipe.transfer.wise_ft
+    if share == 1:
+        return tensors
+    start = start_weights(checkpoint.path.parent)
+    mixed = {name: value for name, value in tensors.items() if value.is_floating_point() and name != "fusion.alpha"}
+    return tensors | {name: between(start[name], value, share) for name, value in mixed.items()}
 
 
 def restore(recipe: Recipe, num_classes: int, tensors: Mapping[str, Tensor]) -> FusionModel:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shards.format.whole import remove_drafts, whole_folder, write_text
+from shards.settings import ConfigError
 
 FORMAT = 1
 PREFIX = "step-"
@@ -122,6 +123,14 @@ def model_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             return _read(folder / name), []
     found, others = find_checkpoint(folder)
     return found, [*faults, *others]
+
+
+def start_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of step 0. Raises ConfigError if that checkpoint is gone or damaged."""
+    if faults := damage(folder / START):
+        needed = "transfer.l2_sp and transfer.wise_ft need the weights of step 0"
+        raise ConfigError([*faults, needed], folder.parent)
+    return _read(folder / START).model()
 
 
 def find_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:

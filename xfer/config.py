@@ -69,6 +69,7 @@ class TransferConfig(Strict):
     mode: Literal["full", "staged", "feature", "quant"] = "full"
     stage_rate: float = Field(default=0.3, gt=0, le=1)  # staged: a stage's learning rate, of the one before
     l2_sp: float = Field(default=0.0, ge=0)  # pull of the branches to the weights they began with, for weight decay
+    wise_ft: float = Field(default=1.0, gt=0, le=1)  # trained part of the model's weights; the rest are those of step 0
     head: Literal["fit", "keep"] = "fit"  # keep: with the classes of model.from, and their rows of its head
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from xfer.optimizer import Average, Optimizer, set_rate, swapped, trained
+from xfer.optimizer import Average, Optimizer, moved_back, set_rate, swapped, trained
 from xfer.portable import STATE_KEYS, copied, optimizer_state, raw_weights, set_optimizer_state
 
 
@@ -101,8 +101,20 @@ class DeepSpeedEngine:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
+        if not self._average:
+            yield
+            return
         self._part()
         with swapped(self._average):
+            yield
+            self._part()
+
+    @contextlib.contextmanager
+    def moved_back(self, start: Mapping[str, Tensor], share: float) -> Iterator[None]:
+        self._part()
+        named = self.module.named_parameters()
+        own = [(getattr(p, "ds_tensor", p), self._own_part(p, start[name].to(self.device))) for name, p in named]
+        with moved_back(own, share):
             yield
             self._part()
 
@@ -172,9 +184,8 @@ class DeepSpeedEngine:
         """ZeRO 3 keeps small parameters whole for a while: after this each rank has its part only, so that what is
         written there is what is seen.
         """
-        if self._average:
-            with self._whole_parameters():
-                pass
+        with self._whole_parameters():
+            pass
 
     @property
     def _base_optimizer(self) -> Optimizer:

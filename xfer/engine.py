@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from shards.loading.batch import Slot
 from xfer.config import Recipe
 from xfer.deepspeed_engine import DeepSpeedEngine
-from xfer.optimizer import Average, Optimizer, build_optimizer, set_rate, swapped
+from xfer.optimizer import Average, Optimizer, build_optimizer, moved_back, set_rate, swapped
 from xfer.portable import copied, optimizer_state, raw_weights, set_optimizer_state
 
 Kind = Literal["plain", "deepspeed"]
@@ -64,6 +64,10 @@ class Engine(Protocol):
         """Inside, the module has the moving average of its weights, if the engine keeps one: what is saved and what is
         scored. A collective.
         """
+        ...
+
+    def moved_back(self, start: Mapping[str, Tensor], share: float) -> AbstractContextManager[None]:
+        """Inside, each parameter is `share` of the way from its value in `start`, by name, to its own. A collective."""
         ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -181,6 +185,9 @@ class PlainEngine:
 
     def averaged(self) -> AbstractContextManager[None]:
         return swapped(self._average)
+
+    def moved_back(self, start: Mapping[str, Tensor], share: float) -> AbstractContextManager[None]:
+        return moved_back([(p, start[name].to(p.device)) for name, p in self.module.named_parameters()], share)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         with self.averaged():

@@ -77,6 +77,29 @@ def _pulled(gradient: Tensor, p: Tensor, origin: Tensor, strength: float) -> Ten
     return gradient.add(p.detach() - origin, alpha=strength)
 
 
+def between(start: Tensor, end: Tensor, share: float) -> Tensor:
+    """start + share x (end - start): WiSE-FT, weights between those that fine-tuning began with and those it ended with
+    (Wortsman et al., Robust Fine-tuning of Zero-shot Models, CVPR 2022, sec. 3). Three operations that round by
+    themselves, so a part of a tensor gets the same bits as the whole.
+    """
+    return start + (end - start) * share
+
+
+@contextmanager
+def moved_back(own: Sequence[tuple[Tensor, Tensor]], share: float) -> Iterator[None]:
+    """Inside, the first of each pair is `between` the second and itself; afterwards what it was, bit by bit."""
+    before = [tensor.detach().clone() for tensor, _ in own]
+    with torch.no_grad():
+        for tensor, start in own:
+            tensor.copy_(between(start, tensor, share))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (tensor, _), value in zip(own, before, strict=True):
+                tensor.copy_(value)
+
+
 class Average:
     """The exponential moving average of what training moves: trained parameters, and the statistics of BatchNorm. The
     weight vector of a fusion is not averaged.

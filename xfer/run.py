@@ -15,11 +15,10 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from safetensors.torch import load_file
-from torch import Tensor, nn, tensor
+from torch import Tensor, tensor
 
 from shards.format.lock import Locks
 from shards.format.whole import naming
@@ -33,14 +32,13 @@ from shards.settings import ConfigError, read_yaml
 from xfer.begin import begin
 from xfer.bundle import restore
 from xfer.checkpoint import (
-    START,
     TrainState,
     checkpoint_name,
     choose,
     chosen,
-    damage,
     latest_checkpoint,
     remove_stale_drafts,
+    start_weights,
     write_checkpoint,
 )
 from xfer.config import Recipe
@@ -131,7 +129,8 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
             weights = trained_weights(tensors, optimizer) if tensors and begun else tensors
             model = _model(stage.recipe, len(data.classes), weights)
             if recipe.transfer.l2_sp:
-                hold_near(model, _start(recipe), recipe.transfer.l2_sp, shares(recipe, slot.world_size)[1])
+                start, accumulation = start_weights(recipe.folder / "checkpoints"), shares(recipe, slot.world_size)[1]
+                hold_near(model, start, recipe.transfer.l2_sp, accumulation)
             engine = make_engine(model, stage.recipe, slot)
             if tensors and begun:
                 engine.load(tensors, optimizer, state.step - stage.start)
@@ -151,14 +150,6 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
             tensors, optimizer, scored = engine.state()[0], {}, state.step
             engine.close()
     return state
-
-
-def _start(recipe: Recipe) -> dict[str, Tensor]:
-    """The weights of step 0. Raises ConfigError if that checkpoint is gone or damaged."""
-    path = recipe.folder / "checkpoints" / START
-    if faults := damage(path):
-        raise ConfigError([*faults, "transfer.l2_sp holds the branches near the weights of step 0"], recipe.folder)
-    return load_file(path / "model.safetensors")
 
 
 def _model(recipe: Recipe, num_classes: int, tensors: Mapping[str, Tensor] | None) -> FusionModel:
@@ -192,6 +183,8 @@ class RunRecord:
         self._batches = (
             eval_stream(validation, recipe.data, slot, damage_log=log, originals=whole) if validation else None
         )
+        mixes = recipe.transfer.wise_ft < 1
+        self._start = start_weights(recipe.folder / "checkpoints") if mixes else None
         self._tracking: Tracking | None = None
         self._rows, self._scores = rows, scores(rows)
         self._evaluated, self._end = evaluated(rows), last_step(recipe)
@@ -215,7 +208,7 @@ class RunRecord:
             return {}
         engine, task, resize = self.engine, self._task, self._recipe.data.resize
         collected = task.scores(self._validation, self._classes, resize, engine.device)
-        with engine.averaged(), _as_handed_over(engine.module, self._recipe.model.fusion.prune):
+        with engine.averaged(), self._as_handed_over():
             scores = evaluate(engine.module, self._batches, collected, engine.device, engine.sum, engine.gather)
         row = score_row(scores, task.measure)
         for what in ("evaluation_loss", task.measure):
@@ -225,6 +218,19 @@ class RunRecord:
                         f"the validation {'loss' if what != task.measure else what} of {name} is {value}"
                     )
         return row
+
+    @contextmanager
+    def _as_handed_over(self) -> Iterator[None]:
+        """Inside, the module is what `open_model` makes of its checkpoint: its weights are mixed with those of step 0
+        (transfer.wise_ft), and branches that it will be without (model.fusion.prune) have a weight of 0. A collective.
+        """
+        fusion, prune = self.engine.module.fusion, self._recipe.model.fusion.prune
+        with ExitStack() as inside:
+            if self._start:
+                inside.enter_context(self.engine.moved_back(self._start, self._recipe.transfer.wise_ft))
+            if prune and isinstance(fusion, WeightedSum):
+                inside.enter_context(fusion.ignoring(fusion.below(prune)))
+            yield
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint. A collective."""
@@ -265,12 +271,6 @@ class RunRecord:
 
     def _choose(self) -> None:
         choose(self._recipe.folder / "checkpoints", _selected(self._recipe, self._scores))
-
-
-def _as_handed_over(module: nn.Module, prune: float | None) -> AbstractContextManager[None]:
-    """Inside, branches that the model will be without (model.fusion.prune) have a weight of 0."""
-    fusion = module.fusion
-    return fusion.ignoring(fusion.below(prune)) if prune and isinstance(fusion, WeightedSum) else nullcontext()
 
 
 def all_done(recipe: Recipe, what: str, job: str | None = None, cache: Path | None = None, quiet: bool = False) -> bool:

@@ -23,6 +23,7 @@ from shards.loading.open import Splits, open_data
 from shards.progress import progress
 from shards.settings import ConfigError, dump, load, replace
 from shards.text import table
+from xfer.bundle import handed_over
 from xfer.checkpoint import START, Checkpoint, TrainState, model_checkpoint, write_checkpoint
 from xfer.config import Recipe
 from xfer.evaluate import evaluate_subsets, score_row
@@ -40,12 +41,15 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Ingredient:
-    """A run: its newest checkpoint, and the sha256 of the weights that it began with."""
+    """A run: the checkpoint of its model, and the sha256 of the weights that it began with."""
 
     path: Path
     recipe: Recipe
     checkpoint: Checkpoint
     start: str
+
+    def weights(self) -> dict[str, Tensor]:
+        return handed_over(self.recipe, self.checkpoint)
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,14 @@ def make_soup(runs: Sequence[Path], out: Path) -> Soup:
     if not data.validation:
         raise ConfigError(f"{found[0].path}: its recipe holds nothing out to choose by; it needs data.validation")
     model = build_model(found[0].recipe.model, len(data.classes), 0, load_weights=False)
-    rows = {one.path: _score(model, one.checkpoint.model(), found[0], data, f"{one.path}") for one in found}
+    rows = {one.path: _score(model, one.weights(), found[0], data, f"{one.path}") for one in found}
     order = sorted(found, key=lambda one: -_accuracy(rows[one.path]))
     best = order[0]
-    used, soup, row = [best], best.checkpoint.model(), rows[best.path]
+    used, soup, row = [best], best.weights(), rows[best.path]
     before = _accuracy(row)
     for one in order[1:]:
         what = f"{len(used) + 1} runs, with {one.path}"
-        mean = _mean([part.checkpoint.model() for part in (*used, one)])
+        mean = _mean([part.weights() for part in (*used, one)])
         raw = _accuracy(_score(model, mean, found[0], data, what))
         settled = _settled(model, found[0], data)
         tried = _score(model, settled, found[0], data, f"{what}, statistics made again")
@@ -192,7 +196,8 @@ def _differences(first: Ingredient, one: Ingredient) -> Iterable[str]:
 
 
 def _write(out: Path, best: Ingredient, soup: Mapping[str, Tensor], result: Soup, row: Row) -> None:
-    recipe = replace(best.recipe, {"name": out.name, "output": str(out.absolute().parent)})
+    its_own = {"name": out.name, "output": str(out.absolute().parent), "transfer.wise_ft": 1.0}  # mixed already
+    recipe = replace(best.recipe, its_own)
     out.mkdir(parents=True, exist_ok=True)
     step = best.checkpoint.state.step
     state = TrainState(step, best.checkpoint.state.stream, best.checkpoint.state.classes)

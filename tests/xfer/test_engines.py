@@ -166,6 +166,32 @@ def test_every_stage_continues_a_plain_run_and_back(two, stage, optimizer, optio
     assert steps(back, 3, 1) == pytest.approx(last, abs=1e-4)
 
 
+def moved_back(stage: str) -> tuple[Tensor, list[float]]:
+    """Logits of the average's way back to step 0, and the losses after."""
+    engine = make(stage, "sgd", ema=0.5)
+    start = build_model(MODEL, 3, seed=0).state_dict()
+    steps(engine, 0, 2)
+    engine.module.eval()
+    with engine.averaged(), engine.moved_back(start, 0.25), torch.no_grad():
+        logits = engine.forward(share(9, 4, Slot()).images)
+    return logits, steps(engine, 2, 2)
+
+
+@pytest.mark.parametrize("stage", ["0", "2", "3"])
+def test_weights_moved_back_to_where_they_began_are_alike_on_every_stage_and_training_goes_on_from_its_own(two, stage):
+    untouched, start = make("plain", "sgd", ema=0.5), build_model(MODEL, 3, seed=0)
+    steps(untouched, 0, 2)
+    model = untouched.state()[0]
+    with torch.no_grad():
+        for name, p in start.named_parameters():
+            p.copy_(0.75 * p + 0.25 * model[name])
+        expected = start.eval()(share(9, 4, Slot()).images)
+    after = steps(untouched, 2, 2)
+    for logits, losses in (moved_back("plain"), *two.run(moved_back, stage)):
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+        assert losses == pytest.approx(after, abs=1e-4)
+
+
 def uneven(stage: str) -> list[float]:
     """Batch 5 on 2 ranks, one sample a micro-batch: 3 and 2 of them."""
     return steps(make(stage, "sgd", accumulation=3), 0, 2, batch=5)

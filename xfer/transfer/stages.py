@@ -7,6 +7,7 @@ still until the last. The optimizer begins anew with each stage. Stages are a fu
 on in the middle of one.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shards.settings import replace
@@ -51,6 +52,22 @@ def stages(recipe: Recipe) -> list[Stage]:
     return found
 
 
+def _wise_ft_faults(recipe: Recipe) -> Iterator[str]:
+    """Why the weights that a run began with can be no part of its model."""
+    if not recipe.steps:
+        yield f"transfer.wise_ft: must be left out with transfer.mode {recipe.transfer.mode}, which trains no branch"
+    elif recipe.probe_images == 0 or recipe.model.new_branches:
+        dense = f", and model.head.kind {recipe.model.head.kind} begins with layers that are not fitted"
+        yield (
+            "transfer.wise_ft: mixes the trained weights with those of step 0, the linear probe of branches that all "
+            f"have weights{dense if recipe.model.is_dense else ''}; leave it out"
+        )
+    elif not recipe.train.freeze_batchnorm:
+        yield (
+            "transfer.wise_ft: needs train.freeze_batchnorm: true: statistics that moved are not those of mixed weights"
+        )
+
+
 def transfer_faults(recipe: Recipe) -> list[str]:
     """Why a recipe's `transfer` section cannot be followed."""
     mode, faults = recipe.transfer.mode, []
@@ -63,6 +80,8 @@ def transfer_faults(recipe: Recipe) -> list[str]:
         )
     if recipe.transfer.l2_sp and not recipe.steps:
         faults.append(f"transfer.l2_sp: must be left out with transfer.mode {mode}, which trains no branch")
+    if recipe.transfer.wise_ft < 1:
+        faults += _wise_ft_faults(recipe)
     if recipe.transfer.head == "keep" and recipe.model.from_ is None and not recipe.model.is_dense:
         faults.append("transfer.head: keep takes rows of the head of another model: give model.from, or use fit")
     if recipe.transfer.head == "keep" and recipe.model.fusion.kind == "late":

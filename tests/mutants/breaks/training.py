@@ -7,6 +7,7 @@ OPTIMIZER = "xfer/optimizer.py"
 TRAIN = "xfer/train.py"
 RUN = "xfer/run.py"
 STAGES = ("tests/xfer/transfer/test_stages.py",)
+WISE_FT = ("tests/xfer/transfer/test_wise_ft.py",)
 SELECT = ("tests/xfer/test_select.py",)
 CHOICE = ("tests/xfer/test_choice.py",)
 FIT = ("tests/xfer/test_fit.py",)
@@ -135,9 +136,25 @@ BREAKS = (
         "raw-scored",
         "an evaluation sees the weights that are trained, and not their average",
         RUN,
-        "with engine.averaged(), _as",
-        "with _as",
+        "with engine.averaged(), self._as",
+        "with self._as",
         KEYS,
+    ),
+    Break(
+        "wise-ft-not-scored",
+        "an evaluation sees the trained weights where the model is mixed with its probe",
+        RUN,
+        "            if self._start:",
+        "            if False:",
+        WISE_FT,
+    ),
+    Break(
+        "wise-ft-not-handed-over",
+        "the model is the trained weights, whatever transfer.wise_ft says",
+        "xfer/bundle.py",
+        "    if share == 1:",
+        "    if share <= 1:",
+        WISE_FT,
     ),
     Break(
         "average-anew",
