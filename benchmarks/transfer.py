@@ -7,10 +7,10 @@ bits; the loop anybody would write, of the same weights, images, size, steps, ba
 under `data`); with one seed, a model from scratch; with --wise-ft, each full model a part of the way from its probe;
 and, with --soup, the mean of the weights of all seeds' full models. Columns: each PACS domain, never trained on, and
 clothing's test images with 5, 20 and all images a class to train on. Test images are read once, at the end; nothing is
-chosen by them. Every run is a process of its own on one core. Its row is added to benchmarks/results/transfer.jsonl, and the same
-command goes on with those that are missing (remove the file to begin anew). The table, transfer.md beside it: means
-with 95 % t-intervals over seeds, and the differences to the plain loop and to the probe by the same seeds. Time is CPU
-time of the process and its loaders, so other work beside it does not count.
+chosen by them. Every run is a process of its own on one core. Its row is added to benchmarks/results/transfer.jsonl,
+and the same command goes on with those that are missing (remove the file to begin anew). The table, transfer.md beside
+it: means with 95 % t-intervals over seeds, and the differences to the plain loop and to the probe by the same seeds.
+Time is CPU time of the process and its loaders, so other work beside it does not count.
 """
 
 import argparse
