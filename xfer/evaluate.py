@@ -136,14 +136,17 @@ def score_to_keep(score: Score, version: str) -> dict[str, Any]:
     return score.kept() | {"version": version}
 
 
-def score_row(scores: Mapping[str, Score], measure: str = "accuracy") -> dict[str, dict[str, float]]:
-    """Scores as plain numbers: {measure: {source: value}, "evaluation_loss": {source: value}}, the second of a
-    classifier only. A source of which nothing could be counted has none.
+def score_row(scores: Mapping[str, Score], measure: str = "accuracy") -> dict[str, dict[str, Any]]:
+    """Scores as plain values: {measure: {source: value}}, and of a classifier "evaluation_loss" and "right", which
+    images are (`metrics.as_text`), alike. A source of which nothing could be counted has none.
     """
     counted = {name: score for name, score in scores.items() if score.count}
-    losses = {name: score.loss for name, score in counted.items() if isinstance(score, ClassScore)}
-    row = {measure: {name: score.value for name, score in counted.items()}}
-    return row | ({"evaluation_loss": losses} if losses or not counted else {})
+    of_classes = {name: score for name, score in counted.items() if isinstance(score, ClassScore)}
+    row: dict[str, dict[str, Any]] = {measure: {name: score.value for name, score in counted.items()}}
+    if of_classes or not counted:
+        row["evaluation_loss"] = {name: score.loss for name, score in of_classes.items()}
+        row["right"] = {name: score.right for name, score in of_classes.items()}
+    return row
 
 
 def mean_value(scores: Mapping[str, Score]) -> float:

@@ -29,7 +29,7 @@ from xfer.checkpoint import choose, latest_checkpoint
 from xfer.choice import Choice, choose_step, hand_over, read_choice
 from xfer.config import Recipe
 from xfer.evaluate import evaluate_subsets, score_to_keep
-from xfer.history import LEFT_OUT, is_trained, left_out_scores, probe_score, read_metrics
+from xfer.history import LEFT_OUT, gain, is_trained, left_out_scores, probe_row, read_metrics
 from xfer.learn import keep_learned
 from xfer.measure import measure_of, measured
 from xfer.metrics import Estimate, mean_of
@@ -179,12 +179,15 @@ def _is_trained(folder: Path, fold: Recipe) -> bool:
 def _score(fold: Recipe, data: Splits, choice: Choice | None = None) -> dict[str, Any]:
     trained, (held,) = open_model(fold.folder), data.validation
     score = evaluate_subsets(trained.model, [held], fold.data, trained.classes, f"score {fold.name}")[held.name]
+    begun = probe_row(read_metrics(fold.folder))
+    known = begun.get("right", {}).get(held.name)
     return {
         **score_to_keep(score, held.manifest.version),
         "not_counted": held.num_samples - score.count,
         "steps": fold.steps,
         "step": choice.step if choice else fold.steps,
-        "probe": probe_score(read_metrics(fold.folder)).get(held.name),
+        "probe": measured(begun).get(held.name),
+        "gained": gain(known, score.right) if known else None,
     }
 
 

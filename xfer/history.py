@@ -17,6 +17,7 @@ from shards.text import markdown, table
 from xfer.checkpoint import Checkpoint, checkpoint_name, chosen
 from xfer.config import Recipe
 from xfer.measure import measured
+from xfer.metrics import Estimate, from_text, mean_of, paired_difference
 from xfer.train import Row
 from xfer.trained_on import seen_text
 
@@ -44,9 +45,9 @@ def scores(rows: Iterable[Row]) -> dict[int, float]:
     return {row["step"]: statistics.fmean(measured(row).values()) for row in rows if measured(row)}
 
 
-def probe_score(rows: Sequence[Row]) -> dict[str, float]:
-    """Accuracy by validation source of the linear probe that a run began as; empty if it began as none."""
-    return next((row["accuracy"] for row in rows if row["step"] == 0 and "accuracy" in row), {})
+def probe_row(rows: Sequence[Row]) -> Row:
+    """The evaluation of the linear probe that a run began as; empty if it began as none."""
+    return next((row for row in rows if row["step"] == 0 and "accuracy" in row), {})
 
 
 def model_row(folder: Path) -> Row:
@@ -58,8 +59,8 @@ def model_row(folder: Path) -> Row:
 
 def left_out_scores(folder: Path) -> dict[str, dict[str, Any]]:
     """By the source that was left out: correct, count, accuracy, interval, per_class, version; not_counted: its images
-    of classes that the model did not know; steps; probe: accuracy of the linear probe that the run began as, None if it
-    began as none. Empty if there is nothing yet.
+    of classes that the model did not know; steps; probe: accuracy of the linear probe that the run began as, and
+    gained, as of `gains`, None if it began as none. Empty if there is nothing yet.
     """
     return read_json(folder / LEFT_OUT).get("sources", {})
 
@@ -71,7 +72,23 @@ def probe_and_model(folder: Path) -> tuple[dict[str, float], dict[str, float]]:
     if rows := left_out_scores(folder):
         probe = {name: row["probe"] for name, row in rows.items() if row.get("probe") is not None}
         return probe, {name: measured(row) for name, row in rows.items()}
-    return probe_score(read_metrics(folder)), measured(model_row(folder))
+    return measured(probe_row(read_metrics(folder))), measured(model_row(folder))
+
+
+def gains(folder: Path) -> dict[str, Estimate]:
+    """By source, how much more often the model of a run is right than the linear probe that it began as, on the same
+    images, with a paired interval. Empty if it began as none, or is of a version that did not keep which images are.
+    """
+    if rows := left_out_scores(folder):
+        known = {name: Estimate(*row["gained"]) for name, row in rows.items() if row.get("gained")}
+        return known if len(known) == len(rows) else {}
+    probe, model = (row.get("right", {}) for row in (probe_row(read_metrics(folder)), model_row(folder)))
+    return {name: gain(probe[name], right) for name, right in model.items()} if probe.keys() == model.keys() else {}
+
+
+def gain(probe: str, model: str) -> Estimate:
+    """Of a probe and what came of it, both as `metrics.as_text` keeps which images are right."""
+    return paired_difference(from_text(probe), from_text(model))
 
 
 def against_probe(folder: Path) -> str:
@@ -99,13 +116,22 @@ def _gained(folder: Path) -> str:
     at = "" if step in (None, max(found, default=step)) else f" at step {step}{', the best' if best else ''}"
     text = f"{what} {last:.1f} % (mean of sources){at}"
     if last > first:
-        return f"{text}, {last - first:.1f} points above the linear probe it began as"
+        return f"{text}, {last - first:.1f} points above the linear probe it began as{_trust(gains(folder))}"
     less = f"{first - last:.1f} points below" if last < first else "that of"
     advice = "" if left_out else "train.select: best would keep the probe; "
     return (
         f"{text}, {less} the linear probe it began as: training gained nothing. {advice}a lower train.learning_rate, "
         "or branches with a later train_from, change less"
     )
+
+
+def _trust(found: Mapping[str, Estimate]) -> str:
+    """How sure a gain is, in words; empty if that is not known."""
+    if not found:
+        return ""
+    mean = mean_of(list(found.values()))
+    doubt = "; these images do not tell whether training gained" if mean.low <= 0 else ""
+    return f" (95 % interval {100 * mean.low:+.1f} to {100 * mean.high:+.1f}{doubt})"
 
 
 def gain_rows(folder: Path) -> list[list[str]]:
@@ -118,10 +144,13 @@ def gain_rows(folder: Path) -> list[list[str]]:
     pairs = {name: (probe[name], model[name]) for name in model}
     if len(pairs) > 1:
         pairs["mean of sources"] = (statistics.fmean(probe.values()), statistics.fmean(model.values()))
-    rows = [["source", "its linear probe", "trained", "gained"]]
+    trust = gains(folder)
+    trust |= {"mean of sources": mean_of(list(trust.values()))} if trust else {}
+    rows = [["source", "its linear probe", "trained", "gained", *(["95 % interval"] if trust else [])]]
     for name, (first, last) in pairs.items():
         gained = round(100 * (last - first), 1) + 0.0  # + 0.0: no -0.0
-        rows.append([name, f"{100 * first:.1f} %", f"{100 * last:.1f} %", f"{gained:+.1f}"])
+        cells = [name, f"{100 * first:.1f} %", f"{100 * last:.1f} %", f"{gained:+.1f}"]
+        rows.append([*cells, *([f"{100 * trust[name].low:+.1f} to {100 * trust[name].high:+.1f}"] if trust else [])])
     return rows
 
 

@@ -3,6 +3,7 @@
 Each rank adds up its own batches; a few all-reduces at the end give every rank the exact totals.
 """
 
+import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,7 +27,7 @@ class Score:
     loss: mean cross-entropy; per_class: accuracy by class name, for classes that occur; calibration: expected
     calibration error, by how much confidence and accuracy differ, 0 to 1 (Guo et al., On Calibration of Modern Neural
     Networks, ICML 2017, sec. 2; 15 bins); confusion: by class and what it was taken for, how often; mistakes: the
-    surest, where they were asked for.
+    surest, where they were asked for; right: which images are right, in their order, as `as_text` writes it.
     """
 
     correct: int
@@ -37,6 +38,7 @@ class Score:
     calibration: float = math.nan
     confusion: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     mistakes: Sequence[Mistake] = ()
+    right: str = ""
 
     @property
     def accuracy(self) -> float:
@@ -82,6 +84,17 @@ def wilson(correct: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return (max(0.0, centre - half), min(1.0, centre + half))
 
 
+def as_text(right: np.ndarray) -> str:
+    """bool [n] as `n:` and its bits in base64, a line of JSON for thousands of images."""
+    return f"{right.size}:{base64.b64encode(np.packbits(right).tobytes()).decode()}"
+
+
+def from_text(text: str) -> np.ndarray:
+    """The bool [n] of `as_text`."""
+    count, bits = text.split(":")
+    return np.unpackbits(np.frombuffer(base64.b64decode(bits), np.uint8), count=int(count)).astype(bool)
+
+
 class Estimate(NamedTuple):
     """A value and its 95 % interval."""
 
@@ -125,6 +138,7 @@ class Scores:
     """Running sums, float64, on the device of the logits: by source and class correct, count, loss and top 5 [S, T, 4];
     by source and bin of confidence count, confidence and correct [S, 15, 3]; by source, class and answer a count
     [S, T, K], unless that would be more than `MOST_CONFUSED` numbers. T is K and the targets that are sets of classes.
+    Beside these source, position and whether it is right of each image [n, 3], int64.
     """
 
     def __init__(
@@ -144,6 +158,7 @@ class Scores:
         shapes = [(s, t, 4), (s, BINS, 3), (s, t, k)]
         shapes = shapes if s * t * k <= MOST_CONFUSED else shapes[:2]
         self.sums = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
+        self.images = [torch.zeros(0, 3, dtype=torch.int64, device=device)]
 
     def add(self, output: Tensor, batch: Batch) -> None:
         """output: logits [B, K]; samples without a class are left out."""
@@ -165,20 +180,25 @@ class Scores:
         rows = torch.stack([right, one, loss, top5], 1)
         self.sums[0].index_put_((sources, targets), rows, accumulate=True)
         self.sums[1].index_put_((sources, bins), torch.stack([one, confidence.double(), right], 1), accumulate=True)
+        self.images.append(torch.stack([sources, batch.positions[valid], same.long()], 1))
         if len(self.sums) == 3:
             self.sums[2].index_put_((sources, targets, answers), one, accumulate=True)
 
     def result(
         self, total: Callable[[Tensor], Tensor] = lambda sums: sums, gather: Callable[[Tensor], Tensor] = lambda r: r
     ) -> dict[str, Score]:
-        """By source; `total` adds up over ranks, a collective."""
+        """By source; `total` adds up over ranks, `gather` puts their rows together: collectives."""
         by_class, bins, *confusion = (total(sums).cpu() for sums in self.sums)
+        images = gather(torch.cat(self.images)).cpu()
+        images = images[images[:, 1].argsort()]
         return {
-            name: self._score(by_class[i], bins[i], confusion[0][i] if confusion else None)
+            name: self._score(
+                by_class[i], bins[i], confusion[0][i] if confusion else None, images[images[:, 0] == i, 2]
+            )
             for i, name in enumerate(self.sources)
         }
 
-    def _score(self, by_class: Tensor, bins: Tensor, confusion: Tensor | None) -> Score:
+    def _score(self, by_class: Tensor, bins: Tensor, confusion: Tensor | None, right: Tensor) -> Score:
         correct, count, loss, top5 = by_class.sum(0).tolist()
         per_class = {c: (r[0] / r[1]).item() for c, r in zip(self.truths, by_class, strict=True) if r[1] > 0}
         gap = (bins[:, 1] - bins[:, 2]).abs().sum().item()
@@ -188,4 +208,5 @@ class Scores:
                 answers.setdefault(self.truths[truth], {})[self.classes[said]] = int(confusion[truth, said])
         if not count:
             return Score(0, 0, math.nan)
-        return Score(int(correct), int(count), loss / count, per_class, int(top5), gap / count, answers)
+        shown = as_text(right.bool().numpy())
+        return Score(int(correct), int(count), loss / count, per_class, int(top5), gap / count, answers, right=shown)

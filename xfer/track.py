@@ -219,7 +219,8 @@ def scalars(row: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
     numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
     values = {key: value for key, value in numbers.items() if losses or key.startswith("evaluation_")}
     for key, of in row.items():
-        values |= {f"{key}/{source}": value for source, value in of.items()} if isinstance(of, dict) else {}
+        by_source = of.items() if isinstance(of, dict) else ()
+        values |= {f"{key}/{source}": value for source, value in by_source if isinstance(value, (int, float))}
     yield step, {key: value for key, value in values.items() if key not in ("step", "loss")}
 
 

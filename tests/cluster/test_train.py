@@ -27,7 +27,7 @@ from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.engine import build_engine
 from xfer.folds import folds
-from xfer.history import left_out_scores, probe_score, read_metrics
+from xfer.history import left_out_scores, probe_row, read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.slow]
 
@@ -71,7 +71,7 @@ def test_one_process_one_worker_and_two_workers_agree(recipe_values, tmp_path):
         assert listening == {"127.0.0.1"}  # neither torch's store nor gloo takes connections from elsewhere
         assert losses(result.path) == pytest.approx(expected, abs=1e-4)
         assert set(result.metrics["accuracy"]) == {"paint", "outline"}
-        assert probe_score(read_metrics(result.path))
+        assert probe_row(read_metrics(result.path))
 
 
 def test_a_run_of_one_process_goes_on_under_two_workers_and_back(recipe_values):

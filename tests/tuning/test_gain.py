@@ -1,17 +1,23 @@
 """What a run gained over the linear probe it began as, where its model is packed or searched: in the card, in words."""
 
+import copy
 from pathlib import Path
 
 import pytest
 
 import xfer
 from cluster.config import Job
+from shards.loading.open import open_data
 from shards.settings import dump
 from tests.xfer.command import status
 from tuning.config import Study
 from tuning.record import Recorder, Row
 from tuning.trial import share, trial
-from xfer.history import gain_rows, probe_and_model
+from xfer.checkpoint import start_weights
+from xfer.folds import fold_folder
+from xfer.history import gain_rows, gains, probe_and_model
+from xfer.metrics import Estimate, paired_difference
+from xfer.outcomes import outcomes_on
 from xfer.surface import Run
 
 
@@ -35,10 +41,26 @@ def test_quantize_and_the_card_say_by_source_and_mean_what_the_probe_scored(run,
         gained = f"{100 * (numbers[1] - numbers[0]):+.1f}"
         assert f"| {name} | {' | '.join([*percents(*numbers), gained])} |" in card
         line = next(line for line in said.splitlines() if line.strip().startswith(name))
-        assert line.split()[-1] == gained
+        assert f" {gained} " in line
         assert all(number in line for number in percents(*numbers))
     for text in (said, card):
         assert "below the linear probe it began as: training gained nothing" in text
+
+
+def of_images(run: xfer.Run) -> dict[str, Estimate]:
+    """What a run gained, from its probe and its model, both shown what it holds out."""
+    model, data = run.model, open_data(run.recipe.data)
+    probe = copy.deepcopy(model.model)
+    probe.load_state_dict(start_weights(run.folder / "checkpoints"))
+    found = outcomes_on({"probe": probe, "model": model.model}, data.validation, run.recipe.data, model.classes, "held")
+    return {name: paired_difference(found["probe"][name], right) for name, right in found["model"].items()}
+
+
+def test_the_gain_has_the_paired_interval_of_the_images_that_the_run_holds_out(run):
+    assert gains(run.folder) == of_images(run)
+    (shown,) = [row for row in gain_rows(run.folder) if row[0] == "paint"]
+    low, high = (f"{100 * end:+.1f}" for end in of_images(run)["paint"][1:])
+    assert shown[-1] == f"{low} to {high}"
 
 
 def test_with_one_source_left_out_the_gain_is_that_on_sources_never_seen(pretrained, capsys):
@@ -51,6 +73,9 @@ def test_with_one_source_left_out_the_gain_is_that_on_sources_never_seen(pretrai
     assert probe == {name: row["probe"] for name, row in run.left_out.items()}
     assert model == {name: row["accuracy"] for name, row in run.left_out.items()}
     assert [row[0] for row in gain_rows(run.folder)] == ["source", "outline", "paint", "mean of sources"]
+    for source, gain in gains(run.folder).items():
+        fold = xfer.Run(fold_folder(run.folder, source))
+        assert gain == of_images(fold)[source]
     assert status("report", str(run.folder)) == 0
     lead = (run.folder / "report.html").read_text().split("<h1>")[1].split("</p>")[0]
     assert "the linear probe it began as" in lead

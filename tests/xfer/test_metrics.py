@@ -1,11 +1,13 @@
 """Scores by source: what is counted, and how sure it is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from shards.loading.batch import Batch
 from xfer.evaluate import confusions, score_rows
-from xfer.metrics import MOST_CONFUSED, Score, Scores, wilson
+from xfer.metrics import MOST_CONFUSED, Score, Scores, from_text, wilson
 from xfer.tasks.pixels import MaskScore
 from xfer.tasks.task import mean_score
 
@@ -84,10 +86,15 @@ def test_sums_of_two_ranks_are_the_scores_of_all_images(many):
     names = [f"c{i}" for i in range(7)]
     whole, one, two = (Scores(["a", "b"], names, CPU) for _ in range(3))
     valid = torch.ones(400, dtype=torch.bool)
-    for sums, part in ((whole, slice(None)), (one, slice(0, 150)), (two, slice(150, None))):
-        sums.add(logits[part], batch_of(targets[part], sources[part], valid[part]))
+    at = torch.arange(400)
+    for sums, part in ((whole, at), (one, at[at % 5 < 2]), (two, at[at % 5 >= 2])):
+        sums.add(logits[part], replace(batch_of(targets[part], sources[part], valid[part]), positions=part))
     others = iter(two.sums)
-    assert one.result(lambda sums: sums + next(others)) == whole.result()
+    found = one.result(lambda sums: sums + next(others), lambda rows: torch.cat([rows, *two.images]))
+    assert found == whole.result()
+    for source, score in enumerate(found.values()):
+        mine = sources == source
+        assert from_text(score.right).tolist() == (logits[mine].argmax(1) == targets[mine]).tolist()
 
 
 def test_a_table_of_confusions_that_would_be_huge_is_not_kept():

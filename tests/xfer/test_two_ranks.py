@@ -40,6 +40,7 @@ def test_the_logged_score_is_that_of_the_checkpoint_and_the_losses_are_golden(tw
     model.load_state_dict(checkpoint.model())
     row = score_row(evaluate_subsets(model, open_data(recipe.data).validation, recipe.data, classes, "validation"))
     assert rows[-1]["accuracy"] == row["accuracy"]
+    assert rows[-1]["right"] == row["right"]
     assert rows[-1]["evaluation_loss"] == pytest.approx(row["evaluation_loss"], abs=1e-5)
 
 

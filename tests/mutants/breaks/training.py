@@ -141,6 +141,14 @@ BREAKS = (
         KEYS,
     ),
     Break(
+        "gain-unpaired",
+        "the interval of what training gained is that of images in another order",
+        "xfer/metrics.py",
+        "        images = images[images[:, 1].argsort()]\n",
+        "",
+        ("tests/xfer/test_metrics.py", "tests/xfer/test_two_ranks.py"),
+    ),
+    Break(
         "wise-ft-not-scored",
         "an evaluation sees the trained weights where the model is mixed with its probe",
         RUN,

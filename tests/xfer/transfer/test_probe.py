@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from xfer.folds import score_rows
 from xfer.fusion import FUSIONS
 from xfer.history import against_probe
 from xfer.labels import annotated, masked_cross_entropy
+from xfer.metrics import as_text, mean_of, paired_difference
 from xfer.model import MEAN, STD, build_model
 from xfer.transfer.linear import PENALTIES, choose_penalty, fit_linear
 from xfer.transfer.probe import projection_of, start_as_probe
@@ -208,6 +210,13 @@ def test_what_training_gained_over_the_probe_is_said(tmp_path):
     better, worse = {"step": 4, "accuracy": {"a": 0.6, "b": 0.7}}, {"step": 8, "accuracy": {"a": 0.4, "b": 0.6}}
     assert "65.0 % (mean of sources), 5.0 points above the linear probe it began as" in said(*rows, better)
     assert "10.0 points below the linear probe it began as: training gained nothing" in said(*rows, better, worse)
+    first, last = ({"right": {"a": as_text(np.arange(40) < n), "b": as_text(np.arange(40) < 28)}} for n in (20, 36))
+    sure = paired_difference(np.arange(40) < 20, np.arange(40) < 36)
+    same = paired_difference(np.arange(40) < 28, np.arange(40) < 28)
+    mean = mean_of([sure, same])
+    trust = f"(95 % interval {100 * mean.low:+.1f} to {100 * mean.high:+.1f})"
+    assert trust in said(rows[0] | first, better | last)
+    assert "; these images do not tell whether training gained)" in said(rows[0] | first, better | first)
     assert said({"step": 4, "accuracy": {"a": 0.4}}, {"step": 8, "accuracy": {"a": 0.4}}) == ""
     (tmp_path / "checkpoints").mkdir()
     choose(tmp_path / "checkpoints", 4)
