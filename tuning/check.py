@@ -63,6 +63,11 @@ def space_faults(job: Job, space: Mapping[str, Distribution]) -> list[str]:
             "quantize.max_drop: must be left out in a study, whose trials are compared by accuracy and size; search "
             "quantize.budget or quantize.bits"
         )
+    if job.recipe.quantize.finish or "recipe.quantize.finish" in {full_path(Job, path) for path in space}:
+        faults.append(
+            "quantize.finish: must be 0 in a study, whose trials are not finished; finish what it chose: xfer quantize "
+            "RUN quantize.finish=200"
+        )
     if job.recipe.model.fusion.prune:
         faults.append(
             "model.fusion.prune: must be left out for a study, whose trials weigh and pack all branches, got "

@@ -98,6 +98,7 @@ class QuantizeConfig(Strict):
     budget: Bytes | None = None  # of the weights file: each layer gets the bits that serve the model best
     max_drop: float | None = Field(default=None, gt=0, lt=100)  # the smallest model that loses no more points
     calibration: int = Field(default=256, ge=1)  # training images for sensitivities and the affine correction
+    finish: int = Field(default=0, ge=0)  # steps that train codes, scales and biases towards the float model's answers
     correct: bool = True  # match each convolution's channel mean and deviation to the float model
 
     @property

@@ -35,7 +35,7 @@ from xfer.measure import measure_of, measured
 from xfer.metrics import Estimate, mean_of
 from xfer.outcomes import Comparison
 from xfer.prepare import open_labelled, prepare
-from xfer.quantize import Made, calibration_images, compare, file_metadata, make_bundle, quantize_model
+from xfer.quantize import Made, compare, make_bundle, quantize_trained
 from xfer.run import run_lock
 from xfer.tasks.known import task_of
 
@@ -274,8 +274,6 @@ def compare_folds(run: Path, recipe: Recipe) -> Comparison | None:
     for source, fold in found.items():
         trained = open_model(fold_folder(run, source))
         data = open_labelled(fold.data, trained.classes, task_of(fold.model.task))
-        calibration = calibration_images(data, fold.data, fold.quantize.calibration)
-        quantized = quantize_model(trained.model, fold.quantize, calibration, file_metadata(trained, fold))
-        one = compare(trained, quantized, fold.data, WHAT, data.validation)
+        one = compare(trained, quantize_trained(trained, fold, data), fold.data, WHAT, data.validation)
         before, after, names = before | one.first, after | one.second, one.names
     return Comparison(WHAT, before, after, names, task_of(recipe.model.task).measure) if found else None

@@ -24,6 +24,7 @@ from shards.settings import ConfigError
 from xfer.bundle import Trained, all_bits, body, check_replaceable, open_model, write_bundle
 from xfer.card import card_of
 from xfer.config import QuantizeConfig, Recipe
+from xfer.finishing import check_finishable, finished
 from xfer.heads.known import is_two_stage
 from xfer.model import FusionModel
 from xfer.outcomes import Comparison, outcomes_on
@@ -203,6 +204,20 @@ def quantize_model(
     return folded.rounded(choose_widths(folded, config, metadata or {}).bits)
 
 
+def quantize_trained(trained: Trained, recipe: Recipe, data: Splits) -> Quantized:
+    """What the recipe makes of a run that nothing is held out of: widths and finishing are chosen by training images.
+    Raises ConfigError as `quantize_model`.
+    """
+    calibration = calibration_images(data, recipe.data, recipe.quantize.calibration)
+    folded = fold_model(trained.model, recipe.quantize, calibration)
+    if recipe.quantize.finish:
+        check_finishable(folded.model, folded.kept)
+    quantized = folded.rounded(choose_widths(folded, recipe.quantize, file_metadata(trained, recipe)).bits)
+    if not recipe.quantize.finish:
+        return quantized
+    return finished(quantized, folded.model, recipe, data, (), calibration)[0]
+
+
 def quantize_body(model: FusionModel, config: QuantizeConfig, calibration: Iterable[Tensor]) -> FusionModel:
     """A folded copy of `model` whose branches and projections are quantized and keep their codes; its head is in float.
     Raises as `quantize_model`.
@@ -263,11 +278,16 @@ def make_bundle(
     config, metadata = recipe.quantize, file_metadata(trained, recipe)
     calibration = calibration_images(data, recipe.data, config.calibration)
     folded = fold_model(trained.model, config, calibration)
-    halved = config.searches or bool(config.layers)
+    if config.finish:
+        check_finishable(folded.model, folded.kept)
+    halved = config.searches or bool(config.layers) or config.finish > 0
     held = held_out(data, recipe.data, halved) if compared is None else HeldOut(compared.what, (), ())
     measure = measured_on(trained, recipe.data, held.what, held.search) if config.max_drop is not None else None
     widths = choose_widths(folded, config, metadata, measure)
     quantized = folded.rounded(widths.bits, say=True)
+    if config.finish:
+        quantized, said = finished(quantized, folded.model, recipe, data, held.search, calibration)
+        widths = replace(widths, said=f"{widths.said}; {said}")
     widths = replace(widths, bits=all_bits(quantized))  # of layers that keep their codes, what they have
     if compared is None and _count(held.report):
         compared = compare(trained, quantized, recipe.data, held.what, held.report)

@@ -129,14 +129,16 @@ class Run:
         budget: int | str | None = None,
         max_drop: float | None = None,
         layers: Mapping[str, int] | None = None,
+        finish: int | None = None,
     ) -> Model:
         """Writes a bundle and returns its model, read back; its card says what that costs in accuracy.
 
-        `bits` and `groups`, `budget`, `max_drop` or `layers` as in the recipe's section `quantize`; none of them: as
-        the recipe says. `out`: where it goes; None: <folder>/bundle. Raises ConfigError.
+        `bits` and `groups`, `budget`, `max_drop` or `layers`, and `finish`, as in the recipe's section `quantize`; none
+        of them: as the recipe says. `out`: where it goes; None: <folder>/bundle. Raises ConfigError.
         """
         ways = {"bits": bits, "groups": groups, "budget": budget, "max_drop": max_drop, "layers": layers}
         recipe = with_widths(self.recipe, {name: value for name, value in ways.items() if value is not None})
+        recipe = recipe if finish is None else replace(recipe, {"quantize.finish": finish})
         return Model(quantize_run(open_model(self.folder), recipe, Path(out or self.folder / "bundle")).bundle)
 
     def predict(self, images: Picture | Iterable[Picture], top: int = 3) -> list[Any]:

@@ -59,6 +59,12 @@ def test_a_run_that_keeps_the_bits_of_its_branches_is_refused(job):
     assert "model.fusion.prune: must be left out for a study" in refused(pruned, quantize__bits={"choice": [4, 8]})
 
 
+def test_trials_are_not_finished(job):
+    finished = replace(job, {"quantize.finish": 50})
+    assert "quantize.finish: must be 0 in a study" in refused(finished, quantize__bits={"choice": [4, 8]})
+    assert "quantize.finish: must be 0 in a study" in refused(job, quantize__finish={"choice": [0, 8]})
+
+
 @pytest.mark.parametrize(
     ("path", "distribution", "part"),
     [

@@ -1,6 +1,7 @@
 """Post-training quantization whose bits are real on disk.
 
-The order of work is `fold` -> `layer_bits` -> `quantize` -> `correct` -> `pack`; `unpack` undoes the last one.
+The order of work is `fold` -> `layer_bits` -> `quantize` -> `correct` -> `finish` -> `pack`; `unpack` undoes the last
+one, and `finish`, which takes minutes, may be left out.
 Each step is one file and can be read alone. Storage width (2 to 8 bits, packed) and compute width are two different
 things: the model that leaves `unpack` computes in float with exactly the values that the file stores.
 """
@@ -9,6 +10,7 @@ from xfer.quant.allocate import Allocation, best_within, front
 from xfer.quant.bits import groups, layer_bits
 from xfer.quant.correct import correct
 from xfer.quant.cost import bops, layer_bytes, predicted_bytes
+from xfer.quant.finish import finish
 from xfer.quant.fold import check_fold, fold
 from xfer.quant.pack import pack, read_metadata, unpack
 from xfer.quant.sensitivity import sensitivity
@@ -23,6 +25,7 @@ __all__ = [
     "check_fold",
     "correct",
     "dequantize",
+    "finish",
     "fold",
     "front",
     "groups",

@@ -5,6 +5,7 @@ from tests.mutants.broken import Break
 QUANT_MODE = ("tests/xfer/transfer/test_quant.py",)
 QUANT = ("tests/xfer/quant",)
 BUDGET = ("tests/xfer/test_budget.py",)
+FINISH = ("tests/xfer/test_finishing.py",)
 EXPORT = ("tests/xfer/tasks/test_export.py",)
 
 BREAKS = (
@@ -23,6 +24,38 @@ BREAKS = (
         "        if self.correct and quantized.codes:\n",
         "        if False:\n",
         ("tests/xfer/test_quantize.py",),
+    ),
+    Break(
+        "finish-never-called",
+        "quantize.finish changes nothing",
+        "xfer/quantize.py",
+        "        quantized, said = finished(",
+        "        _, said = finished(",
+        FINISH,
+    ),
+    Break(
+        "finish-kept-always",
+        "a model that finishing made worse is shipped",
+        "xfer/finishing.py",
+        "    if after < before:",
+        "    if True:",
+        FINISH,
+    ),
+    Break(
+        "finish-from-other-codes",
+        "finishing begins anew from rounding by scales before correction",
+        "xfer/quant/finish.py",
+        "self.scale, self.start = codes.scale.view(shape)",
+        "self.scale, self.start = first.view(shape)",
+        ("tests/xfer/quant/test_finish.py",),
+    ),
+    Break(
+        "finish-without-gradient-to-positions",
+        "rounding stops the gradient, so codes stay as they are",
+        "xfer/quant/finish.py",
+        "inside + (inside.round() - inside).detach()",
+        "inside.round()",
+        ("tests/xfer/quant/test_finish.py",),
     ),
     Break(
         "calibration-ignored",
