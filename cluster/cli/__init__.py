@@ -11,7 +11,7 @@ __all__ = ["app", "train"]
 
 app = cyclopts.App(
     name="cluster",
-    help="""Hand jobs to a Ray cluster that runs already, and look after them.
+    help="""Hand jobs to a Ray cluster that runs already, and look after them; or write what starts a cluster for one.
 
     A job that is submitted runs on the cluster, whatever becomes of this machine.
     HEAD is the host of `ray start --head`, 8265 the port of its dashboard;
@@ -21,6 +21,7 @@ app = cyclopts.App(
         xfer cluster logs ID -f
         xfer cluster fetch ID results/
         xfer cluster doctor --storage /shared/runs
+        xfer cluster manifest job.yaml --slurm --out job.sbatch
     """,
     default_parameter=Parameter(negative=()),
 )
@@ -29,4 +30,5 @@ for place, (name, verb) in enumerate(
     {"status": status, "logs": logs, "stop": stop, "list": jobs, "fetch": fetch, "doctor": doctor}.items(), 1
 ):
     app.command(verb, name=name, sort_key=place)
+app.command("tuning.cli:manifest", name="manifest", sort_key=place + 1)
 app.resolved_commands()  # the list says of submit what its own help says first
