@@ -25,10 +25,16 @@ app = cyclopts.App(
     """,
     default_parameter=Parameter(negative=()),
 )
-app.command("tuning.cli:submit", name="submit", sort_key=0)  # by its name: a study is of a layer above
-for place, (name, verb) in enumerate(
-    {"status": status, "logs": logs, "stop": stop, "list": jobs, "fetch": fetch, "doctor": doctor}.items(), 1
-):
+VERBS = {
+    "submit": "tuning.cli:submit",  # by its name: a study is of a layer above
+    "status": status,
+    "logs": logs,
+    "stop": stop,
+    "list": jobs,
+    "fetch": fetch,
+    "doctor": doctor,
+    "manifest": "tuning.cli:manifest",
+}
+for place, (name, verb) in enumerate(VERBS.items()):
     app.command(verb, name=name, sort_key=place)
-app.command("tuning.cli:manifest", name="manifest", sort_key=place + 1)
 app.resolved_commands()  # the list says of submit what its own help says first

@@ -20,7 +20,8 @@ ended() { # PROCESS: waits for its end and returns its status; a signal to this 
 finish() {
   rm -f "$token" "$file"
   if [[ -n "$nodes" ]]; then
-    kill -TERM "$nodes" 2>/dev/null || true
+    # not by a signal to srun, which would have its nodes killed at once
+    scancel --signal=TERM "$SLURM_JOB_ID.0" 2>/dev/null || kill -TERM "$nodes" 2>/dev/null || true
     ended "$nodes" || true
   fi
 }
@@ -43,7 +44,7 @@ node() { # on every node: Ray, until it is told to end
 
 trap finish EXIT
 trap 'tell "the time limit is near"' USR1
-trap 'tell "the job is cancelled"' TERM
+trap 'tell "the job is cancelled"' TERM # scancel --batch --signal=TERM
 
 mkdir -p "$(dirname "$folder")"
 rm -f "$token"

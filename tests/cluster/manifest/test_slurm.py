@@ -16,13 +16,15 @@ import yaml
 from cluster.manifest.slurm import manifest
 
 FAKES = {
-    # a command on every node at once; tells all of its processes to end when it is told, or when one fails
+    # a command on every node at once; has all of its processes end when scancel says so, or when one fails
     "srun": f"""#!{sys.executable} -S
 import itertools, os, signal, subprocess, sys, time
+from pathlib import Path
 command = list(itertools.dropwhile(lambda word: word.startswith("--"), sys.argv[1:]))
 environment = lambda node: dict(os.environ, SLURM_NODEID=str(node))
 count = int(os.environ["SLURM_JOB_NUM_NODES"])
 nodes = [subprocess.Popen(command, env=environment(node), start_new_session=True) for node in range(count)]
+(Path(os.environ["SEEN"]) / "srun").write_text(str(os.getpid()))
 def end(*_):
     for node in nodes:
         if node.poll() is None:
@@ -34,6 +36,7 @@ while any(node.poll() is None for node in nodes):
     time.sleep(0.02)
 sys.exit(max(abs(node.returncode) for node in nodes))
 """,
+    "scancel": '#!/bin/bash\n[[ "$*" == "--signal=TERM $SLURM_JOB_ID.0" ]] && kill -TERM "$(<"$SEEN/srun")"\n',
     "scontrol": '#!/bin/bash\necho "$@" >"$SEEN/scontrol"\n',
     # Ray listens until it is told to end; `xfer` does what $RUN says, and saves if $SAVES
     "python": f"""#!{sys.executable} -S
