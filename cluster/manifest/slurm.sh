@@ -84,6 +84,7 @@ ended "$driver" && status=0 || status=$?
 if [[ "$told" == "the time limit is near" && "$status" == 143 ]]; then
   if [[ -n "$(find "$folder" -newer "$token" \( -path '*/checkpoints/*' -o -name trials.jsonl \) -print -quit)" ]]; then
     finish
+    trap '' TERM # with which Slurm ends this turn
     scontrol requeue "$SLURM_JOB_ID" || echo "xfer: no other turn; the same script, submitted again, goes on" >&2
   else
     echo "xfer: nothing was saved before the time limit, so there is no other turn; give it more --hours" >&2
