@@ -33,13 +33,19 @@ node() { # on every node: Ray, until it is told to end
     options=(--head --node-ip-address="${address%:*}" --port="${address##*:}" --include-dashboard=false)
     options+=(--ray-client-server-port="$client_port")
   fi
-  rm -rf "$sockets"
-  mkdir -m 700 "$sockets"
   trap 'rm -rf "$sockets"' EXIT
   until [[ "$SLURM_NODEID" == 0 ]] || (exec 3<>"/dev/tcp/${address%:*}/${address##*:}") 2>/dev/null; do sleep 1; done
-  trap : TERM # Ray has it too, and its end is waited for
-  "$python" -m ray.scripts.scripts start "${options[@]}" --block --temp-dir="$sockets" \
-    --num-cpus="$cpus" --num-gpus="$gpus" --min-worker-port=0 --max-worker-port=0
+  told=''
+  trap 'told=yes' TERM # Ray has it too, and its end is waited for
+  for _ in 1 2 3; do   # Ray gives its processes 30 seconds to start, which a busy machine may not keep
+    rm -rf "$sockets"
+    mkdir -m 700 "$sockets"
+    if "$python" -m ray.scripts.scripts start "${options[@]}" --block --temp-dir="$sockets" \
+      --num-cpus="$cpus" --num-gpus="$gpus" --min-worker-port=0 --max-worker-port=0 || [[ -n "$told" ]]; then
+      return 0
+    fi
+  done
+  return 1
 }
 
 trap finish EXIT
@@ -71,8 +77,9 @@ nodes=$!
 driver=$!
 while kill -0 "$nodes" 2>/dev/null && kill -0 "$driver" 2>/dev/null; do wait -n "$nodes" "$driver" || true; done
 if ! kill -0 "$nodes" 2>/dev/null; then
-  echo "xfer: Ray ended on a node, see above" >&2
-  kill -TERM "$driver" 2>/dev/null || true
+  echo "xfer: Ray does not start on a node, see above" >&2
+  kill -KILL "$driver" 2>/dev/null || true
+  wait "$driver" 2>/dev/null || true
   exit 1
 fi
 ended "$driver"

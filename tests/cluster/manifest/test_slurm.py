@@ -38,7 +38,8 @@ sys.exit(max(abs(node.returncode) for node in nodes))
 """,
     "scancel": '#!/bin/bash\n[[ "$*" == "--signal=TERM $SLURM_JOB_ID.0" ]] && kill -TERM "$(<"$SEEN/srun")"\n',
     "scontrol": '#!/bin/bash\necho "$@" >"$SEEN/scontrol"\n',
-    # Ray listens until it is told to end; `xfer` does what $RUN says, and saves if $SAVES
+    # Ray listens until it is told to end, on node N not before its try M + 1 if $FAILS is NM; `xfer` does what $RUN
+    # says, and saves if $SAVES
     "python": f"""#!{sys.executable} -S
 import os, signal, socket, sys, time
 from pathlib import Path
@@ -47,16 +48,18 @@ if words[0] == "-c":
     exec(words[1])
 elif words[1] == "ray.scripts.scripts":
     node = os.environ["SLURM_NODEID"]
-    (seen / f"ray-{{node}}").write_text("\\n".join([os.environ["RAY_AUTH_TOKEN_PATH"], *words[2:]]))
-    if os.environ.get("FAILS") == node:
+    tries = seen / f"tries-{{node}}"
+    tries.write_text(tries.read_text() + "." if tries.exists() else ".")
+    if os.environ.get("FAILS", "").startswith(node) and len(tries.read_text()) <= int(os.environ["FAILS"][1:]):
         sys.exit(1)
+    (seen / f"ray-{{node}}").write_text("\\n".join([os.environ["RAY_AUTH_TOKEN_PATH"], *words[2:]]))
     if "--head" in words:
         link = socket.create_server(("", int(next(w for w in words if w.startswith("--port=")).split("=")[1])))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     time.sleep(60)
 elif words[1] == "cluster.nodes":
     count = int(words[3])
-    while len(list(seen.glob("ray-*"))) < count or "FAILS" in os.environ:
+    while len(list(seen.glob("ray-*"))) < count:
         time.sleep(0.02)
 else:
     document, address = Path(words[3]), words[4]
@@ -225,11 +228,19 @@ def test_a_run_that_fails_ends_the_job_as_it_ended(turn):
 
 
 def test_a_node_on_which_ray_does_not_start_ends_the_job(turn):
-    one = turn(RUN="0", FAILS="1")
+    one = turn(RUN="0", FAILS="19")
     status, said = one.end()
     assert status == 1
-    assert "xfer: Ray ended on a node" in said
+    assert (one.seen / "tries-1").read_text() == "..."
+    assert "xfer: Ray does not start on a node" in said
     assert not (one.seen / "xfer").exists()
+
+
+@pytest.mark.parametrize("fails", ["02", "12"])
+def test_a_node_on_which_ray_is_slow_to_start_has_three_tries(turn, fails):
+    one = turn(RUN="0", FAILS=fails)
+    assert one.end()[0] == 0
+    assert (one.seen / f"tries-{fails[0]}").read_text() == "..."
 
 
 def test_paths_may_have_blanks_and_quotes(sized, script, tmp_path, turn):
