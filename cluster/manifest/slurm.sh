@@ -34,7 +34,7 @@ node() { # on every node: Ray, until it is told to end
     options+=(--ray-client-server-port="$client_port")
   fi
   trap 'rm -rf "$sockets"' EXIT
-  until [[ "$SLURM_NODEID" == 0 ]] || (exec 3<>"/dev/tcp/${address%:*}/${address##*:}") 2>/dev/null; do sleep 1; done
+  until [[ "$SLURM_NODEID" == 0 ]] || (exec 3<>"/dev/tcp/${address%:*}/${address##*:}") 2>/dev/null; do sleep 0.2; done
   told=''
   trap 'told=yes' TERM # Ray has it too, and its end is waited for
   for _ in 1 2 3; do   # Ray gives its processes 30 seconds to start, which a busy machine may not keep
