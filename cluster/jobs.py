@@ -24,6 +24,8 @@ from shards.settings import ConfigError
 
 STOP_WAIT_S = 600
 """How long a job that is told to stop may take to save and end before Ray kills it; Ray's own default is 3 seconds."""
+STOP_ENVIRONMENT = {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
+"""Read by Ray's supervisor of the job, whose environment this is."""
 POLL_S = 1.0
 WORD_S = 30.0  # between words while nothing happens
 HERE = Path(__file__).parents[1]  # this project
@@ -124,11 +126,7 @@ def _hand_over(client: Any, sent: str, words: str, submission: str, metadata: di
         entrypoint=f"exec {words}",
         submission_id=submission,
         metadata=metadata,
-        runtime_env={
-            "working_dir": sent,
-            # read by Ray's supervisor of the job, whose environment this is
-            "env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
-        },
+        runtime_env={"working_dir": sent, "env_vars": STOP_ENVIRONMENT},
     )
 
 

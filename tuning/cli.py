@@ -1,4 +1,4 @@
-"""`xfer tune`, `xfer report`, `xfer demo`, `xfer cluster submit`."""
+"""`xfer tune`, `xfer report`, `xfer demo`, `xfer cluster submit`, `xfer cluster manifest`."""
 
 import sys
 from pathlib import Path
@@ -142,10 +142,98 @@ def submit(
     from cluster.watch import follow
     from tuning.submit import order
 
-    what, cluster_address = order(document, overrides, unseen)
+    what, job = order(document, overrides, unseen)
     name = submission_name(id, what.name)
-    client = connect(address, cluster_address)
+    client = connect(address, job.cluster.address)
     hand_over(client, what, name, python, ship_code)
     print(submitted(client, what, name))
     if not no_wait:
         end(follow(client, name))
+
+
+def manifest(
+    document: Path,
+    /,
+    *overrides: str,
+    kuberay: bool = False,
+    vm: bool = False,
+    slurm: bool = False,
+    out: Path | None = None,
+    force: bool = False,
+    unseen: bool = False,
+    nodes: int | None = None,
+    memory_gib: int | None = None,
+    hours: float | None = None,
+    image: str | None = None,
+    claim: tuple[str, ...] = (),
+    secret: str | None = None,
+    hosts: str | None = None,
+    ssh_user: str | None = None,
+    ssh_key: str | None = None,
+    python: str | None = None,
+) -> None:
+    """Write the file that starts a cluster for a job or a study: for Kubernetes, own machines, or Slurm.
+
+        xfer cluster manifest job.yaml output=/shared/runs --kuberay --claim shared:/shared --out pacs.yaml
+        xfer cluster manifest job.yaml --vm --hosts 10.0.0.1,10.0.0.2 --ssh-user me --out pacs-vm.yaml
+        xfer cluster manifest job.yaml output=/scratch/runs --slurm --hours 8 --out pacs.sbatch
+
+    With --kuberay and --slurm the file has the job in it, is sized by its cluster.workers, and runs it: `kubectl apply
+    -f pacs.yaml`, `sbatch pacs.sbatch`. With --vm it is for `ray up`; `xfer cluster submit` hands over the job then.
+    All of them ask for a token, and no token is in the file. Without --out it is printed. docs/cluster.md has the ways
+    from the file to a run, and what was tried of them.
+
+    Parameters
+    ----------
+    document
+        YAML of a job, as xfer train takes it, or of a study, as xfer tune does.
+    overrides
+        `dotted.path=value`, any number of them.
+    kuberay
+        A RayJob for KubeRay 1.5.1 or newer, and the job as a ConfigMap.
+    vm
+        A cluster of `ray up` on machines that answer SSH.
+    slurm
+        A script for sbatch.
+    out
+        The file to write.
+    force
+        Replace a file that is there.
+    unseen
+        Data and weights are on storage that this machine does not see: the job checks them when it starts.
+    nodes
+        For --kuberay and --slurm: how many machines share the workers evenly; one for each worker, unless given.
+    memory_gib
+        For --kuberay and --slurm: of each worker with its loader processes, in GiB; 8. With --kuberay half of it can be
+        /dev/shm.
+    hours
+        For --kuberay and --slurm: the longest time the run may take; 24. Slurm gives it another turn, which goes on.
+    image
+        For --kuberay: the container image; xfer:VERSION, which `docker build -f cluster/Dockerfile` makes.
+    claim
+        For --kuberay: NAME:/path, a PersistentVolumeClaim that all nodes can mount (ReadWriteMany), and where; any
+        number of them. Every local path of the job has to be on one.
+    secret
+        For --kuberay: a Secret whose keys become environment variables, such as the credentials of an object store.
+    hosts
+        For --vm: names or addresses, separated by commas; the first becomes the head.
+    ssh_user
+        For --vm: who logs in there.
+    ssh_key
+        For --vm: the private key for that, which is copied to the head.
+    python
+        For --vm and --slurm: the Python there that has this project; python, unless given.
+    """
+    from shards.format.whole import write_text
+    from tuning.manifest import STARTS, choose, out_faults
+    from tuning.manifest import manifest as text
+
+    kind = choose({"kuberay": kuberay, "vm": vm, "slurm": slurm})
+    given = {"nodes": nodes, "memory_gib": memory_gib, "hours": hours, "image": image, "claim": claim}
+    given |= {"secret": secret, "hosts": hosts, "ssh_user": ssh_user, "ssh_key": ssh_key, "python": python}
+    made = text(document, overrides, unseen, kind, given, list(out_faults(out, force)) if out else ())
+    if out is None:
+        print(made, end="")
+        return
+    write_text(out, made)
+    print(f"written: {out}\nnext: {STARTS[kind]} {out}")

@@ -23,9 +23,9 @@ from xfer.model_config import ModelConfig, missing_weights
 CACHE = CacheConfig.model_fields["folder"].default  # below the home folder of whoever reads it
 
 
-def order(path: Path, overrides: Sequence[str] = (), unseen: bool = False) -> tuple[Order, str | None]:
-    """What to run for a job or a study, and the address of a cluster that it names. unseen: data and weights are on
-    storage that this machine does not see.
+def order(path: Path, overrides: Sequence[str] = (), unseen: bool = False) -> tuple[Order, Job]:
+    """What to run for a job or a study, and the job. unseen: data and weights are on storage that this machine does not
+    see.
 
     Raises ConfigError with every fault that can be seen from here.
     """
@@ -48,7 +48,7 @@ def order(path: Path, overrides: Sequence[str] = (), unseen: bool = False) -> tu
     name = document.name if isinstance(document, Study) else job.recipe.name
     verb = "tune" if isinstance(document, Study) else "train"
     sent, reads = _sent(document), dict(_paths(job.model_dump(mode="json"), ""))
-    return Order(verb, name, sent, Path(job.recipe.output) / name, reads), job.cluster.address
+    return Order(verb, name, sent, Path(job.recipe.output) / name, reads), job
 
 
 def _faults(sections: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from shards.config import LEAVE_ONE_OUT, DataConfig
 from shards.faults import shown
-from shards.settings import Location, Strict, replace
+from shards.settings import Location, Strict, is_url, replace
 from xfer.model_config import ModelConfig, Name, made_at
 
 Group = Literal["stem", "layer1", "layer2", "layer3", "layer4", "project", "head", "other"]
@@ -199,6 +199,13 @@ class Recipe(Strict):
             filled["select"] = "best"
         changes = {key: value for key, value in filled.items() if key not in given}
         return self.model_copy(update={"train": self.train.model_copy(update=changes)}) if changes else self
+
+    @field_validator("output")
+    @classmethod
+    def _on_a_file_system(cls, given: str) -> str:
+        if is_url(given):
+            raise ValueError(f"must be a folder, got {given}: a run renames and appends there; data can be at a URL")
+        return given
 
     @field_validator("track")
     @classmethod

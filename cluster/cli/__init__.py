@@ -11,7 +11,7 @@ __all__ = ["app", "train"]
 
 app = cyclopts.App(
     name="cluster",
-    help="""Hand jobs to a Ray cluster that runs already, and look after them.
+    help="""Hand jobs to a Ray cluster that runs already, and look after them; or write what starts a cluster for one.
 
     A job that is submitted runs on the cluster, whatever becomes of this machine.
     HEAD is the host of `ray start --head`, 8265 the port of its dashboard;
@@ -21,12 +21,20 @@ app = cyclopts.App(
         xfer cluster logs ID -f
         xfer cluster fetch ID results/
         xfer cluster doctor --storage /shared/runs
+        xfer cluster manifest job.yaml --slurm --out job.sbatch
     """,
     default_parameter=Parameter(negative=()),
 )
-app.command("tuning.cli:submit", name="submit", sort_key=0)  # by its name: a study is of a layer above
-for place, (name, verb) in enumerate(
-    {"status": status, "logs": logs, "stop": stop, "list": jobs, "fetch": fetch, "doctor": doctor}.items(), 1
-):
+VERBS = {
+    "submit": "tuning.cli:submit",  # by its name: a study is of a layer above
+    "status": status,
+    "logs": logs,
+    "stop": stop,
+    "list": jobs,
+    "fetch": fetch,
+    "doctor": doctor,
+    "manifest": "tuning.cli:manifest",
+}
+for place, (name, verb) in enumerate(VERBS.items()):
     app.command(verb, name=name, sort_key=place)
 app.resolved_commands()  # the list says of submit what its own help says first

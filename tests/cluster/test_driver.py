@@ -59,6 +59,7 @@ def test_the_same_version_is_not_remarked_on(start, tmp_path):
     start("", str(tmp_path)).communicate()
     said = start("", str(tmp_path), submitted=driver.version(tmp_path)).communicate()[0]
     assert said.count("\n") == 1
+    assert start("", str(tmp_path), submitted="").communicate()[0].count("\n") == 1  # nobody to compare with
     (tmp_path / "xfer" / "more.py").write_text("x = 1")
     assert driver.version(tmp_path) not in said
 

@@ -32,13 +32,13 @@ def test_relative_paths_count_from_the_folder_of_the_user(job_file, shards_root,
     monkeypatch.chdir(tmp_path)
     link = tmp_path / "link"
     link.symlink_to(shards_root)
-    made, address = order(job_file, ["data.root=link", "output=out", "name=far"])
+    made, given = order(job_file, ["data.root=link", "output=out", "name=far"])
     monkeypatch.chdir("/")
     job = sent(made.document, tmp_path, Job)
     assert (job.recipe.data.root, job.recipe.output) == (str(link), str(tmp_path / "out"))
     assert made.paths == {"data.root": str(link), "output": str(tmp_path / "out")}
     assert (made.verb, made.name, made.folder) == ("train", "far", tmp_path / "out" / "far")
-    assert (address, job.cluster.address) == ("h1:6379", "auto")
+    assert (given.cluster.address, job.cluster.address) == ("h1:6379", "auto")
 
 
 def test_the_cache_of_remote_shards_is_below_the_home_folder_there(job_file, tmp_path, monkeypatch):
@@ -52,8 +52,8 @@ def test_the_cache_of_remote_shards_is_below_the_home_folder_there(job_file, tmp
 def test_a_study_is_tuned_in_its_own_folder(job_file, tmp_path):
     study = {"job": "job.yaml", "space": {"quantize.bits": {"choice": [4, 8]}}, "name": "bits"}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    made, address = order(tmp_path / "study.yaml", ["search.trials=3"])
-    assert (made.verb, made.folder.name, address) == ("tune", "bits", "h1:6379")
+    made, job = order(tmp_path / "study.yaml", ["search.trials=3"])
+    assert (made.verb, made.folder.name, job.cluster.address) == ("tune", "bits", "h1:6379")
     read = sent(made.document, tmp_path, Study)
     assert (read.search.trials, read.job.cluster.address) == (3, "auto")
 
