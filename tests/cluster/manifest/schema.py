@@ -1,7 +1,7 @@
 """What Kubernetes and KubeRay take, as JSON schemas in which nothing unknown is left over.
 
 `kubernetes.json.gz` is Kubernetes' own; its first line says whose and which. Of KubeRay's fields those that are used
-are said here, after the reference of its API (ray.io/v1, KubeRay 1.6.2). The whole schema is a megabyte: it is what
+are said here by hand, after its documentation and its Go types (ray.io/v1). The whole schema is a megabyte: it is what
 `kubectl apply --dry-run=server` asks.
 """
 
