@@ -7,7 +7,8 @@ answers of the float model (Hinton, Vinyals & Dean, 2015; for rounded weights Po
 so it needs no labels, and classes that a source does not annotate, boxes and pixels are no special case.
 
 A weight is w = scale * round(position), position in units of a code. Folded weights differ by orders of magnitude from
-channel to channel, codes do not, so one rate serves all layers and widths. Cost of a step: a forward pass of the float
+channel to channel, codes do not, so one rate serves all layers and widths: a low one, for every weight that crosses
+between two codes without need is noise (docs/log.md). Cost of a step: a forward pass of the float
 model, and forward and backward of the rounded one, with a copy of the weights and Adam's two moments in memory.
 """
 
@@ -22,9 +23,6 @@ from torch.nn import functional as F
 from xfer.quant.bits import layers
 from xfer.quant.fold import tensors
 from xfer.quant.weights import Codes, Quantized, largest_code, quantize_weight, write
-
-_SLOW = 0.1  # rate of scales and biases, of that of positions: each moves a whole channel
-_BETAS = (0.9, 0.999)
 
 
 class _Layer(nn.Module):
@@ -59,15 +57,16 @@ def finish(
     reference: nn.Module,
     batches: Iterable[Any],
     steps: int,
-    rate: float = 0.003,
+    rate: float = 0.001,
     bf16: bool = False,
     after_step: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Trains the codes, scales and biases of `quantized` in place, for one step a batch and at most `steps` of them.
 
     reference: the folded model in float, with the same layer names; batches: what both models take, usually uint8 [B,
-    3, H, W] of training images; rate: of Adam, in codes a step, falling to zero on a cosine; bf16: whether the passes
-    are in bfloat16, the rounding never is. The models stay on their device and in evaluation mode.
+    3, H, W] of training images; rate: of Adam, in codes a step, and for scales in parts of themselves, falling to zero
+    on a cosine; bf16: whether the passes are in bfloat16, the rounding never is. The models stay on their device and in
+    evaluation mode.
     """
     floats, ours = layers(reference), layers(quantized.model)
     device = next(reference.parameters()).device.type
@@ -76,9 +75,7 @@ def finish(
         bias = ours[name].bias
         assert bias is not None, "`quantize` gave it one"
         learned[name] = _Layer(floats[name].weight, bias, codes)
-    slow = [p for one in learned.values() for p in (one.stretch, one.shift)]
-    groups = [{"params": [one.position for one in learned.values()]}, {"params": slow, "lr": _SLOW * rate}]
-    optimizer = torch.optim.Adam(groups, lr=rate, betas=_BETAS)
+    optimizer = torch.optim.Adam([p for one in learned.values() for p in one.parameters()], lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     reference.eval()
     quantized.model.eval()
