@@ -5,12 +5,13 @@
 Rows: the features alone (the linear probe); full and staged fine-tuning; the fully fine-tuned model packed to 8 and 4
 bits; the loop anybody would write, of the same weights, images, size, steps, batch and rate (and, of --set, of what is
 under `data`); with one seed, a model from scratch; with --wise-ft, each full model a part of the way from its probe;
-and, with --soup, the mean of the weights of all seeds' full models. Columns: each PACS domain, never trained on, and
-clothing's test images with 5, 20 and all images a class to train on. Test images are read once, at the end; nothing is
-chosen by them. Every run is a process of its own on one core. Its row is added to benchmarks/results/transfer.jsonl,
-and the same command goes on with those that are missing (remove the file to begin anew). The table, transfer.md beside
-it: means with 95 % t-intervals over seeds, and the differences to the plain loop and to the probe by the same seeds.
-Time is CPU time of the process and its loaders, so other work beside it does not count.
+with --finish, each full model of 4 bits after so many steps of finishing; and, with --soup, the mean of the weights of
+all seeds' full models. Columns: each PACS domain, never trained on, and clothing's test images with 5, 20 and all
+images a class to train on. Test images are read once, at the end; nothing is chosen by them. Every run is a
+process of its own on one core. Its row is added to benchmarks/results/transfer.jsonl, and the same command goes on with
+those that are missing (remove the file to begin anew). The table, transfer.md beside it: means with 95 % t-intervals
+over seeds, and the differences to the plain loop and to the probe by the same seeds. Time is CPU time of the process
+and its loaders, so other work beside it does not count.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from xfer.checkpoint import model_checkpoint
 from xfer.config import RATES, Recipe
 from xfer.evaluate import evaluate_subsets
 from xfer.model import MEAN, STD
-from xfer.quantize import calibration_images, quantize_model, ship
+from xfer.quantize import calibration_images, quantize_model, quantize_trained, ship
 from xfer.train import learning_rate
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
@@ -52,6 +53,7 @@ SCRATCH = "scratch"
 MODES = ("feature", "full", PLAIN, "staged", SCRATCH)
 SOUP = "mean of the full models"
 WISE = "full, wise_ft {:g}"
+FINISHED = "full, 4 bits, {} steps of finishing"
 PACKED = (8, 4)
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -99,6 +101,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, on one core each")
     parser.add_argument("--soup", action="store_true", help="the mean of the weights of all seeds' full runs too")
     parser.add_argument("--wise-ft", nargs="+", type=float, default=(), metavar="SHARE", help="and full runs so far")
+    parser.add_argument("--finish", type=int, default=0, metavar="STEPS", help="and full runs in 4 bits")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--name", default="transfer", help="of the files in benchmarks/results")
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
@@ -130,6 +133,15 @@ def main() -> None:
     for row in each_on_a_core("part of the way", options.jobs, _mixed, todo):
         rows.append(row)
         keep(kept, row)
+    todo = [
+        (setting, _column(options, name, seed), seed, options.finish)
+        for seed, name in itertools.product(range(options.seeds), names)
+        if options.finish and (FINISHED.format(options.finish), name, seed) not in there
+    ]
+    for row in each_on_a_core("finished", options.jobs, _finished, todo):
+        rows.append(row)
+        keep(kept, row)
+        _write(options, names, rows)
     if options.soup:
         todo = [(setting, _column(options, name, 0), options.seeds) for name in names if (SOUP, name, 0) not in there]
         for row in each_on_a_core("mean weights", options.jobs, _soup, todo):
@@ -246,6 +258,17 @@ def _mixed(setting: Setting, column: Column, seed: int, share: float) -> Row:
     return {**_row(setting, column, WISE.format(share), seed), **scores, **_spent()}
 
 
+def _finished(setting: Setting, column: Column, seed: int, steps: int) -> Row:
+    """The full run in 4 bits, trained after rounding. Nothing is held out: training images say whether it is kept."""
+    recipe = replace(_recipe(setting, column, "full", seed), {"quantize.bits": 4, "quantize.finish": steps})
+    trained, data = open_model(recipe.folder), open_data(recipe.data)
+    bundle = ship(trained, recipe, quantize_trained(trained, recipe, data), recipe.folder / "bundle4-finished")
+    spent = _spent()
+    found = evaluate_subsets(bundle.model, data.test, recipe.data, bundle.classes, "test")
+    scores = {"accuracy": round(_mean(found), 5), "bytes": bundle.weights_bytes}
+    return {**_row(setting, column, FINISHED.format(steps), seed), **scores, **spent}
+
+
 def _soup(setting: Setting, column: Column, seeds: int) -> Row:
     """Nothing is chosen: a uniform soup (Wortsman et al., ICML 2022). BatchNorm stood still in all of these runs, so
     its statistics are those of the mean too. Its cost is that of the runs.
@@ -319,6 +342,7 @@ def _write(options: argparse.Namespace, names: list[str], rows: list[Row]) -> No
     changes = f" --set {' '.join(options.set)}" if options.set else ""
     changes += " --soup" if options.soup else ""
     changes += f" --wise-ft {' '.join(f'{share:g}' for share in options.wise_ft)}" if options.wise_ft else ""
+    changes += f" --finish {options.finish}" if options.finish else ""
     modes = "" if tuple(options.modes) == MODES else f" --modes {' '.join(options.modes)}"
     lines = [
         "# Transfer, by mode",
