@@ -76,7 +76,7 @@ BREAKS = (
         "pooled-for-a-pyramid",
         "a head on maps takes the projections of a classifier",
         "xfer/transfer/source.py",
-        '(own == "linear") == (theirs == "linear")',
+        '(TASKS[own] == "classification") == (TASKS[theirs] == "classification")',
         "True",
         (f"{DENSE}pretrained.py",),
     ),
