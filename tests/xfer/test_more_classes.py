@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import xfer
 from tests.xfer.command import status
@@ -73,7 +74,11 @@ def test_a_class_stands_behind_the_others_and_they_say_what_they_said(bundle, tm
     assert "- zebra: nearest by name is " in card
     assert yaml.safe_load((out / "labels.yaml").read_text())["classes"] == list(after.classes)
     assert damage(out) == []
-    assert status("predict", str(out), str(tmp_path / "none.png")) == 1
+    picture = str(tmp_path / "noise.png")
+    Image.fromarray(IMAGES[0].permute(1, 2, 0).numpy()).save(picture)
+    capsys.readouterr()
+    assert status("predict", str(out), picture, "--top", "9") == 0
+    assert "zebra" in capsys.readouterr().out
 
 
 def test_rows_in_float_and_a_bundle_in_its_own_place(made, tmp_path, capsys):
