@@ -211,9 +211,8 @@ def _fuse_alike(one: FusionModel, other: FusionModel) -> bool:
 def _project_alike(config: ModelConfig, source: Trained) -> bool:
     """Whether the heads of both read the same levels, and neither pools them while the other does not."""
     own, theirs = config.head.kind, source.model.kind
-    return levels_of(own) == levels_of(theirs) and (TASKS[own] == "classification") == (
-        TASKS[theirs] == "classification"
-    )
+    pooled = [TASKS[kind] == "classification" for kind in (own, theirs)]
+    return levels_of(own) == levels_of(theirs) and pooled[0] == pooled[1]
 
 
 def _packed(source: Trained) -> str:

@@ -76,8 +76,8 @@ BREAKS = (
         "pooled-for-a-pyramid",
         "a head on maps takes the projections of a classifier",
         "xfer/transfer/source.py",
-        '(TASKS[own] == "classification") == (TASKS[theirs] == "classification")',
-        "True",
+        "levels_of(theirs) and pooled[0] == pooled[1]",
+        "levels_of(theirs)",
         (f"{DENSE}pretrained.py",),
     ),
     Break(
