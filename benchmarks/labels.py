@@ -87,7 +87,9 @@ def main() -> None:
     options = parser.parse_args()
     splits = {split: {"path": str(options.clothing.resolve()), "split": split} for split in ("train", "test")}
     domains = {name: {"path": str(options.pacs.resolve() / name)} for name in DOMAINS}
-    clothing, pacs = _features(options, splits, 4096), _features(options, domains, IMAGES)
+    cache = options.out / ".features"
+    clothing = frozen_features(splits, options.weights, options.image_size, 4096, cache)
+    pacs = frozen_features(domains, options.weights, options.image_size, IMAGES, cache)
     started, rows, found = time.process_time(), [], []
     with progress("seeds and domains", options.seeds + len(list(combinations(DOMAINS, 2))), "done") as advance:
         for seed in range(options.seeds):
@@ -100,13 +102,15 @@ def main() -> None:
     print(f"written: {RESULT}")
 
 
-def _features(options: argparse.Namespace, sources: dict[str, dict[str, str]], most: int) -> dict[str, Source]:
-    data = {"sources": sources, "validation": 0, "image_size": options.image_size}
-    branch = {"backbone": "resnet18", "weights": str(options.weights.resolve())}
+def frozen_features(
+    sources: dict[str, dict[str, str]], weights: Path, image_size: int, most: int, cache: Path
+) -> dict[str, Source]:
+    """Of a ResNet-18, of at most so many images of each source."""
+    data = {"sources": sources, "validation": 0, "image_size": image_size}
+    branch = {"backbone": "resnet18", "weights": str(weights.resolve())}
     recipe = Recipe.model_validate({"data": data, "model": {"branches": {"main": branch}}})
     opened = open_data(recipe.data)
     model, _ = initial_model(recipe, opened)
-    cache = options.out / ".features"
     found = samples_of(model, opened.train, opened.classes, recipe.data, most, cache)
     return {one.subset.name: (opened.classes, one.features, one.labels) for one in found}
 

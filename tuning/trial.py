@@ -124,7 +124,7 @@ def refit_head(model: FusionModel, shared: Shared, steps: int = 30) -> None:
     """
     features = [f.clone() for f in shared.features.unbind(1)]  # clone: made in inference mode
     with torch.no_grad():
-        fused = model.fusion(features)
+        fused = model.fused(features)
     head = model.head
     start = [p.detach().clone() for p in head.parameters()]
     targets, masks = shared.targets.clone(), shared.masks.clone()

@@ -38,6 +38,7 @@ VERBS = {
     "soup": ("xfer.cli:soup", MODEL),
     "quantize": ("xfer.cli:quantize", MODEL),
     "predict": ("xfer.cli:predict", MODEL),
+    "classes": ("xfer.cli.classes:app", MODEL),
     "export": ("xfer.cli:export", MODEL),
     "bench": ("xfer.cli:bench", MODEL),
     "tune": ("tuning.cli:tune", SEARCH),

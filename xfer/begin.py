@@ -60,6 +60,7 @@ def initial_model(recipe: Recipe, data: Splits) -> tuple[FusionModel, Taken | No
     takes any, which is said on stderr.
     """
     model = build_model(weighed(recipe), len(data.classes), recipe.train.seed)
+    model.name_classes(data.classes, recipe.model.head.encoder)
     if not recipe.model.taken_from:
         return model, None
     packed = recipe.transfer.mode == "quant"
@@ -84,7 +85,8 @@ def _start_as_probe(recipe: Recipe, data: Splits, cache: Path) -> None:
         if set(known) != set(model.branches):
             start_as_probe(model, *task, known, cache)
         model, known = _rounded(model, recipe, data), tuple(model.branches)
-    probe = start_as_probe(model, *task, known, cache, head, recipe.model.chooses_fusion)
+    fusion, penalty = recipe.model.chooses_fusion, recipe.model.head.delta_penalty
+    probe = start_as_probe(model, *task, known, cache, head, fusion, penalty)
     print(f"{_called(recipe)} {probe}; images of {recipe.data.image_size} px", file=sys.stderr)
     if probe.weights:
         probe.weights.keep(recipe.folder)

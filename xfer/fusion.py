@@ -196,13 +196,17 @@ FUSIONS: dict[str, type[WeightedSum] | type[Concat]] = {
 }
 
 
-def classified(fusion: nn.Module, features: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
+def classified(
+    fusion: nn.Module, features: Sequence[Tensor], enter: nn.Module | None = None
+) -> list[tuple[float, Tensor]]:
     """What linear classifiers are fitted on, each alone, with its share in the pool of their logits: the fused features
-    [n, d], or the branches' own.
+    [n, d], or the branches' own. `enter`: what comes between fusion and
+    classifier, if anything does.
     """
     if isinstance(fusion, Late):
         return list(zip(fusion.weights.tolist(), features, strict=True))
-    return [(1.0, fusion(features))]
+    fused = fusion(features)
+    return [(1.0, enter(fused) if enter else fused)]
 
 
 def kind_of(fusion: nn.Module) -> str:

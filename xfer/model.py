@@ -6,7 +6,7 @@ at two scales is already a two-branch model. A classifier's projected features a
 numbers per image. A DenseModel fuses the maps of each level that its head reads, over the same weight vector.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from shards.settings import ConfigError
 from xfer.backbone import DILATABLE, MEAN, STD, Branch, published
+from xfer.encoders import ENCODERS
 from xfer.fusion import FUSIONS, WeightedSum
 from xfer.heads.known import HEADS, is_dilated, levels_of
+from xfer.heads.label_table import LabelTable, UnitLength
 from xfer.model_config import (
     PUBLISHED,
     RESNETS,
@@ -61,6 +63,8 @@ class FusionModel(nn.Module):
         self.projections = nn.ModuleDict({name: self._projection(branch) for name, branch in branches.items()})
         start = [weights[name] for name in branches] if weights else [1.0] * len(branches)
         self.fusion = FUSIONS[fusion](start, width)
+        self.enter = UnitLength() if kind == "labels" else nn.Identity()
+        self.table = LabelTable(num_classes) if kind == "labels" else None
         self.dropout = nn.Dropout(dropout)
         self.head = self._head(width * (len(branches) if FUSIONS[fusion].stacks else 1), num_classes)
         self.mean: Tensor
@@ -99,7 +103,17 @@ class FusionModel(nn.Module):
 
     def classify(self, features: list[Tensor]) -> Tensor:
         """Branch features, N tensors [B, d] -> logits [B, K]."""
-        return self.head(self.dropout(self.fusion(features)))
+        return self.head(self.dropout(self.fused(features)))
+
+    def fused(self, features: Sequence[Tensor]) -> Tensor:
+        """Branch features, N tensors [B, d] -> what the head reads, [B, d]."""
+        return self.enter(self.fusion(features))
+
+    def name_classes(self, classes: Sequence[str], encoder: str | None) -> None:
+        """Fills the table of a head that has one: before anything is trained; a checkpoint has it."""
+        if self.table is not None:
+            assert encoder
+            self.table.vectors.copy_(ENCODERS[encoder](classes))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classify(self.features(images))

@@ -24,9 +24,10 @@ IMAGENET_SIZE = 224  # that torchvision's weights were made at
 SIZE = DataConfig.model_fields["image_size"].default
 TIMM = "timm/"  # begins the name of a backbone that is timm's
 LEFT_OUT = "left_out"  # fusion weights that are chosen by sources left out (xfer/transfer/weights.py)
-HeadKind = Literal["linear", "fcos", "retinanet", "faster_rcnn", "fpn", "lraspp", "deeplabv3"]
+HeadKind = Literal["linear", "labels", "fcos", "retinanet", "faster_rcnn", "fpn", "lraspp", "deeplabv3"]
 TASKS: dict[HeadKind, str] = {
     "linear": "classification",
+    "labels": "classification",
     "fcos": "detection",
     "retinanet": "detection",
     "faster_rcnn": "detection",
@@ -35,6 +36,7 @@ TASKS: dict[HeadKind, str] = {
     "deeplabv3": "segmentation",
 }
 """What a head is for, by its kind; named as manifests name it."""
+NAMES_DEFAULTS = {"encoder": "hash-ngram", "delta_penalty": 0.1}  # of the head labels
 
 
 def _known(backbone: str) -> str:
@@ -117,7 +119,26 @@ class FusionConfig(Strict):
 class HeadConfig(Strict):
     """What stands on the fused features; it says what the model is for."""
 
-    kind: HeadKind = "linear"  # classifier; fcos, retinanet, faster_rcnn: detectors; fpn, lraspp, deeplabv3: segmenters
+    kind: HeadKind = "linear"  # and labels: classifiers; fcos, ...: detectors; fpn, ...: segmenters
+    encoder: Literal["hash-ngram"] | None = None  # of labels: what makes vectors of names (xfer/encoders.py)
+    delta_penalty: float | None = Field(default=None, ge=0, le=100)  # of labels (xfer/heads/label_table.py)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("kind") != "labels":
+            return given
+        return {**NAMES_DEFAULTS, **{key: value for key, value in given.items() if value is not None}}
+
+    @model_validator(mode="after")
+    def _names_are_of_labels(self) -> "HeadConfig":
+        wrong = [key for key in NAMES_DEFAULTS if self.kind != "labels" and getattr(self, key) is not None]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]}: must be left out for the head {self.kind}, which has no table of names; "
+                f"got {getattr(self, wrong[0])}"
+            )
+        return self
 
 
 class TileConfig(Strict):
@@ -153,7 +174,7 @@ class ModelConfig(Strict):
     @property
     def is_dense(self) -> bool:
         """Whether it answers for places in an image, and not for the image."""
-        return self.head.kind != "linear"
+        return self.task != "classification"
 
     @property
     def taken_from(self) -> list[Path]:
@@ -215,6 +236,11 @@ class ModelConfig(Strict):
         if self.is_dense and self.fusion.weights == LEFT_OUT:
             raise ValueError(
                 f"fusion.weights: {LEFT_OUT} chooses by the linear probe, which {self.head.kind} has none of"
+            )
+        if self.head.kind == "labels" and self.fusion.kind == "late":
+            raise ValueError(
+                "fusion.kind: must not be late for the head labels, which knows the direction of one feature: late "
+                "pools the answers of a linear classifier for each branch"
             )
         kind, detects = self.head.kind, self.task == "detection"
         if kind in ("fcos", "retinanet") and self.fusion.width % 32:

@@ -100,6 +100,18 @@ def moved_back(own: Sequence[tuple[Tensor, Tensor]], share: float) -> Iterator[N
                 tensor.copy_(value)
 
 
+def hold_together(rows: Tensor, pull: Tensor, accumulation: int) -> None:
+    """Adds P V, the gradient of half the sum of P_jk v_j . v_k over `rows` V [K, d], to that of each step: the penalty
+    of a table of names (xfer/heads/label_table.py). `pull`: P [K, K] float32. By a hook, for the reasons and with the
+    `accumulation` of `hold_near`.
+    """
+    rows.register_hook(partial(_pulled_together, rows=rows, pull=pull.to(rows.device) / accumulation))
+
+
+def _pulled_together(gradient: Tensor, rows: Tensor, pull: Tensor) -> Tensor:
+    return gradient.add(pull @ rows.detach())
+
+
 class Average:
     """The exponential moving average of what training moves: trained parameters, and the statistics of BatchNorm. The
     weight vector of a fusion is not averaged.

@@ -109,7 +109,7 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
     task = task_of(recipe.model.task)
     faults += task.recipe_faults(recipe)
     faults += track_faults(recipe.track)
-    faults += timm_faults(recipe)
+    faults += timm_faults(recipe) + label_table_faults(recipe)
     try:
         known = kept_classes(recipe)
         data = open_labelled(recipe.data, known, task)
@@ -187,6 +187,17 @@ def fusion_faults(recipe: Recipe, data: Splits) -> list[str]:
     if recipe.probe_images == 0:
         faults.append(f"{key} chooses by the linear probe, and train.probe_images: 0 has none")
     return faults
+
+
+def label_table_faults(recipe: Recipe) -> list[str]:
+    """Why the rows of a head cannot be pulled to their names as hard as the recipe says."""
+    penalty, rate = recipe.model.head.delta_penalty, recipe.train.learning_rate
+    if not recipe.steps or recipe.train.optimizer != "sgd" or not penalty or penalty * rate <= 1:
+        return []
+    return [
+        f"model.head.delta_penalty: must be at most {1 / rate:.3g} with train.learning_rate {rate:g}, got {penalty:g}: "
+        "a step of sgd would overshoot"
+    ]
 
 
 def label_space_faults(recipe: Recipe, data: Splits) -> list[str]:

@@ -61,7 +61,7 @@ from xfer.labels import annotated, sets_of
 from xfer.learn import build_learner, weighed
 from xfer.measure import measured
 from xfer.model import FusionModel, build_model
-from xfer.optimizer import hold_near
+from xfer.optimizer import hold_near, hold_together
 from xfer.portable import trained_weights
 from xfer.stop import is_asked
 from xfer.tasks.known import task_of
@@ -127,10 +127,13 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
         for stage in left or stages(recipe)[-1:]:
             begun = state.step > stage.start
             weights = trained_weights(tensors, optimizer) if tensors and begun else tensors
-            model = _model(stage.recipe, len(data.classes), weights)
+            model = _model(stage.recipe, data.classes, weights).to(device)
+            accumulation = shares(recipe, slot.world_size)[1]
             if recipe.transfer.l2_sp:
-                start, accumulation = start_weights(recipe.folder / "checkpoints"), shares(recipe, slot.world_size)[1]
+                start = start_weights(recipe.folder / "checkpoints")
                 hold_near(model, start, recipe.transfer.l2_sp, accumulation)
+            if model.table is not None and (penalty := recipe.model.head.delta_penalty):
+                hold_together(model.head.weight, model.table.pull(penalty, masks.any(0)), accumulation)
             engine = make_engine(model, stage.recipe, slot)
             if tensors and begun:
                 engine.load(tensors, optimizer, state.step - stage.start)
@@ -152,11 +155,13 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     return state
 
 
-def _model(recipe: Recipe, num_classes: int, tensors: Mapping[str, Tensor] | None) -> FusionModel:
+def _model(recipe: Recipe, classes: Sequence[str], tensors: Mapping[str, Tensor] | None) -> FusionModel:
     """Of a checkpoint's tensors; None: as it begins."""
-    if tensors is None:
-        return build_model(weighed(recipe), num_classes, recipe.train.seed)
-    return restore(recipe, num_classes, tensors)
+    if tensors is not None:
+        return restore(recipe, len(classes), tensors)
+    model = build_model(weighed(recipe), len(classes), recipe.train.seed)
+    model.name_classes(classes, recipe.model.head.encoder)
+    return model
 
 
 class RunRecord:

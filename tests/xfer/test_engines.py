@@ -15,7 +15,7 @@ from xfer.engine import Engine, PlainEngine
 from xfer.labels import Objective
 from xfer.model import build_model
 from xfer.model_config import ModelConfig
-from xfer.optimizer import build_optimizer, hold_near
+from xfer.optimizer import build_optimizer, hold_near, hold_together
 from xfer.portable import trained_weights
 from xfer.train import set_training, train_step
 
@@ -29,11 +29,12 @@ MODEL = ModelConfig.model_validate(
         "fusion": {"kind": "gate", "width": 8},
     }
 )
+PULL = torch.tensor([[1.0, -0.5, 0], [-0.5, 1, 0], [0, 0, 0.5]])
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "clip": {"clip_norm": 0.5},
     "accumulate": {"accumulation": 3},
-    "transfer": {"accumulation": 2, "layer_decay": 0.5, "l2_sp": 5.0, "ema": 0.9},
+    "transfer": {"accumulation": 2, "layer_decay": 0.5, "l2_sp": 5.0, "ema": 0.9, "together": 3.0},
 }
 
 
@@ -55,6 +56,7 @@ def make(
     config: ModelConfig = MODEL,
     layer_decay: float = 1.0,
     l2_sp: float = 0.0,
+    together: float = 0.0,
     **options: Any,
 ) -> Engine:
     """`kind`: "plain" or a ZeRO stage."""
@@ -65,6 +67,8 @@ def make(
     built = build_optimizer(model, optimizer, RATES[optimizer], 0.9, 1e-3, layer_decay, decay_branches=not l2_sp)
     if l2_sp:
         hold_near(model, start, l2_sp, options.get("accumulation", 1))
+    if together:
+        hold_together(model.head.weight, together * PULL, options.get("accumulation", 1))
     if kind == "plain":
         return PlainEngine(model, built, device=CPU, **options)
     return DeepSpeedEngine(model, built, zero_stage=int(kind), device=CPU, **options)

@@ -9,6 +9,7 @@ loss a class that no source annotates gets no gradient, and the head has no weig
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from shards.settings import ConfigError
 from xfer.bundle import Trained, open_model
@@ -50,6 +51,8 @@ def head_faults(recipe: Recipe, source: Trained) -> list[str]:
         if (own := size or recipe.data.image_size) != given:
             key = f"model.branches.{name}.size" if size else "data.image_size"
             faults.append(differs(key, f"{own} px for branch {name}", f"{given} px"))
+    if ours.head.kind != theirs.kind:
+        faults.append(differs("model.head.kind", ours.head.kind, theirs.kind))
     if ours.fusion.kind != (kind := kind_of(theirs.fusion)):
         faults.append(differs("model.fusion.kind", ours.fusion.kind, kind))
     elif ours.fusion.weights and (given := theirs.fusion_weights) and set(ours.branches) == set(given):
@@ -61,10 +64,15 @@ def head_faults(recipe: Recipe, source: Trained) -> list[str]:
     return faults
 
 
-def kept_rows(source: Trained, classes: Sequence[str]) -> Linear:
-    """Weight [K, d] and bias [K] of a head of `classes`: the rows of `source`, by name; zero for others."""
+def kept_rows(source: Trained, classes: Sequence[str], vectors: Tensor | None = None, penalty: float = 0.0) -> Linear:
+    """Weight [K, d] and bias [K] of a head of `classes`: the rows of `source`, by name; for others zero, or what a
+    table of names says of `vectors` [K, DIMS] of the classes.
+    """
     theirs = source.model.head
     weight, bias = torch.zeros(len(classes), theirs.in_features), torch.zeros(len(classes))
+    if vectors is not None and source.model.table is not None:
+        weight, bias = source.model.table.named(vectors, theirs.weight, theirs.bias, penalty)
+        bias = bias.clone()
     for row, name in enumerate(classes):
         if name in source.classes:
             place = source.classes.index(name)
@@ -81,4 +89,5 @@ def told(recipe: Recipe, source: Trained, classes: Sequence[str], taught: Collec
     if known:
         yield "head, taken", f"{some(sorted(known))}: fitted on from what they were"
     if new := [name for name in classes if name not in source.classes]:
-        yield "head, new", some(new)
+        begun = ": begin as their names say" if recipe.model.head.delta_penalty else ""
+        yield "head, new", some(new) + begun

@@ -36,13 +36,22 @@ def minimise(parameters: Sequence[Tensor], loss: Callable[[], Tensor], iteration
     optimizer.step(closure)
 
 
-def fit_linear(features: Tensor, targets: Tensor, masks: Tensor, penalty: float, start: Linear | None = None) -> Linear:
+def fit_linear(
+    features: Tensor,
+    targets: Tensor,
+    masks: Tensor,
+    penalty: float,
+    start: Linear | None = None,
+    pull: Tensor | None = None,
+) -> Linear:
     """Weight [K, d] and bias [K] of least masked cross-entropy plus `penalty` x the squared norm of the weight.
 
     features [n, d] float; targets [n] int64, or [n, K] bool for sets of classes; masks [n, K] bool: the classes that
     each sample's source annotates.
     `start`: weight and bias from which the penalty counts, in place of zero. A row that no mask has is that of `start`,
     to the bit: nothing but the loss moves it.
+    `pull`: P float [K, K], symmetric, by which classes cost each other: half the sum of P_jk w_j . w_k beside the
+    penalty, rows of the weight as they count there. Its rows of classes that no mask has are 0.
     """
     mean, deviation = features.mean(0), features.std(0, correction=0)
     scale = torch.where(deviation > _FLAT, 1 / deviation.clamp_min(_FLAT), 0)
@@ -53,7 +62,8 @@ def fit_linear(features: Tensor, targets: Tensor, masks: Tensor, penalty: float,
 
     def loss() -> Tensor:
         logits = before + torch.nn.functional.linear(x, weight, bias)
-        return masked_cross_entropy(logits, targets, masks).mean() + penalty * weight.square().sum()
+        value = masked_cross_entropy(logits, targets, masks).mean() + penalty * weight.square().sum()
+        return value if pull is None else value + (weight * (pull @ weight)).sum() / 2
 
     minimise([weight, bias], loss)
     unscaled = weight.detach() * scale
@@ -61,9 +71,16 @@ def fit_linear(features: Tensor, targets: Tensor, masks: Tensor, penalty: float,
     return (start[0] + fitted[0], start[1] + fitted[1]) if start else fitted
 
 
-def fit_pooled(parts: Pool, targets: Tensor, masks: Tensor, penalty: float, start: Linear | None = None) -> Linear:
+def fit_pooled(
+    parts: Pool,
+    targets: Tensor,
+    masks: Tensor,
+    penalty: float,
+    start: Linear | None = None,
+    pull: Tensor | None = None,
+) -> Linear:
     """The classifiers of a pool, each fitted alone: their weights side by side [K, sum of d], and the pool's bias."""
-    fitted = [(share, fit_linear(features, targets, masks, penalty, start)) for share, features in parts]
+    fitted = [(share, fit_linear(features, targets, masks, penalty, start, pull)) for share, features in parts]
     if len(fitted) == 1:
         return fitted[0][1]
     weights = torch.cat([weight for _, (weight, _) in fitted], 1)
@@ -83,23 +100,41 @@ class LeftOut:
 
 
 def choose_penalty(
-    features: Tensor, targets: Tensor, masks: Tensor, groups: Tensor, start: Linear | None = None
+    features: Tensor,
+    targets: Tensor,
+    masks: Tensor,
+    groups: Tensor,
+    start: Linear | None = None,
+    pull: Tensor | None = None,
 ) -> LeftOut:
     """The penalty with the best mean accuracy over groups, each classified by what was fitted on the others. groups [n]
     int64. A sample whose class the others do not have is not counted. Classes that no mask has are no answers: no
     sample here is of them, so the penalty that never answers them would seem best.
     """
-    return choose_pooled([(1.0, features)], targets, masks, groups, start)
+    return choose_pooled([(1.0, features)], targets, masks, groups, start, pull)
 
 
-def choose_pooled(parts: Pool, targets: Tensor, masks: Tensor, groups: Tensor, start: Linear | None = None) -> LeftOut:
+def choose_pooled(
+    parts: Pool,
+    targets: Tensor,
+    masks: Tensor,
+    groups: Tensor,
+    start: Linear | None = None,
+    pull: Tensor | None = None,
+) -> LeftOut:
     """The same of a pool of classifiers, the same penalty for all."""
-    found = (_left_out(penalty, parts, targets, masks, groups, start) for penalty in PENALTIES)
+    found = (_left_out(penalty, parts, targets, masks, groups, start, pull) for penalty in PENALTIES)
     return max(found, key=lambda one: one.accuracy)
 
 
 def _left_out(
-    penalty: float, parts: Pool, targets: Tensor, masks: Tensor, groups: Tensor, start: Linear | None
+    penalty: float,
+    parts: Pool,
+    targets: Tensor,
+    masks: Tensor,
+    groups: Tensor,
+    start: Linear | None,
+    pull: Tensor | None,
 ) -> LeftOut:
     unasked = ~masks.any(0)
     right, known = (torch.zeros(len(targets), dtype=torch.bool) for _ in range(2))
@@ -109,7 +144,7 @@ def _left_out(
         logits = torch.zeros(int(inside.sum()), masks.shape[1])
         for share, features in parts:
             if share:
-                weight, bias = fit_linear(features[~inside], targets[~inside], masks[~inside], penalty, start)
+                weight, bias = fit_linear(features[~inside], targets[~inside], masks[~inside], penalty, start, pull)
                 logits += share * (features[inside] @ weight.T + bias)
         logits = logits.masked_fill(unasked, -torch.inf)
         known[inside] = _seen(targets[inside], targets[~inside])

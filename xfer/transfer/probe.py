@@ -56,12 +56,14 @@ def start_as_probe(
     cache: Path | None = None,
     head: Linear | None = None,
     choose_fusion: bool = False,
+    delta_penalty: float | None = None,
 ) -> Probe:
     """Fits projections and head of `model` to `num_images` of the subsets (None: all), a fair mixture of the training
     blend, seen as in evaluation. The subsets are numbered by the model's classes. The branches do not change, nor the
     projections of those that are `kept`; nor does the model's mode. `head`: rows to begin with in place of zero; those
     of classes that no subset has stay so. `choose_fusion`: the weights of its fusion are chosen, by sources that were
-    left out (weights.py), if there are two or more.
+    left out (weights.py), if there are two or more. `delta_penalty`: of a head that has a table of names
+    (xfer/heads/label_table.py).
 
     Cost: a forward pass over the images (about 40 a second for a ResNet-18 at 224 px on two cores) unless the folder
     `cache` has their features (see features.py), and seconds of L-BFGS. Raises DamagedDataError.
@@ -79,16 +81,18 @@ def start_as_probe(
             projection(found.branches[name].pooled[:, :, None, None]).flatten(1)
             for name, projection in model.projections.items()
         ]
+    pull = model.table.pull(delta_penalty, masks.any(0)) if model.table is not None and delta_penalty else None
     by_sources = len(subsets) >= _SOURCES_TO_LEAVE_OUT
     weights = best = None
     if choose_fusion and isinstance(model.fusion, WeightedSum) and len(sources.unique()) > 1:
         by_branch = dict(zip(model.projections, features, strict=True))
-        weights, best = choose_weights(model.fusion, by_branch, targets, masks, sources)
+        weights, best = choose_weights(model.fusion, by_branch, targets, masks, sources, model.enter, pull)
     with torch.no_grad():
-        parts = classified(model.fusion, features)
+        parts = classified(model.fusion, features, model.enter)
     if best is None or not by_sources:
-        best = choose_pooled(parts, targets, masks, sources if by_sources else fifths(len(targets)), head)
-    weight, bias = fit_pooled(parts, targets, masks, best.penalty, head)
+        groups = sources if by_sources else fifths(len(targets))
+        best = choose_pooled(parts, targets, masks, groups, head, pull)
+    weight, bias = fit_pooled(parts, targets, masks, best.penalty, head, pull)
     with torch.no_grad():
         model.head.weight.copy_(weight)
         model.head.bias.copy_(bias)

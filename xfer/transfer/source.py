@@ -21,7 +21,7 @@ from xfer.config import Recipe
 from xfer.fusion import WeightedSum
 from xfer.heads.known import levels_of
 from xfer.model import FusionModel
-from xfer.model_config import BranchConfig, ModelConfig, model_branch
+from xfer.model_config import TASKS, BranchConfig, ModelConfig, model_branch
 from xfer.quant.bits import layers
 from xfer.quant.fold import pairs
 from xfer.quant.keep import keep
@@ -92,7 +92,9 @@ def take_over(
         return Taken(None, names, None, rows)
     if recipe.transfer.head == "keep":
         rows += head.told(recipe, source, classes, taught)
-        return Taken(source.path, names, head.kept_rows(source, classes), rows)
+        vectors = None if model.table is None else model.table.vectors
+        kept = head.kept_rows(source, classes, vectors, config.head.delta_penalty or 0)
+        return Taken(source.path, names, kept, rows)
     rows.append(("head", f"new, {len(classes)} classes; that of {source.name}, {len(source.classes)} classes, left"))
     return Taken(source.path, names, None, rows)
 
@@ -209,7 +211,8 @@ def _fuse_alike(one: FusionModel, other: FusionModel) -> bool:
 def _project_alike(config: ModelConfig, source: Trained) -> bool:
     """Whether the heads of both read the same levels, and neither pools them while the other does not."""
     own, theirs = config.head.kind, source.model.kind
-    return levels_of(own) == levels_of(theirs) and (own == "linear") == (theirs == "linear")
+    pooled = [TASKS[kind] == "classification" for kind in (own, theirs)]
+    return levels_of(own) == levels_of(theirs) and pooled[0] == pooled[1]
 
 
 def _packed(source: Trained) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shards.format.whole import read_json, write_json
 from shards.progress import progress
@@ -57,12 +57,19 @@ def read_chosen(run: Path) -> ChosenWeights | None:
 
 
 def choose_weights(
-    fusion: WeightedSum, features: Mapping[str, Tensor], targets: Tensor, masks: Tensor, sources: Tensor
+    fusion: WeightedSum,
+    features: Mapping[str, Tensor],
+    targets: Tensor,
+    masks: Tensor,
+    sources: Tensor,
+    enter: nn.Module | None = None,
+    pull: Tensor | None = None,
 ) -> tuple[ChosenWeights, LeftOut]:
     """Sets the weights of `fusion` to those of the best probe on left-out sources; and how that probe did on them.
 
     features: by branch, in the fusion's order, [n, d] float; targets [n] int64; masks [n, K] bool; sources [n] int64,
-    two or more. Cost: up to 4 N + 1 candidates of N branches, each `choose_pooled`.
+    two or more; enter: what comes between fusion and classifier; pull: as for `fit_linear`. Cost: up to 4 N + 1
+    candidates of N branches, each `choose_pooled`.
     """
     names, n = list(features), len(features)
     tried: dict[tuple[float, ...], LeftOut] = {}
@@ -72,8 +79,8 @@ def choose_weights(
         if w not in tried:
             fusion.set_weights(w)
             with torch.no_grad():
-                pool = classified(fusion, list(features.values()))
-            tried[w] = choose_pooled(pool, targets, masks, sources)
+                pool = classified(fusion, list(features.values()), enter)
+            tried[w] = choose_pooled(pool, targets, masks, sources, pull=pull)
             advance()
         return tried[w]
 

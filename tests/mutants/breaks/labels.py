@@ -6,6 +6,8 @@ SPACE = "tests/xfer/test_label_space.py"
 VERDICTS = ("tests/shards/test_labels.py",)
 ALIKE = ("tests/xfer/transfer/test_alike.py",)
 LOSS = ("tests/xfer/test_labels.py",)
+HEAD = "tests/xfer/transfer/test_label_head.py"
+ADDED = "tests/xfer/test_more_classes.py"
 RIGHT = (f"{SPACE}::test_an_answer_inside_the_set_is_right_wherever_it_is_counted",)
 
 BREAKS = (
@@ -128,5 +130,53 @@ BREAKS = (
         "subset.numbered(subset.class_names)",
         "subset.numbered(subset.manifest.classes)",
         (f"{SPACE}::test_the_first_images_of_a_source_are_the_same_whatever_its_classes_are_called",),
+    ),
+    Break(
+        "names-not-pulled",
+        "delta_penalty has no part in training",
+        "xfer/optimizer.py",
+        "return gradient.add(pull @ rows.detach())",
+        "return gradient",
+        (f"{HEAD}::test_the_pull_adds_its_gradient_once_a_step",),
+    ),
+    Break(
+        "names-not-fitted",
+        "the probe of a head with names does not know its penalty",
+        "xfer/transfer/linear.py",
+        "return value if pull is None else value + (weight * (pull @ weight)).sum() / 2",
+        "return value",
+        (f"{HEAD}::test_the_more_it_costs_the_more_alike_are_rows_of_names_that_are_alike",),
+    ),
+    Break(
+        "untaught-pulled",
+        "a class that no source annotates is pulled to its name",
+        "xfer/heads/label_table.py",
+        "at = taught.nonzero()[:, 0]",
+        "at = torch.arange(len(taught))",
+        (f"{HEAD}::test_two_classes_of_one_vector_are_held_together_and_untaught_ones_are_not_pulled",),
+    ),
+    Break(
+        "long-features",
+        "the length of the fused feature counts in a cosine",
+        "xfer/heads/label_table.py",
+        "return normalize(z, dim=-1) * z.shape[-1] ** 0.5",
+        "return z",
+        (f"{HEAD}::test_an_image_that_is_darker_or_brighter_in_its_features_is_answered_alike",),
+    ),
+    Break(
+        "added-too-short",
+        "a class that is added by name has the length that the map gives it",
+        "xfer/heads/label_table.py",
+        "return (weight.norm(dim=1).mean() * found).float()",
+        "return (0.1 * weight.norm(dim=1).mean() * found).float()",
+        (f"{ADDED}::test_rows_in_float_and_a_bundle_in_its_own_place",),
+    ),
+    Break(
+        "added-twice",
+        "a class that a bundle has is added again",
+        "xfer/more_classes.py",
+        "elif name in known:",
+        "elif not known:",
+        (f"{ADDED}::test_names_that_cannot_be_added_are_refused_all_at_once",),
     ),
 )

@@ -58,8 +58,8 @@ BREAKS = (
         "fusion-by-random-part",
         "fusion weights are chosen by a random part of every source",
         WEIGHTS_FILE,
-        "tried[w] = choose_pooled(pool, targets, masks, sources)",
-        "tried[w] = choose_pooled(pool, targets, masks, torch.randperm(len(sources)) % 5)",
+        "tried[w] = choose_pooled(pool, targets, masks, sources, pull=pull)",
+        "tried[w] = choose_pooled(pool, targets, masks, torch.randperm(len(sources)) % 5, pull=pull)",
         WEIGHTS,
     ),
     Break(
