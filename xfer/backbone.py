@@ -102,7 +102,9 @@ class Branch(nn.Module):
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of weights, by name. Raises ValueError."""
+    """The tensors of a file of weights, by name; those of a training checkpoint's model, if it is one. Raises
+    ValueError.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such weights file")
     try:
@@ -111,10 +113,29 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         kind = "a .safetensors file, or one saved with torch.save(model.state_dict(), ...)"
         raise ValueError(f"{path}: must be {kind}; it cannot be read as that ({type(error).__name__})") from None
+    state = _unwrapped(state)
     foreign = isinstance(state, dict) and [name for name, value in state.items() if not isinstance(value, Tensor)]
     if foreign or not isinstance(state, dict):
         raise ValueError(f"{path}: must hold tensors by name, got {', '.join(foreign or [type(state).__name__])}")
     return state
+
+
+_KEYS = ("state_dict", "model_state_dict", "model", "module")  # of a checkpoint: what has the weights
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel's, torch.compile's, Lightning's
+
+
+def _unwrapped(state: Any) -> Any:
+    """The weights in what a training script saved, by the names that the network itself gives them."""
+    while isinstance(state, dict) and (key := next((k for k in _KEYS if isinstance(state.get(k), dict)), None)):
+        state = state[key]
+    while isinstance(state, dict) and state and (prefix := _prefix(state)):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _prefix(state: Mapping[Any, Any]) -> str | None:
+    """One of `_PREFIXES` that all names begin with."""
+    return next((one for one in _PREFIXES if all(str(name).startswith(one) for name in state)), None)
 
 
 def published(backbone: str) -> list[str]:

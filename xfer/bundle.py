@@ -38,6 +38,7 @@ from xfer.quant.fold import fold
 from xfer.quant.keep import keep, kept
 from xfer.quant.pack import pack, unpack
 from xfer.quant.weights import Codes, Quantized
+from xfer.tasks.known import task_of
 from xfer.trained_on import TrainedOn, read_entries, without_folder
 
 FORMAT = 1
@@ -58,10 +59,30 @@ class BundleRecipe(Strict):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Of a model that was not trained here. weights: where they come from, in words; labelled: whether the classes of
+    its images are known; if not, they are what the model itself says, and what is measured is agreement with it.
+    """
+
+    weights: str
+    labelled: bool
+
+    @property
+    def held_out(self) -> str:
+        """The images that a packed model is compared on, in words."""
+        of = "" if self.labelled else ", with the answers in float"
+        return f"images that nothing was calibrated on{of}"
+
+    @property
+    def measure(self) -> str:
+        return "accuracy" if self.labelled else "agreement"
+
+
+@dataclass(frozen=True)
 class Trained:
     """A model ready for use, in evaluation mode. `codes`: of the layers that are packed, for a bundle, or that will be,
     for a run with transfer.mode: quant; such a model is folded. None: a run in float32. `dropped`: weights by name
-    of the branches that the run was trained with and its model is without (model.fusion.prune).
+    of the branches that the run was trained with and its model is without (model.fusion.prune). `origin`: of a model that was trained elsewhere.
     """
 
     path: Path
@@ -73,11 +94,17 @@ class Trained:
     resize: Resize = "centre"
     codes: Mapping[str, Codes] | None = None
     dropped: Mapping[str, float] = field(default_factory=dict)
+    origin: Origin | None = None
 
     @property
     def bits(self) -> dict[str, int] | None:
         """Storage bits by layer; None: in float32."""
         return None if self.codes is None else {name: codes.bits for name, codes in self.codes.items()}
+
+    @property
+    def measure(self) -> str:
+        """By what it is compared with what is packed of it."""
+        return self.origin.measure if self.origin else task_of(self.model.task).measure
 
     @property
     def form(self) -> str:

@@ -9,7 +9,6 @@ from xfer.config import Recipe
 from xfer.history import gain_markdown
 from xfer.model import FusionModel
 from xfer.outcomes import Comparison
-from xfer.tasks.known import task_of
 from xfer.widths import Widths, span, tried_rows
 
 
@@ -32,7 +31,7 @@ def card_of(
         f"# {recipe.name}",
         "",
         f"- classes: {', '.join(trained.classes)}",
-        f"- trained on: {', '.join(sorted(recipe.data.sources))}; steps {recipe.steps}, seed {recipe.train.seed}",
+        _made_of(trained, recipe),
         f"- fusion: {recipe.model.fusion.kind}, weights "
         + (", ".join(f"{name} {w:.3f}" for name, w in weights.items()) if weights else "none"),
         f"- images: {recipe.data.image_size} x {recipe.data.image_size} pixels, {recipe.data.resize}{tiles}",
@@ -44,11 +43,16 @@ def card_of(
         *(line for one in compared for line in (one.markdown(), "")),
     ]
     if widths.tried:
-        measure = task_of(model.task).measure
-        lines += ["Tried on the search images:", "", *markdown(tried_rows(widths.tried, measure)), ""]
+        lines += ["Tried on the search images:", "", *markdown(tried_rows(widths.tried)), ""]
     if widths.losses:
         lines += ["Sensitivity: expected divergence in nats an image from rounding the layer alone.", ""]
     return "\n".join([*lines, *markdown(widths.rows(model, by_layer=True))]) + "\n"
+
+
+def _made_of(trained: Trained, recipe: Recipe) -> str:
+    if trained.origin:
+        return f"- weights from: {trained.origin.weights}; trained elsewhere, on what is not known here"
+    return f"- trained on: {', '.join(sorted(recipe.data.sources))}; steps {recipe.steps}, seed {recipe.train.seed}"
 
 
 def _storage(recipe: Recipe, widths: Widths) -> str:

@@ -38,9 +38,8 @@ def measure_front(trained: Trained, recipe: Recipe, count: int, folder: Path) ->
             "--front: measures this one model on what it holds out, and leave_one_source_out holds nothing out of it; "
             "give quantize.budget, which every fold is packed to"
         )
-    task = task_of(recipe.model.task)
-    data = open_labelled(recipe.data, trained.classes, task)
-    held = held_out(data, recipe.data, halved=True)
+    data = open_labelled(recipe.data, trained.classes, task_of(recipe.model.task))
+    held = held_out(data, recipe.data, halved=True, origin=trained.origin)
     measure = measured_on(trained, recipe.data, held.what, held.search)
     if measure is None:
         raise ConfigError("--front: nothing is held out to measure on; give data.validation=0.1, or data.test")
@@ -52,7 +51,7 @@ def measure_front(trained: Trained, recipe: Recipe, count: int, folder: Path) ->
         "run": trained.name,
         "weights": trained.weights_sha256,
         "corrected": recipe.quantize.correct,
-        "measure": task.measure,
+        "measure": trained.measure,
         "images": held.splits(sum(map(len, calibration)), None),
     }
     of = {**about, "data": recipe.data.model_dump(mode="json", include={"sources", "test", "validation", "image_size"})}
@@ -72,14 +71,17 @@ def measure_front(trained: Trained, recipe: Recipe, count: int, folder: Path) ->
     for row in rows:
         row["best"] = all(row["value"] > other["value"] for other in rows if other["bytes"] < row["bytes"])
     value = rows[0]["value"] - rows[0]["difference"]
-    picture = sizes_png(rows, task.measure)
+    picture = sizes_png(rows, trained.measure)
     in_float = {"bytes": trained.weights_bytes, "value": value}
     write_json(folder / "front.json", {**about, "float": in_float, "points": rows})
     with whole_file(folder / "front.png") as draft:
         draft.write_bytes(picture)
     part.unlink()
     count = about["images"]["search"]["images"]
-    lines = [f"{task.measure} on the search half of {held.what}, {count:,} images:", *_table(rows, task.measure, value)]
+    lines = [
+        f"{trained.measure} on the search half of {held.what}, {count:,} images:",
+        *_table(rows, trained.measure, value),
+    ]
     return "\n".join([*lines, "  *: better than every smaller one", f"written: {folder / 'front.json'}, front.png"])
 
 

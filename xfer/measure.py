@@ -19,4 +19,4 @@ def measured(row: Mapping[str, Any]) -> Any:
 
 def heading(measure: str) -> str:
     """A measure as a heading begins with it."""
-    return "Accuracy" if measure == "accuracy" else measure
+    return measure.capitalize() if measure.islower() else measure

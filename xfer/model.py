@@ -40,7 +40,8 @@ class FusionModel(nn.Module):
     """Images uint8 [B, 3, S, S] -> logits float [B, K].
 
     `sizes`: pixels each branch sees (None: as given). `trunk` of a branch never sees another branch's features. `kind`:
-    of the head. `tile`: how a branch sees larger images in evaluation mode (None: whole).
+    of the head. `width`: channels that branches are projected to; None: the only branch is not. `tile`: how a branch
+    sees larger images in evaluation mode (None: whole).
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class FusionModel(nn.Module):
         sizes: Mapping[str, int | None],
         fusion: str,
         weights: Mapping[str, float] | None,
-        width: int,
+        width: int | None,
         num_classes: int,
         dropout: float = 0.0,
         kind: HeadKind = "linear",
@@ -59,7 +60,8 @@ class FusionModel(nn.Module):
         self.kind: HeadKind = kind
         self.tile = tile
         self.branches = nn.ModuleDict(branches)
-        self.sizes, self.width = dict(sizes), width
+        self.sizes, self.projects = dict(sizes), width is not None
+        self.width = width = width or next(iter(branches.values())).channels[5]
         self.projections = nn.ModuleDict({name: self._projection(branch) for name, branch in branches.items()})
         start = [weights[name] for name in branches] if weights else [1.0] * len(branches)
         self.fusion = FUSIONS[fusion](start, width)
@@ -73,7 +75,7 @@ class FusionModel(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
     def _projection(self, branch: AnyBranch) -> nn.Module:
-        return project(branch.channels[5], self.width)
+        return project(branch.channels[5], self.width) if self.projects else nn.Identity()
 
     def _head(self, channels: int, num_classes: int) -> Any:
         return nn.Linear(channels, num_classes)

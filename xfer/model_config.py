@@ -105,7 +105,8 @@ class FusionConfig(Strict):
     """How the branches' features become one."""
 
     kind: Literal["wsum", "gate", "input_gate", "attention", "late", "concat"] = "wsum"
-    width: int = Field(default=256, ge=8, le=4096)  # common channels d of the projected branches
+    width: int | None = Field(default=256, ge=8, le=4096)
+    """Common channels d of the projected branches. None: those of the only branch, which is not projected."""
     weights: FusionWeights | None = None  # see ModelConfig
     learn: Literal["held_out", "train"] | None = None  # w is learned beside the model, on this (xfer/learn.py)
     prune: float | None = Field(default=None, gt=0, lt=0.5)  # weight below which a branch is no part of the model
@@ -242,8 +243,13 @@ class ModelConfig(Strict):
                 "fusion.kind: must not be late for the head labels, which knows the direction of one feature: late "
                 "pools the answers of a linear classifier for each branch"
             )
+        if self.fusion.width is None and (self.is_dense or len(self.branches) > 1):
+            what = f"the head {self.head.kind}" if self.is_dense else f"{len(self.branches)} branches"
+            raise ValueError(
+                f"fusion.width: none leaves the only branch of a classifier as it is; {what} must have a number"
+            )
         kind, detects = self.head.kind, self.task == "detection"
-        if kind in ("fcos", "retinanet") and self.fusion.width % 32:
+        if kind in ("fcos", "retinanet") and self.fusion.width and self.fusion.width % 32:
             raise ValueError(f"fusion.width: must be a multiple of 32 for the head {kind}, got {self.fusion.width}")
         if detects and self.dropout:
             raise ValueError(f"dropout: must be left out for the head {kind}, which has none, got {self.dropout:g}")

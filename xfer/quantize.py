@@ -21,7 +21,7 @@ from shards.loading.open import Splits
 from shards.loading.subset import Subset
 from shards.progress import progress
 from shards.settings import ConfigError
-from xfer.bundle import Trained, all_bits, body, check_replaceable, open_model, write_bundle
+from xfer.bundle import Origin, Trained, all_bits, body, check_replaceable, open_model, write_bundle
 from xfer.card import card_of
 from xfer.config import QuantizeConfig, Recipe
 from xfer.finishing import check_finishable, finished
@@ -36,7 +36,6 @@ from xfer.quant.fold import check_fold, fold, tensors
 from xfer.quant.keep import keep, kept, release
 from xfer.quant.pack import pack, unpack
 from xfer.quant.weights import Codes, Quantized, quantize
-from xfer.tasks.known import task_of
 from xfer.widths import (
     Tried,
     Widths,
@@ -281,7 +280,7 @@ def make_bundle(
     if config.finish:
         check_finishable(folded.model, folded.kept)
     halved = config.searches or bool(config.layers) or config.finish > 0
-    held = held_out(data, recipe.data, halved) if compared is None else HeldOut(compared.what, (), ())
+    held = held_out(data, recipe.data, halved, trained.origin) if compared is None else HeldOut(compared.what, (), ())
     measure = measured_on(trained, recipe.data, held.what, held.search) if config.max_drop is not None else None
     widths = choose_widths(folded, config, metadata, measure)
     quantized = folded.rounded(widths.bits, say=True)
@@ -304,12 +303,13 @@ def file_metadata(trained: Trained, recipe: Recipe) -> dict[str, Any]:
 @dataclass(frozen=True)
 class HeldOut:
     """Held-out images. what: which they are, in words; search: for what is chosen by accuracy; report: for what is said
-    of it. They share none.
+    of it. They share none. calibration: which those are that are not held out.
     """
 
     what: str
     search: Sequence[Subset]
     report: Sequence[Subset]
+    calibration: str = "training images"
 
     def splits(self, calibration: int, compared: Comparison | None) -> dict[str, dict[str, Any]]:
         """Which images were used for what: how many, and how they are cut."""
@@ -320,23 +320,27 @@ class HeldOut:
             for part, count in counts.items()
             if count
         }
-        return {"calibration": {"images": calibration, "of": "training images, by key hash"}, **parts}
+        return {"calibration": {"images": calibration, "of": f"{self.calibration}, by key hash"}, **parts}
 
 
-def held_out(data: Splits, config: DataConfig, halved: bool) -> HeldOut:
+def held_out(data: Splits, config: DataConfig, halved: bool, origin: Origin | None = None) -> HeldOut:
     """What a quantized model is compared with its run on. `halved`, by the hash of the keys, where the bits were chosen
-    and not given plainly: those of a file may come from a front that was measured on the search half.
+    and not given plainly: those of a file may come from a front that was measured on the search half. `origin`: of a
+    model that was trained elsewhere, on none of these images as far as is known.
     """
-    if data.validation:
+    calibration = HeldOut.calibration
+    if origin:
+        what, calibration = origin.held_out, "images that were given"
+    elif data.validation:
         whole = bool(config.held_sources)
         what = "sources that are held out whole" if whole else "held-out parts of the training sources"
     else:
         what = "the test sources"
     parts = data.validation or data.test
     if not halved:
-        return HeldOut(what, (), parts)
+        return HeldOut(what, (), parts, calibration)
     search, report = (tuple(one.fraction(*half) for one in parts) for half in ((0, 0.5), (0.5, 1)))
-    return HeldOut(what, search, report)
+    return HeldOut(what, search, report, calibration)
 
 
 def _count(subsets: Sequence[Subset]) -> int:
@@ -352,11 +356,11 @@ def measured_on(
     first = outcomes_on(
         {"trained": trained.model}, subsets, config, trained.classes, f"{trained.form} on search images"
     )
-    names, measure = (trained.form, "packed"), task_of(trained.model.task).measure
+    names = (trained.form, "packed")
 
     def compared(model: FusionModel, called: str) -> Comparison:
         second = outcomes_on({"packed": model}, subsets, config, trained.classes, called)
-        return Comparison(what, first["trained"], second["packed"], names, measure)
+        return Comparison(what, first["trained"], second["packed"], names, trained.measure)
 
     return compared
 
@@ -367,8 +371,7 @@ def compare(
     """The run and its quantized model on the same images."""
     models = {"trained": trained.model, "packed": quantized.model}
     found = outcomes_on(models, subsets, config, trained.classes, f"compare {trained.name}")
-    measure = task_of(trained.model.task).measure
-    return Comparison(what, found["trained"], found["packed"], (trained.form, "packed"), measure)
+    return Comparison(what, found["trained"], found["packed"], (trained.form, "packed"), trained.measure)
 
 
 def ship(

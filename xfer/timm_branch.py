@@ -79,6 +79,15 @@ class TimmBranch(nn.Module):
         self.net.load_state_dict(trained.state_dict())
 
 
+def whole_network(backbone: str) -> tuple[Any, str]:
+    """A network with its classifier, which is one linear layer, and the name of that. Raises ValueError."""
+    net = _create(backbone, features_only=False)
+    name = net.pretrained_cfg.get("classifier")
+    if not isinstance(name, str) or not isinstance(dict(net.named_modules()).get(name), nn.Linear):
+        raise ValueError(f"{backbone} does not end in one linear layer, so its classifier cannot be taken over")
+    return net, name
+
+
 @torch.no_grad()
 def check_maps(branch: "TimmBranch", size: int) -> None:
     """Raises ValueError unless a branch makes [B, c, h, w] of images of `size`, and its BatchNorms can be folded into

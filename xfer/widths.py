@@ -210,9 +210,9 @@ def smallest_within(front: Front, max_drop: float, measure: Callable[[Allocation
     return [tried.pop(high), *tried.values()]
 
 
-def tried_rows(tried: Sequence[Tried], measure: str) -> list[list[str]]:
+def tried_rows(tried: Sequence[Tried]) -> list[list[str]]:
     """A table for people, its header first, smallest file first."""
-    rows = [["bytes", measure, "difference", "95 % interval"]]
+    rows = [["bytes", tried[0].compared.measure, "difference", "95 % interval"]]
     for one in sorted(tried, key=lambda each: each.size_bytes):
         rows.append([f"{one.size_bytes:,}", *one.compared.mean_row()])
     return rows

@@ -11,12 +11,13 @@ from shards.settings import ConfigError, read_yaml
 from xfer.cli.evaluate import recipe_of
 
 if TYPE_CHECKING:
+    from xfer.bundle import Trained
     from xfer.config import Recipe
     from xfer.quantize import Made
 
 
 def quantize(
-    run: Path,
+    run: Path | None = None,
     *overrides: str,
     budget: str | None = None,
     max_drop: float | None = None,
@@ -24,6 +25,10 @@ def quantize(
     front: Annotated[int | None, Parameter(negative="")] = None,
     layers: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
+    weights: Path | None = None,
+    arch: str | None = None,
+    images: Path | None = None,
+    classes: str | None = None,
 ) -> None:
     """Turn a run into a bundle: packed weights of 2 to 8 bits per layer, checked after reading them back.
 
@@ -34,6 +39,7 @@ def quantize(
         xfer quantize runs/pacs quantize.bits=4 quantize.finish=200
         xfer quantize runs/pacs --front 12
         xfer quantize runs/pacs --bits-file runs/pacs/front.json#3
+        xfer quantize --weights resnet50.pth --arch resnet50 --images photos/ --budget 8MB --out small
 
     The bits are given in one way: by group (stem, layer1, layer2, layer3, layer4, project, head); for a file of a size,
     where each layer gets the bits that serve the model best; for a loss of accuracy (AP, mIoU), where the file is the
@@ -46,6 +52,11 @@ def quantize(
     tell them apart. With --budget, --max-drop, --bits-file or quantize.finish these are one half of what is held out,
     the report half; what is chosen by held-out images is chosen on the other one, the search half. Of a run with
     data.validation: leave_one_source_out, every fold is quantized so too, and compared on the source it never saw.
+
+    A ResNet that was trained elsewhere is packed in the same ways, and nothing is trained: --weights, --arch, --images
+    and --out in place of a run. Half of its images, by key hash, is for calibration, the other half to measure on;
+    data.validation=0.2 makes that a fifth. Each is scaled so that its shorter side has 224 pixels
+    (data.image_size=224), cut to the square in its middle, and normalised as for ImageNet.
 
     Parameters
     ----------
@@ -66,26 +77,74 @@ def quantize(
         Show each layer, not groups of them.
     out
         Where the bundle goes, RUN/bundle if not given; with --front, where its two files go, RUN if not given.
+    weights
+        A state dict of a whole torchvision or timm network, its classifier too: .safetensors, or what torch.save wrote
+        of tensors, a training checkpoint among them.
+    arch
+        Its network: resnet18, resnet34, resnet50, resnet101, resnet152; timm/NAME with timm installed.
+    images
+        Class folders, in the order of the classifier's rows; a folder of images without classes, on which agreement
+        with the model in float is measured; or a built data set.
+    classes
+        Names of the classifier's rows in order: a file with one a line, or cat,dog.
     """
     from xfer.bundle import is_bundle, open_model
-    from xfer.folds import quantize_run
-    from xfer.history import gain_text
 
+    given = {"--weights": weights, "--arch": arch, "--images": images, "--out": out}
+    if any(given[name] is not None for name in ("--weights", "--arch", "--images")) or classes is not None:
+        if run is not None and "=" in str(run):  # a change, for there is no run to be named first
+            run, overrides = None, (str(run), *overrides)
+        faults = [f"{name}: missing; weights of another program need it" for name, one in given.items() if one is None]
+        faults += [f"{run}: a run, or --weights; not both"] if run is not None else []
+        if faults:
+            raise ConfigError(faults)
+        assert weights is not None
+        assert arch is not None
+        assert images is not None
+        assert out is not None
+        from xfer.bundle import check_replaceable
+        from xfer.imported import imported
+
+        ways = _ways(budget, max_drop, bits_file, front, overrides)
+        if front is None:
+            check_replaceable(out)
+        with imported(weights, arch, images, classes, overrides) as (trained, recipe):
+            _pack(trained, recipe, ways, front, layers, out, f"xfer quantize --weights {weights} ...")
+        return
+    if run is None:
+        raise ConfigError("xfer quantize: give a run folder, or --weights, --arch, --images and --out")
     ways = _ways(budget, max_drop, bits_file, front, overrides)
     trained, recipe = open_model(run), recipe_of(run, overrides)
     if is_bundle(run):
         raise ConfigError(f"{run}: this is a bundle already; quantize the run it came from")
+    place = out or (run if front is not None else run / "bundle")
+    _pack(trained, recipe, ways, front, layers, place, f"xfer quantize {run}")
+
+
+def _pack(
+    trained: "Trained",
+    recipe: "Recipe",
+    ways: dict[str, Any],
+    front: int | None,
+    layers: bool,
+    out: Path,
+    command: str,
+) -> None:
+    """Makes and prints the bundle or the front of a run. command: what names the run again."""
+    from xfer.folds import quantize_run
+    from xfer.history import gain_text
+
     if front is not None:
         from xfer.front import measure_front
 
-        print(measure_front(trained, recipe, front, out or run))
-        print(f"next: xfer quantize {run} --bits-file {(out or run) / 'front.json'}#NUMBER")
+        print(measure_front(trained, recipe, front, out))
+        print(f"next: {command} --bits-file {out / 'front.json'}#NUMBER")
         return
     recipe = _with(recipe, ways)
     if trained.bits is not None:
         print("note: its branches and projections keep their bits; quantize.bits is that of the head", file=sys.stderr)
-    made = quantize_run(trained, recipe, out or run / "bundle")
-    if gained := gain_text(run):
+    made = quantize_run(trained, recipe, out)
+    if gained := gain_text(trained.path):
         print(gained)
     print(_text(made, layers))
     bundle = made.bundle
@@ -134,13 +193,12 @@ def read_bits(named: str) -> dict[str, Any]:
 def _text(made: "Made", by_layer: bool) -> str:
     """How the bits came about, which they are, and what they cost, for a terminal."""
     from shards.text import table
-    from xfer.tasks.known import task_of
     from xfer.widths import tried_rows
 
     widths, model = made.widths, made.bundle.model
     lines = [f"bits: {widths.said}"]
     if widths.tried:
-        lines += ["tried on the search images:", *table(tried_rows(widths.tried, task_of(model.task).measure))]
+        lines += ["tried on the search images:", *table(tried_rows(widths.tried))]
     lines += table(widths.rows(model, by_layer))
     if made.compared is None:
         return "\n".join([*lines, "nothing is held out, so what packing cost in accuracy is not known"])

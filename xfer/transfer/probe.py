@@ -75,7 +75,7 @@ def start_as_probe(
     masks = annotated(subsets, model.head.out_features)[sources]
     with torch.no_grad():
         for name, projection in model.projections.items():
-            if name not in kept:
+            if name not in kept and model.projects:
                 _set_projection(projection, found.branches[name])
         features = [
             projection(found.branches[name].pooled[:, :, None, None]).flatten(1)

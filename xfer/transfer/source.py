@@ -172,9 +172,11 @@ def _faults(config: ModelConfig, source: Trained) -> list[str]:
                 )
         if branch.weights:
             faults.append(f"model.branches.{name}.weights: must not be given for a branch that {source.path} has")
-    width = source.model.width
+    width = source.model.width if source.model.projects else None
     if config.fusion.width != width and _project_alike(config, source):
-        faults.append(f"model.fusion.width: must be {width}, as in {source.path}, got {config.fusion.width}")
+        faults.append(
+            f"model.fusion.width: must be {width or 'none'}, as in {source.path}, got {config.fusion.width or 'none'}"
+        )
     return faults
 
 
