@@ -33,7 +33,7 @@ from xfer.fusion import WeightedSum
 from xfer.labels import annotated, as_sets, masked_cross_entropy, sets_of
 from xfer.model import FusionModel, build_model
 from xfer.outcomes import Comparison, outcomes_of
-from xfer.quant.cost import predicted_bytes
+from xfer.quant.cost import CodedSizes, predicted_bytes, sizes_of
 from xfer.quant.fold import fold
 from xfer.quant.weights import Quantized
 from xfer.quantize import calibration_images, file_metadata, quantize_model
@@ -156,17 +156,20 @@ def trial(
     task = task_of(one.recipe.model.task)
     scores: dict[str, Score] = {}
     bits: dict[str, int] = {}
+    coded = None
     for each in shared:
         quantized = realize(one.recipe, each)
         scores |= _score(quantized.model, each, task)
-        bits = bits or {name: codes.bits for name, codes in quantized.codes.items()}
+        if not bits:
+            bits = {name: codes.bits for name, codes in quantized.codes.items()}
+            coded = sizes_of(quantized.codes) if one.recipe.quantize.coded else None
     mean = mean_score(scores)
     if not math.isfinite(mean):
         raise ValueError("no validation image has a class that the model knows")
     scores = {name: score for name, score in scores.items() if score.count}
     found = {
         "accuracy": mean,
-        "bytes": packed_bytes(one.recipe, shared[0].num_classes, bits),
+        "bytes": packed_bytes(one.recipe, shared[0].num_classes, bits, coded),
         "by_source": {name: score.value for name, score in scores.items()},
         "counts": {name: score.count for name, score in scores.items()},
     }
@@ -175,10 +178,12 @@ def trial(
     return found | {"correct": {name: score.kept()["correct"] for name, score in scores.items()}}
 
 
-def packed_bytes(recipe: Recipe, num_classes: int, bits: Mapping[str, int]) -> int:
-    """Size of the packed model of a recipe, which need not be trained, with these bits by layer."""
+def packed_bytes(recipe: Recipe, num_classes: int, bits: Mapping[str, int], coded: CodedSizes | None = None) -> int:
+    """Size of the packed model of a recipe, which need not be trained, with these bits by layer; coded: as for
+    `predicted_bytes`.
+    """
     model = fold(build_model(recipe.model, num_classes, 0, load_weights=False))
-    return predicted_bytes(model, bits)
+    return predicted_bytes(model, bits, coded=coded)
 
 
 def realize(recipe: Recipe, shared: Shared) -> Quantized:

@@ -33,7 +33,7 @@ from xfer.model import FusionModel, build_model
 from xfer.model_config import ModelConfig
 from xfer.optimizer import between
 from xfer.quant.bits import FLOAT, layers
-from xfer.quant.cost import predicted_bytes
+from xfer.quant.cost import predicted_bytes, sizes_of
 from xfer.quant.fold import fold
 from xfer.quant.keep import keep, kept
 from xfer.quant.pack import pack, unpack
@@ -82,7 +82,8 @@ class Origin:
 class Trained:
     """A model ready for use, in evaluation mode. `codes`: of the layers that are packed, for a bundle, or that will be,
     for a run with transfer.mode: quant; such a model is folded. None: a run in float32. `dropped`: weights by name
-    of the branches that the run was trained with and its model is without (model.fusion.prune). `origin`: of a model that was trained elsewhere.
+    of the branches that the run was trained with and its model is without (model.fusion.prune). `origin`: of a model
+    that was trained elsewhere.
     """
 
     path: Path
@@ -322,12 +323,13 @@ def write_bundle(
         name=recipe.name, image_size=recipe.data.image_size, resize=recipe.data.resize, model=model, trained_on=seen
     )
     with whole_folder(folder) as draft:
-        pack(quantized, draft / "weights.safetensors", dict(extra))
+        coded = recipe.quantize.coded
+        pack(quantized, draft / "weights.safetensors", dict(extra), coded)
         (draft / "recipe.yaml").write_text(dump(described))
         (draft / "labels.yaml").write_text(yaml.safe_dump({"classes": list(trained.classes)}, allow_unicode=True))
         (draft / "bits.yaml").write_text(yaml.safe_dump(all_bits(quantized), sort_keys=False))
         (draft / "card.md").write_text(card)
-        _check_size(draft / "weights.safetensors", quantized, extra, recipe.quantize.budget)
+        _check_size(draft / "weights.safetensors", quantized, extra, recipe.quantize.budget, coded)
         write_manifest(draft, {"format": FORMAT, **about})
     return folder
 
@@ -337,9 +339,10 @@ def all_bits(quantized: Quantized) -> dict[str, int]:
     return {name: codes.bits if (codes := quantized.codes.get(name)) else FLOAT for name in layers(quantized.model)}
 
 
-def _check_size(file: Path, quantized: Quantized, extra: Mapping[str, Any], budget: int | None) -> None:
+def _check_size(file: Path, quantized: Quantized, extra: Mapping[str, Any], budget: int | None, coded: bool) -> None:
     """The file is as large as was foretold, and no larger than it may be."""
-    found, foretold = os.path.getsize(file), predicted_bytes(quantized.model, all_bits(quantized), extra)
+    sizes = sizes_of(quantized.codes) if coded else None
+    found, foretold = os.path.getsize(file), predicted_bytes(quantized.model, all_bits(quantized), extra, sizes)
     if abs(found - foretold) > 1e-3 * foretold or (budget is not None and found > budget):
         allowed = "" if budget is None else f", {budget:,} were allowed"
         raise RuntimeError(f"{file.name} has {found:,} bytes, {foretold:,} were foretold{allowed}; nothing is written")

@@ -36,6 +36,7 @@ def card_of(
         + (", ".join(f"{name} {w:.3f}" for name, w in weights.items()) if weights else "none"),
         f"- images: {recipe.data.image_size} x {recipe.data.image_size} pixels, {recipe.data.resize}{tiles}",
         f"- storage bits: {_storage(recipe, widths)}",
+        *([f"- {coded}"] if (coded := widths.coded_text(model)) else []),
         f"- weights: {trained.weights_bytes:,} bytes in float, {size_bytes:,} packed",
         *(f"- {part} on {one['images']:,} images: {one['of']}" for part, one in splits.items()),
         "",

@@ -99,12 +99,22 @@ class QuantizeConfig(Strict):
     max_drop: float | None = Field(default=None, gt=0, lt=100)  # the smallest model that loses no more points
     calibration: int = Field(default=256, ge=1)  # training images for sensitivities and the affine correction
     finish: int = Field(default=0, ge=0)  # steps that train codes, scales and biases towards the float model's answers
+    coded: bool = False  # codes are written shorter without loss, in layers where they are; a budget counts them so
     correct: bool = True  # match each convolution's channel mean and deviation to the float model
 
     @property
     def searches(self) -> bool:
         """Whether widths are chosen by what the layers can bear, and not given."""
         return self.budget is not None or self.max_drop is not None
+
+    @model_validator(mode="after")
+    def _sizes_are_known(self) -> "QuantizeConfig":
+        if self.coded and self.finish and self.budget is not None:
+            raise ValueError(
+                "coded: must be false for a budget with finish, which trains codes, so their coded size is not known "
+                "before; give bits, layers or max_drop, or leave finish out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_way(self) -> "QuantizeConfig":

@@ -46,11 +46,13 @@ def measure_front(trained: Trained, recipe: Recipe, count: int, folder: Path) ->
     calibration = calibration_images(data, recipe.data, recipe.quantize.calibration)
     folded, metadata = fold_model(trained.model, recipe.quantize, calibration), file_metadata(trained, recipe)
     check_choosable(folded.kept)
-    points = front_of(folded.model, sensitivities(folded.model, calibration), metadata).spread(count)
+    losses = sensitivities(folded.model, calibration)
+    points = front_of(folded.model, losses, metadata, folded.sizes()).spread(count)
     about: dict[str, Any] = {
         "run": trained.name,
         "weights": trained.weights_sha256,
         "corrected": recipe.quantize.correct,
+        "coded": recipe.quantize.coded,
         "measure": trained.measure,
         "images": held.splits(sum(map(len, calibration)), None),
     }

@@ -103,7 +103,9 @@ def _network(path: Path, arch: str) -> tuple[nn.Module, str, dict[str, Tensor]]:
         raise ValueError(f"{path}: has no {classifier}.weight, the classifier of a {arch}{fitting or known}")
     if len(weight) < 2:
         raise ValueError(f"{path}: {classifier}.weight has {len(weight)} row, a classifier needs two classes or more")
-    network.set_submodule(classifier, nn.Linear(network.get_submodule(classifier).in_features, len(weight)))
+    before = network.get_submodule(classifier)
+    assert isinstance(before, nn.Linear)
+    network.set_submodule(classifier, nn.Linear(before.in_features, len(weight)))
     own = network.state_dict()
     if faults := differences(own, state):
         raise ValueError(f"{path}: not the weights of a {arch}: {'; '.join(faults)}{_fitting(state, classifier)}")

@@ -61,14 +61,14 @@ class FusionModel(nn.Module):
         self.tile = tile
         self.branches = nn.ModuleDict(branches)
         self.sizes, self.projects = dict(sizes), width is not None
-        self.width = width = width or next(iter(branches.values())).channels[5]
+        self.width = width or next(iter(branches.values())).channels[5]
         self.projections = nn.ModuleDict({name: self._projection(branch) for name, branch in branches.items()})
         start = [weights[name] for name in branches] if weights else [1.0] * len(branches)
-        self.fusion = FUSIONS[fusion](start, width)
+        self.fusion = FUSIONS[fusion](start, self.width)
         self.enter = UnitLength() if kind == "labels" else nn.Identity()
         self.table = LabelTable(num_classes) if kind == "labels" else None
         self.dropout = nn.Dropout(dropout)
-        self.head = self._head(width * (len(branches) if FUSIONS[fusion].stacks else 1), num_classes)
+        self.head = self._head(self.width * (len(branches) if FUSIONS[fusion].stacks else 1), num_classes)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)

@@ -23,7 +23,7 @@ from xfer.checkpoint import write_manifest
 from xfer.encoders import ENCODERS
 from xfer.heads.label_table import LabelTable
 from xfer.model_config import HeadConfig
-from xfer.quant.pack import pack, read_metadata
+from xfer.quant.pack import is_coded, pack, read_metadata
 from xfer.quant.weights import Codes, Quantized, dequantize, quantize_weight
 
 HEAD = "head"  # the layer whose rows are the classes
@@ -68,7 +68,8 @@ def add_classes(path: Path, names: Sequence[str], out: Path) -> list[NewClass]:
     with whole_folder(out) as draft:
         for name in listed["files"].keys() - ADDED:
             shutil.copyfile(path / name, draft / name)
-        pack(quantized, draft / "weights.safetensors", read_metadata(path / "weights.safetensors"))
+        weights = path / "weights.safetensors"
+        pack(quantized, draft / "weights.safetensors", read_metadata(weights), is_coded(weights))
         (draft / "labels.yaml").write_text(yaml.safe_dump({"classes": list(classes)}, allow_unicode=True))
         (draft / "card.md").write_text(_card((path / "card.md").read_text(), classes, found))
         write_manifest(draft, {key: value for key, value in listed.items() if key != "files"})

@@ -31,7 +31,7 @@ from xfer.outcomes import Comparison, outcomes_on
 from xfer.quant.allocate import Allocation
 from xfer.quant.bits import FLOAT, group_of, layer_bits, layers
 from xfer.quant.correct import correct
-from xfer.quant.cost import predicted_bytes
+from xfer.quant.cost import CodedSizes, coded_sizes, predicted_bytes, sizes_of
 from xfer.quant.fold import check_fold, fold, tensors
 from xfer.quant.keep import keep, kept, release
 from xfer.quant.pack import pack, unpack
@@ -60,13 +60,18 @@ def calibration_images(data: Splits, config: DataConfig, count: int) -> list[Ten
 @dataclass(frozen=True)
 class Folded:
     """A trained model without its BatchNorms, and what its layers are rounded by. kept: the codes of layers that keep
-    what they have, None for float; calibration: uint8 [B, 3, S, S] batches.
+    what they have, None for float; calibration: uint8 [B, 3, S, S] batches; coded: codes are written shorter.
     """
 
     model: FusionModel
     kept: Mapping[str, Codes | None]
     calibration: Sequence[Tensor]
     correct: bool
+    coded: bool = False
+
+    def sizes(self) -> CodedSizes | None:
+        """Of the codes that are shorter coded; None: none are coded."""
+        return coded_sizes(self.model) if self.coded else None
 
     def rounded(self, bits: Mapping[str, int], say: bool = False) -> Quantized:
         """Quantized at these widths, 32 for float; layers that keep their codes have these. `say`: with progress."""
@@ -88,7 +93,7 @@ class Folded:
         model = copy.deepcopy(self.model)
         with TemporaryDirectory() as folder:
             file = Path(folder, "weights.safetensors")
-            pack(quantized, file, metadata)
+            pack(quantized, file, metadata, self.coded)
             unpack(file, model)
             return model, file.stat().st_size
 
@@ -111,7 +116,7 @@ def fold_model(model: FusionModel, config: QuantizeConfig, calibration: Iterable
     if faults := kept_faults(config, before):
         raise ConfigError(faults)
     assert isinstance(reference, FusionModel)
-    return Folded(reference, before, calibration, config.correct)
+    return Folded(reference, before, calibration, config.correct, config.coded)
 
 
 def _comparable(model: FusionModel, images: Tensor) -> Any:
@@ -143,15 +148,16 @@ def choose_widths(
         except ValueError as error:
             raise ConfigError(f"quantize.groups: {error}") from None
         return Widths(bits, plainly(config))
+    sizes = folded.sizes()
     if budget is not None:
-        check_budget(model, budget, metadata)
+        check_budget(model, budget, metadata, sizes)
     if max_drop is not None and measure is None:
         raise ConfigError(
             "quantize.max_drop: chooses by held-out images of this one model, and there are none here; hold out a part "
             "of each source (data.validation: 0.1), or give quantize.budget"
         )
     losses = sensitivities(model, folded.calibration)
-    front = front_of(model, losses, metadata)
+    front = front_of(model, losses, metadata, sizes)
     if budget is not None:
         point = front.within(budget)
         room = "8 bits in every layer need no more" if set(point.bits.values()) == {8} else "by sensitivity"
@@ -287,12 +293,13 @@ def make_bundle(
     if config.finish:
         quantized, said = finished(quantized, folded.model, recipe, data, held.search, calibration)
         widths = replace(widths, said=f"{widths.said}; {said}")
-    widths = replace(widths, bits=all_bits(quantized))  # of layers that keep their codes, what they have
+    sizes = sizes_of(quantized.codes) if config.coded else None
+    widths = replace(widths, bits=all_bits(quantized), coded=sizes)  # of layers that keep their codes, what they have
     if compared is None and _count(held.report):
         compared = compare(trained, quantized, recipe.data, held.what, held.report)
     splits = held.splits(sum(map(len, calibration)), compared)
     bundle = ship(trained, recipe, quantized, folder, [compared] if compared else [], widths, splits)
-    return Made(bundle, compared, widths, predicted_bytes(folded.model, all_bits(quantized), metadata))
+    return Made(bundle, compared, widths, predicted_bytes(folded.model, all_bits(quantized), metadata, sizes))
 
 
 def file_metadata(trained: Trained, recipe: Recipe) -> dict[str, Any]:
@@ -389,9 +396,9 @@ def ship(
     """
     assert isinstance(quantized.model, FusionModel)
     extra = file_metadata(trained, recipe)
-    bits = all_bits(quantized)
-    widths = widths or Widths(bits, span(bits) if recipe.quantize.searches else plainly(recipe.quantize))
-    foretold = predicted_bytes(quantized.model, bits, extra)
+    bits, sizes = all_bits(quantized), sizes_of(quantized.codes) if recipe.quantize.coded else None
+    widths = widths or Widths(bits, span(bits) if recipe.quantize.searches else plainly(recipe.quantize), coded=sizes)
+    foretold = predicted_bytes(quantized.model, bits, extra, widths.coded)
     card = card_of(trained, recipe, quantized.model, widths, foretold, compared, splits or {})
     write_bundle(folder, recipe, trained, quantized, extra, card, {"splits": splits} if splits else {})
     bundle = open_model(folder)

@@ -23,8 +23,9 @@ from xfer.model import FusionModel
 from xfer.outcomes import Comparison
 from xfer.quant.allocate import Allocation, Table, front
 from xfer.quant.bits import FLOAT, WIDTHS, groups, layers
-from xfer.quant.cost import layer_bytes, predicted_bytes
+from xfer.quant.cost import CodedSizes, layer_bytes, predicted_bytes
 from xfer.quant.sensitivity import sensitivity
+from xfer.quant.stream import num_bytes
 from xfer.tasks.known import task_of
 
 _BATCH = 32  # images of a pass: fewer are few values for the correction, more take memory for their graph
@@ -89,11 +90,11 @@ class Front:
         return [self.points[place] for place in sorted(places)]
 
 
-def front_of(model: nn.Module, losses: Table, metadata: Mapping[str, Any]) -> Front:
-    """The front of a folded model; metadata: what its file says beside the weights. The smallest and the largest
-    allocation are always in it: losses are measured, and may not fall from width to width.
+def front_of(model: nn.Module, losses: Table, metadata: Mapping[str, Any], coded: CodedSizes | None = None) -> Front:
+    """The front of a folded model; metadata: what its file says beside the weights; coded: as for `predicted_bytes`.
+    The smallest and the largest allocation are always in it: losses are measured, and may not fall from width to width.
     """
-    sizes = layer_bytes(model, WIDTHS)
+    sizes = layer_bytes(model, WIDTHS, coded)
     smallest, largest = (_everywhere(sizes, losses, width) for width in (min(WIDTHS), max(WIDTHS)))
     found = front(losses, sizes, max(1, largest.size_bytes // _STATES))
     points = [smallest]
@@ -102,7 +103,7 @@ def front_of(model: nn.Module, losses: Table, metadata: Mapping[str, Any]) -> Fr
             points.append(point)
     if points[-1].size_bytes < largest.size_bytes:
         points.append(largest)
-    return Front(points, lambda point: predicted_bytes(model, point.bits, metadata))
+    return Front(points, lambda point: predicted_bytes(model, point.bits, metadata, coded))
 
 
 def check_choosable(kept: Mapping[str, Any]) -> None:
@@ -114,9 +115,9 @@ def check_choosable(kept: Mapping[str, Any]) -> None:
         )
 
 
-def check_budget(model: nn.Module, budget: int, metadata: Mapping[str, Any]) -> None:
+def check_budget(model: nn.Module, budget: int, metadata: Mapping[str, Any], coded: CodedSizes | None = None) -> None:
     """Raises ConfigError if no widths of a folded model fit: before anything is measured."""
-    smallest = predicted_bytes(model, dict.fromkeys(layers(model), min(WIDTHS)), metadata)
+    smallest = predicted_bytes(model, dict.fromkeys(layers(model), min(WIDTHS)), metadata, coded)
     if budget < smallest:
         raise ConfigError(_too_small(budget, smallest))
 
@@ -150,17 +151,31 @@ class Tried:
 @dataclass(frozen=True)
 class Widths:
     """The storage bits of every layer, 32 for float. said: how they came about; losses: nats an image by layer and
-    width, where they were measured; tried: what was measured to choose, smallest first.
+    width, where they were measured; tried: what was measured to choose, smallest first; coded: bytes of the codes that
+    are written shorter, by layer and width; None: none were to be.
     """
 
     bits: Mapping[str, int]
     said: str
     losses: Table | None = None
     tried: Sequence[Tried] = ()
+    coded: CodedSizes | None = None
+
+    def coded_text(self, model: nn.Module) -> str:
+        """What coding came to, in words; empty if nothing was to be coded."""
+        if self.coded is None:
+            return ""
+        shorter = {name: row[self.bits[name]] for name, row in self.coded.items() if self.bits[name] in row}
+        found = layers(model)
+        plain = sum(num_bytes(found[name].weight.numel(), bits) for name, bits in self.bits.items() if bits != FLOAT)
+        saved = sum(num_bytes(found[name].weight.numel(), self.bits[name]) - size for name, size in shorter.items())
+        count = sum(bits != FLOAT for bits in self.bits.values())
+        share = 100 * saved / plain if plain else 0.0
+        return f"coded without loss in {len(shorter)} of {count} layers: codes take {saved:,} bytes less, {share:.1f} %"
 
     def rows(self, model: nn.Module, by_layer: bool) -> list[list[str]]:
         """A table for people of the layers of a folded model, or of their groups, its header first."""
-        sizes, found = layer_bytes(model), layers(model)
+        sizes, found = layer_bytes(model, coded=self.coded), layers(model)
         parts = {name: [name] for name in found} if by_layer else groups(model)
         head = ["layer", "weights", "bits", "bytes"] if by_layer else ["group", "weights", "bits", "bytes"]
         rows = [[*head, *(["sensitivity"] if self.losses else [])]]

@@ -1,4 +1,4 @@
-"""`xfer quantize --weights`: a network that was trained elsewhere becomes a bundle that says what it says, or why not."""
+"""`xfer quantize --weights`: a network of elsewhere becomes a bundle that says what it says, or why not is said."""
 
 import shutil
 
@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torchvision.models import resnet18
 
 from shards.cli.build import build
+from shards.loading.open import open_data
 from shards.settings import ConfigError
 from tests.xfer.command import status
 from xfer.bundle import open_model
@@ -117,19 +118,12 @@ def test_names_are_given_by_a_file_in_order_or_found_among_it(network, weights, 
 
 
 def _counts(recipe):
-    from shards.loading.open import open_data
-
     data = open_data(recipe.data)
-    return {
-        name: sum(
-            int((subset.labels() == subset.manifest.classes.index(name)).sum())
-            for subset in (*data.train, *data.validation)
-        )
-        for name in data.train[0].classes
-    }
+    labels = np.concatenate([subset.labels() for subset in (*data.train, *data.validation)])
+    return {name: int((labels == place).sum()) for place, name in enumerate(data.classes)}
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["module.", "module._orig_mod."])
 def test_checkpoints_of_training_scripts_are_read(network, folder, tmp_path, prefix):
     file = tmp_path / "checkpoint.pth"
     state = {prefix + name: value for name, value in network.state_dict().items() if "num_batches" not in name}
@@ -212,6 +206,6 @@ def test_a_recipe_may_leave_its_only_branch_unprojected(recipe_values):
     assert Recipe.model_validate(recipe_values).model.fusion.width is None
     recipe_values["model"]["branches"]["b"] = {"backbone": "resnet10"}
     with pytest.raises(
-        ValueError, match="fusion.width: none leaves the only branch of a classifier as it is; 2 branch"
+        ValueError, match=r"fusion\.width: none leaves the only branch of a classifier as it is; 2 branch"
     ):
         Recipe.model_validate(recipe_values)

@@ -7,6 +7,7 @@ before anything is quantized, and a reader knows what to expect before it reads.
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from xfer.quant.bits import FLOAT, layers
 from xfer.quant.stream import num_bytes
 
 FORMAT, VERSION = "xfer-packed", 1
+CODED_VERSION = 2  # of a file with coded layers, which older releases cannot read
 # One metadata entry: safetensors writes its map in random order, and equal models should give equal files.
 METADATA_KEY = "packed"
 
@@ -35,13 +37,18 @@ DTYPE_NAMES = {
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # tensor name -> dtype, shape
 
 
-def layout(model: nn.Module, bits: Mapping[str, int]) -> Layout:
-    """Every tensor of the packed file of the folded `model` with layer widths `bits`."""
+Coded = Mapping[str, int]  # layer that is coded (xfer/quant/coded.py) -> bytes of its stream
+PLAIN: Coded = MappingProxyType({})
+
+
+def layout(model: nn.Module, bits: Mapping[str, int], coded: Coded = PLAIN) -> Layout:
+    """Every tensor of the packed file of the folded `model` with layer widths `bits`, those `coded` so long."""
     found, entries = layers(model), {}
     for name, width in bits.items():
         if width != FLOAT:
             channels = found[name].weight.shape[0]
-            entries[f"{name}.q"] = (torch.uint8, (num_bytes(found[name].weight.numel(), width),))
+            length = coded.get(name) or num_bytes(found[name].weight.numel(), width)
+            entries[f"{name}.q"] = (torch.uint8, (length,))
             entries[f"{name}.s"] = entries[f"{name}.b"] = (torch.float32, (channels,))
     for key, (dtype, shape) in _rest(model, bits).items():
         if key in entries:
@@ -66,11 +73,15 @@ def _rest(model: nn.Module, bits: Mapping[str, int]) -> Layout:
     return rest
 
 
-def header_text(model: nn.Module, bits: Mapping[str, int], metadata: Mapping[str, Any]) -> str:
+def header_text(model: nn.Module, bits: Mapping[str, int], metadata: Mapping[str, Any], coded: Coded = PLAIN) -> str:
     """The file's one metadata entry, the same text for the same content."""
     found = layers(model)
     packed = {
-        name: {"bits": width, "shape": list(found[name].weight.shape)} for name, width in bits.items() if width != FLOAT
+        name: {"bits": width, "shape": list(found[name].weight.shape)}
+        | ({"coded": coded[name]} if name in coded else {})
+        for name, width in bits.items()
+        if width != FLOAT
     }
-    content = {"format": FORMAT, "version": VERSION, "layers": packed, "metadata": dict(metadata)}
+    version = CODED_VERSION if coded else VERSION
+    content = {"format": FORMAT, "version": version, "layers": packed, "metadata": dict(metadata)}
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -18,30 +18,42 @@ from torch import Tensor, nn
 
 from shards.format.whole import whole_file
 from xfer.quant.bits import WIDTHS, layers
-from xfer.quant.layout import DTYPE_NAMES, FORMAT, METADATA_KEY, VERSION, header_text, layout
-from xfer.quant.stream import from_stream, to_stream
+from xfer.quant.coded import decode, encode
+from xfer.quant.layout import CODED_VERSION, DTYPE_NAMES, FORMAT, METADATA_KEY, VERSION, header_text, layout
+from xfer.quant.stream import from_stream, num_bytes, to_stream
 from xfer.quant.weights import Codes, Quantized, dequantize, give_bias, write
 
 
-def pack(quantized: Quantized, path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> None:
-    """Write `quantized` to `path`, whole or not at all. metadata: anything JSON can say, for `read_metadata`."""
+def pack(quantized: Quantized, path: str | os.PathLike[str], metadata: Mapping[str, Any], coded: bool = False) -> None:
+    """Write `quantized` to `path`, whole or not at all. metadata: anything JSON can say, for `read_metadata`; coded:
+    codes are written shorter, in layers where they then are.
+    """
     bits = {name: codes.bits for name, codes in quantized.codes.items()}
-    expected = layout(quantized.model, bits)
+    streams = {name: _stream(codes, coded) for name, codes in quantized.codes.items()}
+    sizes = {name: len(stream) for name, (stream, is_coded) in streams.items() if is_coded}
+    expected = layout(quantized.model, bits, sizes)
     state, found = quantized.model.state_dict(), layers(quantized.model)
     tensors: dict[str, Tensor] = {}
     for name, codes in quantized.codes.items():
         layer = found[name]
         if not torch.equal(layer.weight, dequantize(codes)) or layer.bias is None:
             raise ValueError(f"{name}: the weight was changed after quantization; quantize the model again")
-        tensors[f"{name}.q"] = to_stream(codes.q, codes.bits)
+        tensors[f"{name}.q"] = streams[name][0]
         tensors[f"{name}.s"] = codes.scale
         tensors[f"{name}.b"] = layer.bias
     sources = {**state, **tensors}
     # clone: safetensors refuses tensors that share memory, as buffers of one module may
     ready = {key: sources[key].detach().cpu().clone().contiguous() for key in expected}
-    text = header_text(quantized.model, bits, metadata)
+    text = header_text(quantized.model, bits, metadata, sizes)
     with whole_file(os.fspath(path)) as draft:
         save_file(ready, draft, metadata={METADATA_KEY: text})
+
+
+def _stream(codes: Codes, coded: bool) -> tuple[Tensor, bool]:
+    """The bytes of a layer's codes, and whether they are coded: only if that is shorter."""
+    if coded and len(stream := encode(codes.q, codes.bits)) < num_bytes(codes.q.numel(), codes.bits):
+        return stream, True
+    return to_stream(codes.q, codes.bits), False
 
 
 def unpack(path: str | os.PathLike[str], model: nn.Module) -> Quantized:
@@ -51,13 +63,15 @@ def unpack(path: str | os.PathLike[str], model: nn.Module) -> Quantized:
     """
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
-            bits = _bits(_content(file.metadata(), path), model)
-            expected = layout(model, bits)
+            content = _content(file.metadata(), path)
+            bits = _bits(content, model)
+            coded = _coded(content, model, bits)
+            expected = layout(model, bits, coded)
             _check_header(file, expected, path)
             tensors = {key: file.get_tensor(key) for key in expected}
     except SafetensorError as error:
         raise ValueError(f"{path} is no readable safetensors file: {error}") from error
-    codes = {name: _codes(tensors, name, width, model) for name, width in bits.items()}
+    codes = {name: _codes(tensors, name, width, model, name in coded) for name, width in bits.items()}
     _load(model, codes, tensors)
     return Quantized(model, codes)
 
@@ -71,6 +85,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is no readable safetensors file: {error}") from error
 
 
+def is_coded(path: str | os.PathLike[str]) -> bool:
+    """Whether layers of a packed file are coded; reads the header only."""
+    with safe_open(os.fspath(path), framework="pt") as file:
+        return _content(file.metadata(), path)["version"] == CODED_VERSION
+
+
 def _content(metadata: Mapping[str, str] | None, path: object) -> dict[str, Any]:
     """The parsed metadata entry, its outer shape checked."""
     try:
@@ -79,8 +99,9 @@ def _content(metadata: Mapping[str, str] | None, path: object) -> dict[str, Any]
         raise ValueError(f"{path}: the metadata is no JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is no packed model: the metadata names no format {FORMAT!r}")
-    if content.get("version") != VERSION:
-        raise ValueError(f"{path} has format version {content.get('version')!r}; this release reads {VERSION}")
+    if content.get("version") not in (VERSION, CODED_VERSION):
+        known = f"{VERSION} and {CODED_VERSION}"
+        raise ValueError(f"{path} has format version {content.get('version')!r}; this release reads {known}")
     if not isinstance(content.get("layers"), dict) or not isinstance(content.get("metadata"), dict):
         raise ValueError(f"{path}: the metadata lacks its layers")
     return content
@@ -102,6 +123,20 @@ def _bits(content: dict[str, Any], model: nn.Module) -> dict[str, int]:
     return bits
 
 
+def _coded(content: dict[str, Any], model: nn.Module, bits: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of the streams of coded layers: fewer than those of a plain stream, so no more is ever read than that."""
+    coded = {name: entry["coded"] for name, entry in content["layers"].items() if "coded" in entry}
+    for name, length in coded.items():
+        most = num_bytes(layers(model)[name].weight.numel(), bits[name])
+        if type(length) is not int or not 0 < length < most:
+            raise ValueError(f"{name}: {length!r} coded bytes in the file; expected 1 to {most - 1}")
+    if bool(coded) != (content["version"] == CODED_VERSION):
+        raise ValueError(
+            f"the format version is {content['version']}, which does not go with {len(coded)} coded layers"
+        )
+    return coded
+
+
 def _check_header(file: Any, expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], path: object) -> None:
     """Names, dtypes and shapes, before a single tensor is allocated."""
     present = set(file.keys())
@@ -116,12 +151,12 @@ def _check_header(file: Any, expected: Mapping[str, tuple[torch.dtype, tuple[int
             raise ValueError(f"{key}: {given[0]} {given[1]} in the file, {DTYPE_NAMES[dtype]} {list(shape)} expected")
 
 
-def _codes(tensors: Mapping[str, Tensor], name: str, width: int, model: nn.Module) -> Codes:
+def _codes(tensors: Mapping[str, Tensor], name: str, width: int, model: nn.Module, coded: bool) -> Codes:
     weight, scale = layers(model)[name].weight, tensors[f"{name}.s"]
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
         raise ValueError(f"{name}: a scale is not a positive number")
     try:
-        q = from_stream(tensors[f"{name}.q"], width, weight.numel())
+        q = (decode if coded else from_stream)(tensors[f"{name}.q"], width, weight.numel())
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     return Codes(q.view(weight.shape).to(weight.device), scale.to(weight.device), width)

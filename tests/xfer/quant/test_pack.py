@@ -122,7 +122,7 @@ def _rename(tensors, content):
 
 
 def _newer(tensors, content):
-    content["version"] = 2
+    content["version"] = 3
 
 
 def _other_format(tensors, content):
@@ -142,7 +142,7 @@ def _other_format(tensors, content):
         (_widen, "head.q: U8"),
         (_unknown_width, "head: 64 bits"),
         (_rename, "tail is in the file"),
-        (_newer, "format version 2"),
+        (_newer, "format version 3"),
         (_other_format, "no packed model"),
     ],
 )
