@@ -6,8 +6,8 @@ RUN: a trained classifier. Its layers are rounded to each width and packed plain
 training makes them: those that a vector quantizer decoded do, and fine-tuning leaves that. So the same is measured with
 noise of a tenth of each layer's standard deviation added, which takes repeats away and leaves the shape of the
 distribution; and on the Gaussian weights that a ResNet-50 begins with. Entropy: of the codes of each layer, order 0,
-what a range coder would come to. Load time: `unpack` of a file in the page cache, median of `--repeats`, plain and coded
-by turns. Written to benchmarks/results/coded.md.
+what a range coder would come to. Load time: `unpack` of a file in the page cache, median of `--repeats`, plain and
+coded by turns. Written to benchmarks/results/coded.md.
 """
 
 import argparse
@@ -55,9 +55,9 @@ def main() -> None:
         "",
         "    python -m benchmarks.coded RUN",
         "",
-        f"Commit {commit()}, {platform.machine()}, one core, torch {torch.__version__}, zlib {zlib.ZLIB_RUNTIME_VERSION}. "
-        f"Run: {trained.name} ({said}, {trained.image_size} px). Files in MB of 10^6 bytes, all but the codes in them too; "
-        "entropy in place of the streams of codes. The trained run began with weights that a vector quantizer decoded: "
+        f"Commit {commit()}, {platform.machine()}, one core, torch {torch.__version__}, zlib {zlib.ZLIB_RUNTIME_VERSION}."
+        f" Run: {trained.name} ({said}, {trained.image_size} px). Whole files, in MB of 10^6 bytes; entropy in place of the "
+        "streams of codes. The trained run began with weights that a vector quantizer decoded: "
         "its own rows say how much that repeats, those with noise what ordinary weights give.",
         "",
         "| " + " | ".join(head) + " |",

@@ -52,6 +52,29 @@ def test_the_file_of_a_budget_is_no_larger_and_near_to_it(recipe, trained, data,
         assert float(line.split("|")[5]) == pytest.approx(made.widths.losses[name][width], rel=0.06)
 
 
+def test_a_coded_budget_is_filled_with_coded_bytes(recipe, trained, data, sizes, tmp_path, capsys):
+    budget = (sizes[3] + sizes[4]) // 2
+    plain, coded = tmp_path / "plain", tmp_path / "coded"
+    for folder, more in ((plain, ()), (coded, ("--coded",))):
+        given = ("quantize", str(recipe.folder), "--budget", str(budget), "--out", str(folder))
+        assert status(*given, *more) == 0
+    said = capsys.readouterr().out
+    assert "coded without loss in " in said
+    assert "coded without loss in " in (coded / "card.md").read_text()
+    assert "coded without loss" not in (plain / "card.md").read_text()
+    size = (coded / "weights.safetensors").stat().st_size
+    assert 0.97 * budget < size <= budget
+    assert f"{size:,} packed ({size:,} foretold)" in said
+    weights = {name: layer.weight.numel() for name, layer in layers(open_model(coded).model).items()}
+    stored = [sum(weights[name] * bits for name, bits in open_model(one).bits.items()) for one in (plain, coded)]
+    assert stored[1] > 1.04 * stored[0]
+
+
+def test_a_coded_budget_with_finish_is_refused():
+    with pytest.raises(ValueError, match="coded: must be false for a budget with finish"):
+        QuantizeConfig.model_validate({"coded": True, "budget": "4MB", "finish": 3})
+
+
 def test_a_budget_is_better_spent_by_sensitivity_than_on_one_width(recipe, trained, data, sizes, tmp_path):
     images = next(few(data.validation, recipe.data, 120)).images
     errors = {}

@@ -76,8 +76,8 @@ def quantize(
         Makes no bundle: so many sizes from 2 to 8 bits are packed, read back and measured on the search images, and
         written to front.json and front.png.
     coded
-        Write codes shorter without loss (quantize.coded=true), in layers where they then are: some 10 to 20 % off the
-        file. A budget counts what is written.
+        Write codes shorter without loss (quantize.coded=true), in layers where they then are: a tenth to a
+        fifth off the file. A budget counts what is written.
     layers
         Show each layer, not groups of them.
     out

@@ -6,6 +6,7 @@ QUANT_MODE = ("tests/xfer/transfer/test_quant.py",)
 QUANT = ("tests/xfer/quant",)
 BUDGET = ("tests/xfer/test_budget.py",)
 FINISH = ("tests/xfer/test_finishing.py",)
+IMPORTED = ("tests/xfer/test_imported.py",)
 EXPORT = ("tests/xfer/tasks/test_export.py",)
 
 BREAKS = (
@@ -184,5 +185,53 @@ BREAKS = (
         "    return boxes[there], scores[there], labels[there]\n",
         "    return boxes, scores, labels\n",
         EXPORT,
+    ),
+    Break(
+        "import-renames-nothing",
+        "names of --classes are not given to class folders in their order",
+        "xfer/imported.py",
+        "        said = names or there\n",
+        "        said = there\n",
+        IMPORTED,
+    ),
+    Break(
+        "import-accuracy-without-classes",
+        "agreement with the model in float is called accuracy",
+        "xfer/bundle.py",
+        'return "accuracy" if self.labelled else "agreement"',
+        'return "accuracy"',
+        IMPORTED,
+    ),
+    Break(
+        "import-unchecked",
+        "a network whose classifier reads something else than the last map is taken over",
+        "xfer/imported.py",
+        "    if head.in_features != model.head.in_features:\n",
+        "    if False:\n",
+        IMPORTED,
+    ),
+    Break(
+        "coded-budget-counts-plain",
+        "a budget with coding is spent by the bytes of plain streams",
+        "xfer/widths.py",
+        "    sizes = layer_bytes(model, WIDTHS, coded)\n",
+        "    sizes = layer_bytes(model, WIDTHS)\n",
+        BUDGET,
+    ),
+    Break(
+        "coded-though-longer",
+        "layers are coded where that makes them longer",
+        "xfer/quant/pack.py",
+        "    if coded and len(stream := encode(codes.q, codes.bits)) < num_bytes(codes.q.numel(), codes.bits):\n",
+        "    if coded and len(stream := encode(codes.q, codes.bits)):\n",
+        ("tests/xfer/quant/test_coded.py",),
+    ),
+    Break(
+        "coded-without-bound",
+        "a coded stream is expanded as far as it says",
+        "xfer/quant/coded.py",
+        "inflate.decompress(stream.numpy().tobytes(), expected + 1)",
+        "inflate.decompress(stream.numpy().tobytes())",
+        ("tests/xfer/quant/test_coded.py",),
     ),
 )

@@ -1,6 +1,7 @@
 """Codes written shorter: exactly the codes come back, the size is foretold, and no stream does more than it may."""
 
 import json
+import tracemalloc
 import zlib
 from collections import OrderedDict
 
@@ -92,8 +93,11 @@ def test_streams_that_no_writer_made_are_refused():
         (_raw(b"\xc9\x09\x01"), 5, "bits between codes"),
         (_raw(b"\x09\x09\x09"), 5, "bits after the last code"),
     ]:
+        tracemalloc.start()
         with pytest.raises(ValueError, match=message):
             decode(stream, 3, count)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
