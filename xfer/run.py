@@ -3,6 +3,7 @@
 runs/<name>/recipe.yaml        what was run
             trained_on.json    what it was trained on (xfer/trained_on.py)
             metrics.jsonl      one row a report: losses by step, accuracy by source
+            chain.jsonl        proof of which images and losses each step had (xfer/chain.py)
             checkpoints/       the newest whole ones; the same command goes on from there. Step 0: a linear probe
             tensorboard/, wandb/, track.json   with `track` (xfer/track.py)
             damage-*.jsonl     samples that were damaged and replaced, if there are any; one file a rank
@@ -29,15 +30,18 @@ from shards.loading.state import StreamState
 from shards.loading.subset import Subset
 from shards.loading.train import TrainStream, train_stream
 from shards.settings import ConfigError, read_yaml
+from xfer import chain
 from xfer.begin import begin
 from xfer.bundle import restore
 from xfer.checkpoint import (
+    WEIGHTS,
     TrainState,
     checkpoint_name,
     choose,
     chosen,
     latest_checkpoint,
     remove_stale_drafts,
+    sha256_of,
     start_weights,
     write_checkpoint,
 )
@@ -113,6 +117,7 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     if slot.rank == 0:
         remove_stale_drafts(recipe.folder / "checkpoints")
         write_metrics(recipe.folder, rows)  # those behind the checkpoint will be made again
+        chain.cut(recipe.folder, state.step, checkpoint and chain.of_weights(state.step, checkpoint.weights_sha256))
 
     device = default_device()
     gpu = device if device.type == "cuda" else None
@@ -245,7 +250,13 @@ class RunRecord:
         if self._writes:
             folder, keep = self._recipe.folder / "checkpoints", self._recipe.train.keep
             steps = self._evaluated if self._recipe.train.keep_evaluated else ()
-            write_checkpoint(folder, state, tensors, optimizer, keep, steps)
+            path = write_checkpoint(folder, state, tensors, optimizer, keep, steps)
+            chain.append(self._recipe.folder, [chain.of_weights(state.step, sha256_of(path / WEIGHTS))])
+
+    def prove(self, links: Sequence[chain.Link]) -> None:
+        """Appends to chain.jsonl."""
+        if self._writes:
+            chain.append(self._recipe.folder, links)
 
     def report(self, row: Row) -> None:
         """Appends to metrics.jsonl, and hands the row on."""
