@@ -20,7 +20,7 @@ by mistake; it does not hold against someone who forges a run.
 The newest links are kept in the checkpoint too. A resumed run cuts the file at the checkpoint's step, a torn last line
 with it, and goes on from there.
 
-Cost: two sha256 of 30 bytes and a line of 90 bytes a step (benchmarks/results/chain.md).
+Cost: two sha256 of 30 bytes and a line of 90 bytes a step (benchmarks/results/records.md).
 """
 
 import hashlib

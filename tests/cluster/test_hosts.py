@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.hosts import Hosts
+from xfer.chain import read_chain
 from xfer.checkpoint import latest_checkpoint
 from xfer.history import read_metrics
 
@@ -41,3 +42,4 @@ def test_a_host_crashes_the_restart_is_reported_and_the_run_ends_whole_when_it_i
     newest = latest_checkpoint(folder / "checkpoints")
     assert newest is not None
     assert newest.state.step == 60
+    assert list(read_chain(folder).steps) == list(range(1, 61))

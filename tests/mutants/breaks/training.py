@@ -18,7 +18,58 @@ TRACK = ("tests/xfer/test_track.py",)
 LEARN = ("tests/xfer/test_learn.py",)
 PRUNE = ("tests/xfer/test_prune.py",)
 
+CHAIN = ("tests/xfer/test_chain.py",)
+STREAM = ("tests/shards/loading/test_stream.py",)
+
 BREAKS = (
+    Break(
+        "chain-uncut",
+        "a resumed run keeps the links behind its checkpoint, and adds them again",
+        "xfer/chain.py",
+        'if link["step"] <= step]',
+        'if link["step"] <= step + 1]',
+        CHAIN,
+    ),
+    Break(
+        "chain-of-one-step",
+        "a link says nothing of the steps before it",
+        "xfer/chain.py",
+        "hashlib.sha256(before.encode() + struct",
+        "hashlib.sha256(struct",
+        CHAIN,
+    ),
+    Break(
+        "chain-forgotten",
+        "each step begins a new chain",
+        TRAIN,
+        "                state.chain = ends(self.links[-1])\n",
+        "                state.chain = {}\n",
+        CHAIN,
+    ),
+    Break(
+        "chain-half-a-sum",
+        "of the fingerprints' sum only the lower half counts",
+        "xfer/chain.py",
+        "one + (other << _HALF)",
+        "one",
+        CHAIN,
+    ),
+    Break(
+        "fingerprint-without-place",
+        "an image at another position has the same fingerprint",
+        "shards/loading/batch.py",
+        "fold(names[self.sources], self.positions, self.fingerprints)",
+        "fold(names[self.sources], self.fingerprints)",
+        STREAM,
+    ),
+    Break(
+        "fingerprint-without-bytes",
+        "an image of other bytes has the same fingerprint",
+        "shards/loading/reader.py",
+        "key ^ crc32 << 32)",
+        "key)",
+        STREAM,
+    ),
     Break("bf16-ignored", "train.precision: bf16 changes nothing", ENGINE, "enabled=self.bf16", "enabled=False", KEYS),
     Break(
         "clip-ignored",
