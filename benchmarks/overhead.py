@@ -99,6 +99,9 @@ class Nothing:
     def report(self, row: Row) -> None:
         pass
 
+    def timed(self, row: Row) -> None:
+        pass
+
     def prove(self, links: Sequence[Link]) -> None:
         pass
 

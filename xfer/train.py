@@ -6,7 +6,7 @@ epochs, means that ranks can never disagree about the end.
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from xfer.config import TrainConfig
 from xfer.engine import Engine
 from xfer.learn import Learner
 from xfer.tasks.task import Loss, nothing
+from xfer.timing import Laps
 
 Row = dict[str, Any]
 
@@ -39,6 +40,10 @@ class Record(Protocol):
     def save(self, state: TrainState) -> None: ...
 
     def report(self, row: Row) -> None: ...
+
+    def timed(self, row: Row) -> None:
+        """Takes where this rank's time went since the last row (xfer/timing.py)."""
+        ...
 
     def prove(self, links: Sequence[Link]) -> None:
         """Takes what the newest steps add to the chain of the run (xfer/chain.py)."""
@@ -103,22 +108,29 @@ def _batchnorm_still(module: nn.Module) -> Iterator[None]:
             part.train()
 
 
-def train_step(engine: Engine, batch: Batch, objective: Loss, global_batch: int) -> Tensor:
+def train_step(
+    engine: Engine, batch: Batch, objective: Loss, global_batch: int, lap: Callable[[str], None] = lambda part: None
+) -> Tensor:
     """One update from this rank's share of a global batch. Returns this rank's part of the mean loss, a scalar on the
     device.
 
-    The loss is divided by the global batch, not by the share, so unequal shares still give the exact global mean.
+    The loss is divided by the global batch, not by the share, so unequal shares still give the exact global mean. `lap`
+    is told what is done, each time.
     """
     total = torch.zeros((), device=engine.device)
     batch = batch.to(engine.device)
+    lap("copy")
     for micro in batch.split(engine.accumulation):
         if len(micro):
             loss = objective(engine.forward(micro.images), micro) / global_batch
         else:  # another rank's share is larger: take part in its backward with gradients of zero
             with _batchnorm_still(engine.module):
                 loss = nothing(engine.forward(batch.images[:1]))
+        lap("forward")
         engine.backward(loss * engine.world_size)  # the engine averages over ranks
+        lap("backward")
         engine.step()
+        lap("update")
         total += loss.detach()
     return total
 
@@ -186,12 +198,14 @@ def train(run: Training, state: TrainState) -> TrainState:
     if state.step > run.scored and is_scored:  # saved, then stopped before its score was on record
         _score(run, state)
     set_training(engine.module, config.freeze_batchnorm)
-    started = time.perf_counter()
+    started, laps = time.perf_counter(), Laps(engine.device)
+    laps.start()
     while state.step < end and not run.record.is_over():
         rate = learning_rate(state.step - start, end - start, config.learning_rate, config.warmup, config.schedule)
         engine.set_learning_rate(rate)
         batch = next(run.batches)
-        losses.add(train_step(engine, batch, run.objective, run.global_batch), batch)
+        laps.lap("data")
+        losses.add(train_step(engine, batch, run.objective, run.global_batch, laps.lap), batch)
         state.step += 1
         if run.learner and run.learner.after(state.step, batch, rate / config.learning_rate):
             set_training(engine.module, config.freeze_batchnorm)
@@ -202,6 +216,7 @@ def train(run: Training, state: TrainState) -> TrainState:
         saving |= logging and run.record.is_asked_to_stop()
         logging |= saving  # or a run that goes on from there would lack these steps
         means = losses.read(state) if logging or saving or scoring else []
+        laps.end(len(batch))
         if logging:
             seconds = time.perf_counter() - started
             run.record.report(
@@ -216,12 +231,16 @@ def train(run: Training, state: TrainState) -> TrainState:
                 }
             )
             run.record.prove(losses.links)
+            run.record.timed({"step": state.step, **laps.row(), "exchange": engine.exchanged()})
             losses.clear()
             started = time.perf_counter()
         if saving or scoring:
             paused = time.perf_counter()
             _save_and_score(run, state, saving, scoring)
             started += time.perf_counter() - paused
+            engine.exchanged()  # of no step
+        if logging or scoring:
+            laps.start()
     return state
 
 

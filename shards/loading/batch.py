@@ -143,6 +143,7 @@ class BatchBuilder:
         self.images: torch.Tensor | None = images
         self.buffer = buffer
         self.damaged: list[DamagedSample] = []
+        self.reading_s = self.decoding_s = 0.0  # what it took to make
         self.later: dict[int, Later] = {}
         self.shares: np.ndarray | None = None  # of the images that were mixed here (mix.py)
         self._image_size = image_size

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, Protocol
@@ -95,12 +96,16 @@ class Samples(Dataset):
         drawn = draw(self.seed, request.positions) if self.seed is not None else [()] * n
         with _one_thread():
             for first in range(0, n, _READ_TOGETHER):
+                begun = time.perf_counter()
                 ahead = [self._read(place) for place in places[first : first + _READ_TOGETHER]]
+                read = time.perf_counter()
                 for at, sample in enumerate(ahead, first):
                     seat = _Seat(positions[at], drawn[at], builder.image(at))
                     found = self._find(places[at], seat, sample, builder.damaged)
                     if found is not None:
                         builder.fill(at, *found)
+                builder.reading_s += read - begun
+                builder.decoding_s += time.perf_counter() - read
             if self.mix and not builder.later and builder.images is not None:
                 builder.shares = self.mix(builder.images, builder.targets, builder.positions)
         builder.sign(self._names)

@@ -11,6 +11,7 @@ from shards.loading.open import open_data
 from tests.xfer.ranks import fit_share
 from xfer import run
 from xfer.begin import begin
+from xfer.bound import rank_times
 from xfer.chain import FILE, agreement, read_chain
 from xfer.checkpoint import checkpoint_name, chosen, latest_checkpoint
 from xfer.config import Recipe
@@ -75,6 +76,10 @@ def test_two_ranks_have_the_images_of_one_and_where_as_many_go_on_they_go_on_to_
     lines = (both.folder / FILE).read_bytes().splitlines()
     assert (again.folder / FILE).read_bytes().splitlines() == lines
     _same_images(one, both)
+    (alone,) = rank_times(one.folder)
+    assert alone.exchange == 0
+    assert [rank.rank for rank in rank_times(both.folder)] == [0, 1]
+    assert all(0 < rank.exchange < rank.step and rank.own for rank in rank_times(both.folder))
     for recipe in (again, one):
         for step in (3, 4):
             shutil.rmtree(recipe.folder / "checkpoints" / checkpoint_name(step))
