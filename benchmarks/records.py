@@ -1,4 +1,4 @@
-"""What a run's records of its steps cost: chain.jsonl and timing-<rank>.jsonl, against the smallest step worth a cluster.
+"""What a run's records of its steps cost, chain.jsonl and timing-<rank>.jsonl, against a small step.
 
     python -m benchmarks.records
 
