@@ -93,7 +93,7 @@ def test_a_rank_that_waits_for_images_is_the_slow_one_too(tmp_path):
     "other",
     [
         {"forward": 0.24, "exchange": 0.01},  # below the limit
-        {"forward": 0.2, "exchange": 0.05, "slow": (2, 4, 5)},  # now and then
+        {"forward": 0.21, "exchange": 0.04, "slow": (2, 4, 5)},  # now and then
         {"forward": 0.3, "exchange": 0.01, "images": 60},  # a larger share
         {"forward": 0.2, "exchange": 0.2},  # waits, and is not waited for
     ],
@@ -103,6 +103,12 @@ def test_ranks_that_differ_for_no_long_time_or_by_their_share_are_not_called_slo
     log(tmp_path, 1, 2, **other)
     assert slow_rank(rank_times(tmp_path)) is None
     assert "Bound by rank" not in told(tmp_path)
+
+
+def test_waiting_for_another_rank_is_not_taken_for_communication(tmp_path):
+    log(tmp_path, 0, 2, forward=0.2, exchange=0.06)
+    log(tmp_path, 1, 2, forward=0.24, exchange=0.02)
+    assert told(tmp_path).startswith("Bound by compute: 0% of a step waits for images, 8% for other ranks.")
 
 
 def test_only_the_newest_start_counts_and_rows_behind_its_checkpoint_are_taken_out(tmp_path):
@@ -127,13 +133,12 @@ def test_the_parts_of_a_step_add_up_to_it_and_what_is_between_steps_is_in_none()
         for part in ("forward", "backward", "forward"):
             laps.lap(part)
         laps.end(6)
-        time.sleep(0.05)  # an evaluation
+        time.sleep(0.2)  # an evaluation
     row = laps.row()
     assert (row["steps"], row["images"]) == (2, 12)
     assert 0.01 <= row["mean"]["forward"] + 1e-6 < row["max"]["forward"]
-    for kind in ("mean", "max"):
-        assert row[kind]["step"] == pytest.approx(sum(row[kind][part] for part in PARTS), abs=2e-3)
-    assert row["mean"]["step"] < 0.05
+    assert row["mean"]["step"] == pytest.approx(sum(row["mean"][part] for part in PARTS), abs=1e-5)
+    assert row["max"]["data"] < 0.2
     spans = Spans(Clock(torch.device("cpu")))
     for _ in range(2):
         spans.measured(time.sleep)(0.01)
