@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from cluster.address import address_fault
+from shards.faults import shown
 from shards.settings import Strict
 from xfer.config import Recipe
 
@@ -28,12 +29,21 @@ class Between(Strict):
         return self
 
 
+def _number(given: Any) -> Any:
+    if not isinstance(given, int) or isinstance(given, bool):
+        raise ValueError(
+            f"must be a whole number, or at least and at most how many: {{min: 1, max: 4}}; got {shown(given)}"
+        )
+    return given
+
+
 def _form(given: Any) -> str:
     return "<between>" if isinstance(given, dict | Between) else "<number>"
 
 
 Workers = Annotated[
-    Annotated[Between, Tag("<between>")] | Annotated[int, Field(ge=1), Tag("<number>")], Discriminator(_form)
+    Annotated[Between, Tag("<between>")] | Annotated[int, BeforeValidator(_number), Field(ge=1), Tag("<number>")],
+    Discriminator(_form),
 ]
 
 
