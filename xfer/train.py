@@ -19,6 +19,7 @@ from xfer.checkpoint import TrainState
 from xfer.config import TrainConfig
 from xfer.engine import Engine
 from xfer.learn import Learner
+from xfer.side import inputs
 from xfer.tasks.task import Loss, nothing
 
 Row = dict[str, Any]
@@ -108,10 +109,10 @@ def train_step(engine: Engine, batch: Batch, objective: Loss, global_batch: int)
     batch = batch.to(engine.device)
     for micro in batch.split(engine.accumulation):
         if len(micro):
-            loss = objective(engine.forward(micro.images), micro) / global_batch
+            loss = objective(engine.forward(*inputs(engine.module, micro)), micro) / global_batch
         else:  # another rank's share is larger: take part in its backward with gradients of zero
             with _batchnorm_still(engine.module):
-                loss = nothing(engine.forward(batch.images[:1]))
+                loss = nothing(engine.forward(*inputs(engine.module, next(batch.split(len(batch))))))
         engine.backward(loss * engine.world_size)  # the engine averages over ranks
         engine.step()
         total += loss.detach()
