@@ -44,7 +44,7 @@ class FusionModel(nn.Module):
     float [B, K].
 
     `sizes`: pixels each branch sees (None: as given). `trunk` of a branch never sees another branch's features. `kind`:
-    of the head. `tile`: how a branch sees larger images in evaluation mode (None: whole). `side`: the fields of its side
+    of the head. `tile`: how a branch sees larger images in evaluation mode (None: whole). `side`: fields of side
     inputs.
     """
 
@@ -159,8 +159,6 @@ class FusionModel(nn.Module):
                 {"weight": torch.cat([blocks[b] for b in kept], 1), "bias": self.head.bias.detach()}
             )
             self.head = smaller.train(self.head.training)
-            if self.side is not None:
-                self.side.keep(kept, len(names))
         self.fusion.keep(kept)
         for b in gone:
             del self.branches[names[b]], self.projections[names[b]], self.sizes[names[b]]
@@ -198,7 +196,8 @@ class DenseModel(FusionModel):
             maps.append(z)
         return self.fusion(maps)
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor, side: None = None) -> Any:
+        """`side`: None, for only classifiers take side inputs."""
         return self.head(self.features(images), tuple(images.shape[-2:]))
 
 

@@ -280,6 +280,11 @@ class ModelConfig(Strict):
                 raise ValueError(f"fusion.{key}: must be left out for concat, which has no weight vector, got {given}")
             if given is not None and len(self.branches) < 2:
                 raise ValueError(f"fusion.{key}: needs two branches or more to choose between, got {given}")
+        if self.fusion.prune and self.side and self.fusion.kind == "late":
+            raise ValueError(
+                "fusion.prune: must be left out for late with side inputs, which move the channels of every branch, "
+                f"got {self.fusion.prune:g}"
+            )
         if self.fusion.prune and self.is_dense and len({branch.size for branch in self.branches.values()}) > 1:
             raise ValueError(
                 f"fusion.prune: must be left out for the head {self.head.kind} where branches see other sizes, for "

@@ -248,13 +248,6 @@ class SideInputs(nn.Module):
         gamma, beta = self.film(encoded.relu()).chunk(2, 1)
         return z * (1 + gamma) + beta
 
-    @torch.no_grad()
-    def keep(self, branches: Sequence[int], count: int) -> None:
-        """Leaves the channels of all other of `count` branches out, which lie side by side."""
-        rows = self.film.weight.unflatten(0, (2, count, -1))[:, list(branches)].flatten(0, 2)
-        self.film = nn.Linear(self.film.in_features, len(rows), bias=False)
-        self.film.weight.copy_(rows)
-
 
 def _or(missing: Tensor, encoded: Tensor, column: Tensor) -> Tensor:
     return torch.where(column[:, :1].isnan(), missing.to(encoded.dtype), encoded)

@@ -31,8 +31,8 @@ from xfer.model import FusionModel
 from xfer.predict import answers_to
 from xfer.prepare import load_document, prepare
 from xfer.report.run import write_run_report
-from xfer.side import Said
 from xfer.seeds import RESULT, check_not_seeded, read_seeds, seed_folder, train_seeds
+from xfer.side import Said
 from xfer.tasks.known import task_of
 
 Picture = str | Path | np.ndarray | Tensor | Image.Image

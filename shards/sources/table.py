@@ -23,7 +23,18 @@ from shards.sources.notes import Notes
 from shards.sources.rows import TABLES, check_encoding, columns_of, read_rows
 from shards.sources.source import Item, Refused, SourceOptions
 
-IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "image_path", "filepath", "file_path", "path", "img", "image_id")
+IMAGE_COLUMNS = (
+    "image",
+    "file_name",
+    "filename",
+    "file",
+    "image_path",
+    "filepath",
+    "file_path",
+    "path",
+    "img",
+    "image_id",
+)
 _LABEL = ("label", "labels", "class", "category", "cls", "class_name", "target")
 # As JSON spells a number: 007 and 1_000 are texts, perhaps names of something.
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")

@@ -53,7 +53,8 @@ def predict(
 
     Folders are searched as `xfer shards build` does: hidden files are passed over, and what is no jpg, jpeg, png, webp
     or bmp is counted on stderr. A model that takes side inputs (model.side) sees those of --side; without it, or where
-    an image has no row, they are missing. An image that cannot be read is named in its place; the exit status is 1 at the end.
+    an image has no row, they are missing. An image that cannot be read is named in its place; the exit status is 1 at
+    the end.
 
     Parameters
     ----------
