@@ -77,7 +77,12 @@ def test_side_inputs_are_learned_alike_where_shares_and_what_is_missing_differ(
         "test": {},
         "batch_size": 3,
     }
-    recipe_values["model"] |= {"side": {"fields": {"hint": "category", "price": "number"}, "leak_limit": 1}}
+    recipe_values["data"]["image_size"] = 16
+    recipe_values["model"] = {"branches": {"only": {"backbone": "resnet10", "train_from": "none"}}}
+    recipe_values["model"] |= {
+        "fusion": {"width": 16},
+        "side": {"fields": {"hint": "category", "price": "number"}, "leak_limit": 1},
+    }
     recipe_values["train"] |= {"steps": 4, "micro_batch": 1, "learning_rate": 0.05}
     found = []
     for name in ("one", "both"):
