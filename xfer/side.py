@@ -12,7 +12,8 @@ ModDrop, TPAMI 2016, sec. 3.3), by the position in the stream alone.
 A category is a row of its own for each value that the training data has at least twice, at most `VALUES` of them; any
 other value counts as missing. A number is measured by mean and deviation of the training data. A text is the hashed
 n-grams of its words (xfer/encoders.py) without those that are a class's name. All that is taken from the training data
-is in tensors, values and names as hashes: checkpoints and bundles have it, and nobody can read a sender's name in one.
+is in tensors, values and names as hashes: checkpoints and bundles have it, and a sender's name cannot be read there,
+though whoever guesses one can check it.
 
 Cost: about 70 kB for a category, 17 kB for a text; a text of 20 words takes 0.5 ms once, for the last ones are kept.
 """

@@ -123,14 +123,19 @@ def test_a_field_that_is_the_class_is_refused_by_name_before_anything_is_written
 def test_the_probe_counts_what_side_inputs_add_to_the_most_frequent_class():
     targets = torch.tensor([0, 0, 0, 1, 2] * 60)
     masks = torch.ones(300, 3, dtype=torch.bool)
-    said = [{"same": int(t), "none": i % 4, "half": int(t) if i % 2 else -1} for i, t in enumerate(targets.tolist())]
-    side = SideInputs({"same": "category", "none": "category", "half": "category"}, 1, 3)
+    pairs = (torch.randperm(300, generator=torch.Generator().manual_seed(0)) % 150).tolist()
+    said = [
+        {"same": t, "none": i % 4, "half": t if i % 2 else -1, "by heart": pairs[i]}
+        for i, t in enumerate(targets.tolist())
+    ]
+    side = SideInputs(dict.fromkeys(said[0], "category"), 1, 3)
     for name, part in side.by_field:
         part.know(part.learn([one[name] for one in said]))
     leak = probe_leak(side, Told(said, targets, masks))
     assert (leak.majority, leak.accuracy, leak.value) == (0.6, 1.0, 1.0)
     assert leak.by_field["same"] == 1
     assert leak.by_field["none"] == 0
+    assert leak.by_field["by heart"] < 0.1
     assert 0.3 < leak.by_field["half"] < 0.7
     assert "most of it same (1.00 alone)" in str(leak)
     assert leak_of(1.0, 1.0) == 0
