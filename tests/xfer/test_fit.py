@@ -28,7 +28,7 @@ from xfer.engine import build_engine
 from xfer.evaluate import evaluate_subsets
 from xfer.history import read_metrics
 from xfer.prepare import prepare
-from xfer.stop import stoppable
+from xfer.stop import ask, stoppable
 
 GOLDEN = Path(__file__).parent / "golden.json"
 GOLDEN_BATCHNORM = Path(__file__).parent / "golden-batchnorm.json"
@@ -88,8 +88,8 @@ def test_a_run_that_is_asked_to_stop_saves_at_its_next_row_and_goes_on_as_if_nev
     expected = fit(replace(recipe, {"name": "whole", "train.save_every": 100}))
     recipe = replace(recipe, {"train.save_every": 100})
     begin(recipe)
-    with stoppable(recipe.folder) as ask:
-        state = run.fit(recipe, Slot(), build_engine, lambda row: ask() if row["step"] == 1 else None)
+    with stoppable(recipe.folder):
+        state = run.fit(recipe, Slot(), build_engine, lambda row: ask(recipe.folder) if row["step"] == 1 else None)
     assert state.step == latest_checkpoint(recipe.folder / "checkpoints").state.step == 2
     assert fit(recipe) == expected
 
