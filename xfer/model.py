@@ -196,8 +196,9 @@ class DenseModel(FusionModel):
             maps.append(z)
         return self.fusion(maps)
 
-    def forward(self, images: Tensor, side: None = None) -> Any:
+    def forward(self, images: Tensor, side: Tensor | None = None) -> Any:
         """`side`: None, for only classifiers take side inputs."""
+        assert side is None
         return self.head(self.features(images), tuple(images.shape[-2:]))
 
 

@@ -219,10 +219,11 @@ class RunRecord:
             return {}
         engine, task, resize = self.engine, self._task, self._recipe.data.resize
         both = range(1 + has_side(engine.module))
-        collected, *side = (task.scores(self._validation, self._classes, resize, engine.device) for _ in both)
-        over = {"total": engine.sum, "gather": engine.gather, "with_side": side[0] if side else None}
+        collected, *more = (task.scores(self._validation, self._classes, resize, engine.device) for _ in both)
+        side = {"with_side": more[0]} if more else {}
         with engine.averaged(), self._as_handed_over():
-            scores = evaluate(engine.module, self._batches, collected, engine.device, **over)
+            batches, module = self._batches, engine.module
+            scores = evaluate(module, batches, collected, engine.device, engine.sum, engine.gather, **side)
         row = score_row(scores, task.measure)
         for what in ("evaluation_loss", task.measure):
             for name, value in row.get(what, {}).items():
