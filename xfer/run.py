@@ -220,10 +220,10 @@ class RunRecord:
         engine, task, resize = self.engine, self._task, self._recipe.data.resize
         both = range(1 + has_side(engine.module))
         collected, *more = (task.scores(self._validation, self._classes, resize, engine.device) for _ in both)
-        side = {"with_side": more[0]} if more else {}
+        side = more[0] if more else None
         with engine.averaged(), self._as_handed_over():
             batches, module = self._batches, engine.module
-            scores = evaluate(module, batches, collected, engine.device, engine.sum, engine.gather, **side)
+            scores = evaluate(module, batches, collected, engine.device, engine.sum, engine.gather, with_side=side)
         row = score_row(scores, task.measure)
         for what in ("evaluation_loss", task.measure):
             for name, value in row.get(what, {}).items():

@@ -138,17 +138,17 @@ def learn_side(recipe: Recipe, data: Splits) -> None:
         facts[name] = {"kind": config.fields[name], "missing": 1 - len(values) / len(told.said), **part.learn(values)}
         part.know(facts[name])
         if config.fields[name] == "text":
-            facts[name]["scrubbed"] = _num_scrubbed(values, data.classes)
+            facts[name]["scrubbed"], facts[name]["emptied"] = _num_scrubbed(values, data.classes)
     for name, one in facts.items():
         print(f"side input {name}: {fact_text(one)}", file=sys.stderr)
     leak = probe_leak(side, told)
-    print(leak, file=sys.stderr)
     if leak.value > config.leak_limit:
         raise ConfigError(
             f"model.side: {leak}, above model.side.leak_limit {config.leak_limit:g}. If a field is the class under "
             "another name, or will not be known at prediction, leave it out of model.side.fields; with "
             "model.side.leak_limit: 1 it is trained all the same"
         )
+    print(leak, file=sys.stderr)
     recipe.folder.mkdir(parents=True, exist_ok=True)
     write_json(recipe.folder / FILE, {"fields": facts, "leak": {**asdict(leak), "leak": leak.value}})
 
@@ -177,16 +177,18 @@ def fact_text(fact: Mapping[str, Any]) -> str:
     if "mean" in fact:
         said.append(f"mean {fact['mean']:.4g}, deviation {fact['deviation']:.4g}")
     if fact.get("scrubbed"):
-        said.append(f"names of classes taken out of {counted(fact['scrubbed'], 'text')}")
+        rest = f", and nothing is left of {fact['emptied']:,}" if fact["emptied"] else ""
+        said.append(f"names of classes taken out of {counted(fact['scrubbed'], 'text')}{rest}")
     missing = f"missing in {100 * fact['missing']:.1f} % of the samples" if fact["missing"] else "never missing"
     return f"{', '.join(said)}; {missing}"
 
 
-def _num_scrubbed(values: Sequence[Any], classes: Sequence[str]) -> int:
-    """Texts that lose a word."""
+def _num_scrubbed(values: Sequence[Any], classes: Sequence[str]) -> tuple[int, int]:
+    """Texts that lose a word, and those of them that lose all."""
     names, none = frozenset(hash_of(joined_form(name)) for name in classes), frozenset[int]()
     texts = [" ".join(value) if isinstance(value, list) else str(value) for value in values]
-    return sum(len(scrubbed(text, names)) < len(scrubbed(text, none)) for text in texts)
+    left = [len(scrubbed(text, names)) for text in texts if scrubbed(text, names) != scrubbed(text, none)]
+    return len(left), left.count(0)
 
 
 def _read(recipe: Recipe, data: Splits, count: int) -> Told:

@@ -1,5 +1,6 @@
 """What training data tells of side inputs before a run: wrong fields, values that are missing, and the class itself."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,18 @@ MAKERS = ("ann", "bob", "cid")
 
 def rows_of(folder: Path) -> list[str]:
     """A row for every other image: fields that say nothing of the class, and some that say all of it."""
-    lines = ["file,maker,price,note,code,title,tags"]
+    lines = ["file,maker,price,note,code,title,kind,tags"]
     for number, path in enumerate(sorted(folder.glob("*/*.jpg"))):
         name = f"{path.parent.name}/{path.stem}"
         if number % 2 == 0:
-            values = MAKERS[number % 3], number % 7, "as new", f"c-{path.parent.name}", f"nice {path.parent.name}s"
+            values = (
+                MAKERS[number % 3],
+                number % 7,
+                "as new",
+                f"c-{path.parent.name}",
+                f"nice {path.parent.name}s",
+                path.parent.name,
+            )
             lines.append(",".join(map(str, (name, *values, f"tag{number}"))))
     return lines
 
@@ -60,7 +68,7 @@ def faults(recipe: Recipe) -> list[str]:
 
 def test_fields_that_are_not_there_and_kinds_that_do_not_fit_are_told_together(recipe):
     colour, maker = faults(recipe({"colour": "category", "maker": "number", "price": "number"}))
-    there = "code, maker, note, price, tags, title"
+    there = "code, kind, maker, note, price, tags, title"
     assert colour == f"model.side.fields.colour: no sample looked at has such a field; there are {there}"
     assert "model.side.fields.maker: must be category or text, got number:" in maker
     assert "is no number, and so are" in maker
@@ -142,8 +150,11 @@ def test_the_probe_counts_what_side_inputs_add_to_the_most_frequent_class():
 
 
 def test_the_class_in_a_text_is_scrubbed_and_that_is_said(recipe, capsys):
-    begin(recipe({"title": "text"}))
-    assert "names of classes taken out of" in capsys.readouterr().err
+    begin(recipe({"title": "text", "code": "text"}))
+    said = capsys.readouterr().err
+    assert re.search(r"side input title: text, names of classes taken out of \d\d texts; missing in", said)
+    begin(recipe({"kind": "text"}))
+    assert re.search(r"taken out of (\d\d) texts, and nothing is left of \1; missing", capsys.readouterr().err)
 
 
 def test_a_value_of_each_sample_of_its_own_is_not_learned_by_heart(recipe, capsys):
