@@ -17,6 +17,7 @@ import copy
 import os
 import platform
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.record import cell, commit, each_on_a_core
 from shards.loading.few import few
@@ -64,9 +65,30 @@ class Given(NamedTuple):
     draw: int
 
     @property
-    def model(self) -> Any:
-        """A copy, for a library to change."""
-        return copy.deepcopy(self.folded.model).eval()
+    def model(self) -> "Plain":
+        """For a library to change: a copy without what a model of one branch has no use for."""
+        return Plain(copy.deepcopy(self.folded.model)).eval()
+
+
+class Plain(nn.Module):
+    """A classifier of one branch, as one would write it: uint8 [B, 3, S, S] -> logits [B, K]."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        (branch,), (projection,) = model.branches.values(), model.projections.values()
+        stem = (branch.conv1, branch.bn1, branch.relu, branch.maxpool)
+        stages = (branch.layer1, branch.layer2, branch.layer3, branch.layer4)
+        pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.body: Any = nn.Sequential(*stem, *stages, projection, *pooled, model.head)
+        self.register_buffer("mean", model.mean)
+        self.register_buffer("std", model.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(self.normalised(images))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """float [B, 3, S, S]."""
+        return (images.float() / 255 - self.mean) / self.std
 
 
 class Made(NamedTuple):
@@ -111,7 +133,7 @@ def _draw(path: Path, draw: int, count: int, share: float, ways: Sequence[str], 
     calibration = [batch.images for batch in batches]
     folded = fold_model(trained.model, recipe.quantize, calibration)
     shown = few(report, recipe.data, sum(one.num_samples for one in report), "proportional", batch_size=64)
-    images = [(batch.images, batch.labels) for batch in shown]
+    images = [(batch.images, batch.targets) for batch in shown]
     truth = torch.cat([labels for _, labels in images])
     rows, fast = [], {}
     with TemporaryDirectory() as folder:
@@ -124,8 +146,10 @@ def _draw(path: Path, draw: int, count: int, share: float, ways: Sequence[str], 
             begun = time.process_time()
             try:
                 made = WAYS[way](given, place)
-            except ImportError as error:
-                print(f"{way}: left out, {error.name} is not installed")
+            except Exception as error:  # of libraries whose errors have no common class
+                why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                rows.append({"way": way, "draw": draw, "failed": why})
+                print(f"{way}: {why}", file=sys.stderr)
                 continue
             spent = time.process_time() - begun
             said = _logits(made.predict, images)
@@ -150,13 +174,13 @@ def _draw(path: Path, draw: int, count: int, share: float, ways: Sequence[str], 
     return rows
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _logits(predict: Predict, images: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """float [n, K]."""
     return torch.cat([predict(batch).float() for batch, _ in images])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _latency(ways: dict[str, Any], images: Tensor, rounds: int) -> list[tuple[str, int, float]]:
     """(way, batch, milliseconds a batch): every way runs for a moment in every round."""
     found: dict[tuple[str, int], list[float]] = {}
@@ -247,7 +271,8 @@ def _pt2e(given: Given, folder: Path) -> Made:
     shown = (torch.zeros(2, 3, size, size, dtype=torch.uint8),)
     dynamic = ({0: torch.export.Dim("batch")},)
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(torch.export.export(given.model, shown, dynamic_shapes=dynamic).module(), quantizer)
+    whole = Plain(copy.deepcopy(given.trained.model)).eval()  # it folds BatchNorm itself, and knows no folded ResNet
+    prepared = prepare_pt2e(torch.export.export(whole, shown, dynamic_shapes=dynamic, strict=True).module(), quantizer)
     with torch.no_grad():
         for batch in given.calibration:
             prepared(batch)
@@ -300,21 +325,30 @@ def _brevitas(bits: int, given: Given, folder: Path) -> Made:
     """Graph mode: weights of `bits` for each channel, activations of 8, ranges and biases by calibration. It writes no
     packed file.
     """
-    from brevitas.export.inference import quant_inference_mode
     from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
     from brevitas.graph.quantize import preprocess_for_quantize
     from brevitas_examples.imagenet_classification.ptq.ptq_common import quantize_model
 
-    model = preprocess_for_quantize(given.model, trace_model=True)
-    model = quantize_model(model, backend="fx", weight_bit_width=bits, act_bit_width=8)
+    model = given.model
+    body = quantize_model(
+        preprocess_for_quantize(model.body, trace_model=True),
+        backend="fx",
+        weight_bit_width=bits,
+        act_bit_width=8,
+        bias_bit_width=32,
+        weight_quant_granularity="per_channel",
+        act_quant_percentile=99.999,
+        act_quant_type="asym",
+        scale_factor_type="float_scale",
+        quant_format="int",
+        weight_param_method="mse",
+    )
     with torch.no_grad():
         for mode in (calibration_mode, bias_correction_mode):
-            with mode(model):
+            with mode(body):
                 for batch in given.calibration:
-                    model(batch)
-    model.eval()
-    with torch.no_grad(), quant_inference_mode(model):
-        model(given.calibration[0])
+                    body(model.normalised(batch))
+    model.body = body.eval()
     return Made(model, None)
 
 
@@ -359,7 +393,8 @@ def _report(options: argparse.Namespace, rows: list[Row], recipe: Recipe) -> str
     ]
     for way in options.ways:
         own = [row for row in rows if row["way"] == way]
-        if not own:
+        if failed := next((row["failed"] for row in own if "failed" in row), None):
+            lines.append(f"| {way} | - | fails: {failed} | | | |{' |' * len(BATCHES) * timed}")
             continue
         size = "-" if own[0]["bytes"] is None else f"{statistics.fmean(row['bytes'] for row in own) / 1e6:.2f}"
         times = "".join(f" {own[0][f'ms_{size}']:.1f} |" for size in BATCHES) if timed else ""
@@ -372,6 +407,7 @@ def _report(options: argparse.Namespace, rows: list[Row], recipe: Recipe) -> str
     lines += [
         f"{r['way']!r} {r['draw']} {r['bytes']} {r['difference']:+.5f} {r['agrees']:.5f} {r['nats']:.6f} {r['cpu_s']}"
         for r in rows
+        if "failed" not in r
     ]
     return "\n".join([*lines, "```", ""])
 

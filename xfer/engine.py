@@ -52,6 +52,12 @@ class Engine(Protocol):
         """The sum of `values` over all ranks, on every rank. A collective."""
         ...
 
+    def exchanged(self) -> float:
+        """Seconds of this rank in the exchange of gradients and weights, and in waiting for it, since this was asked
+        last. Waits for the device.
+        """
+        ...
+
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, [n, c] of each -> [sum of n, c], on every rank. A collective."""
         ...
@@ -178,6 +184,9 @@ class PlainEngine:
 
     def sum(self, values: Tensor) -> Tensor:
         return values
+
+    def exchanged(self) -> float:
+        return 0.0
 
     def gather(self, rows: Tensor) -> Tensor:
         return rows

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.hosts import Hosts
+from xfer.chain import read_chain
 from xfer.checkpoint import latest_checkpoint
 from xfer.history import read_metrics
 
@@ -61,3 +62,4 @@ def test_after_a_host_crashed_fewer_workers_go_on_until_it_is_back_and_no_step_i
     newest = latest_checkpoint(folder / "checkpoints")
     assert newest is not None
     assert sum(len(row.get("losses", ())) for row in read_metrics(folder)) == newest.state.step == trained()
+    assert list(read_chain(folder).steps) == list(range(1, newest.state.step + 1))

@@ -9,6 +9,7 @@ from shards.loading.damage import EVALUATION, TRAINING, read_damage
 from shards.settings import ConfigError, load
 from shards.text import counted
 from xfer import figures
+from xfer.bound import bound_text, rank_rows, rank_times
 from xfer.bundle import dropped_text, open_model, weights_sha256
 from xfer.config import Recipe
 from xfer.cost import cost_rows
@@ -93,6 +94,7 @@ def run_sections(folder: Path) -> list[Section]:
     files = {"float32": folder / "evaluation.json"}
     files |= {path.stem.removeprefix("evaluation-"): path for path in sorted(folder.glob("evaluation-*.json"))}
     sections += evaluation_sections(files) + dense_sections(folder) + mistake_sections(folder, files)
+    sections += throughput_sections(folder)
     if cost := cost_rows(rows, folder / "checkpoints"):
         apart = " The runs that left a source out are not in it." if left_out_scores(folder) else ""
         sections.append(Section("What it cost", f"Over all starts of the run.{apart}", table=cost))
@@ -114,6 +116,20 @@ def _side_section(folder: Path) -> list[Section]:
     )
     text = " ".join(sentence(one) for one in said if one)
     return [Section("Side inputs", text, table=[["field", "in the training data", "leak of it alone"], *rows])]
+
+
+def throughput_sections(folder: Path) -> list[Section]:
+    """Where the time of the ranks' steps went, and what bounded it; none for runs without timing."""
+    ranks = rank_times(folder)
+    if not ranks:
+        return []
+    text = bound_text(ranks) or "Too few rows of losses since its newest start to tell what bounded it"
+    table = rank_rows(ranks)
+    shown = {int(row[0]) for row in table[1:]}
+    parts = ("data", "compute", "exchange", "rest")
+    bars = {f"rank {one.rank}": {part: getattr(one, part) for part in parts} for one in ranks if one.rank in shown}
+    caption = "A mean step of each rank. Exchange: with other ranks, waiting for slower ones included."
+    return [Section("Throughput", f"{text}.", [(figures.step_bars(bars), caption)], table=table)]
 
 
 def seed_sections(folder: Path) -> list[Section]:
