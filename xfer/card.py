@@ -36,6 +36,7 @@ def card_of(
         f"- fusion: {recipe.model.fusion.kind}, weights "
         + (", ".join(f"{name} {w:.3f}" for name, w in weights.items()) if weights else "none"),
         f"- images: {recipe.data.image_size} x {recipe.data.image_size} pixels, {recipe.data.resize}{tiles}",
+        *_side(recipe),
         f"- storage bits: {_storage(recipe, widths)}",
         f"- weights: {trained.weights_bytes:,} bytes in float, {size_bytes:,} packed",
         *(f"- {part} on {one['images']:,} images: {one['of']}" for part, one in splits.items()),
@@ -49,6 +50,13 @@ def card_of(
     if widths.losses:
         lines += ["Sensitivity: expected divergence in nats an image from rounding the layer alone.", ""]
     return "\n".join([*lines, *markdown(widths.rows(model, by_layer=True))]) + "\n"
+
+
+def _side(recipe: Recipe) -> list[str]:
+    if recipe.model.side is None:
+        return []
+    fields = ", ".join(f"{name} ({kind})" for name, kind in recipe.model.side.fields.items())
+    return [f"- side inputs: {fields}; any may be missing, and scores that do not name them are of images alone"]
 
 
 def _storage(recipe: Recipe, widths: Widths) -> str:

@@ -106,8 +106,8 @@ class DeepSpeedEngine:
         self._average = Average(self.module, ema) if ema is not None else None
         self._pending = 0
 
-    def forward(self, images: Tensor) -> Any:
-        return self._engine(images)
+    def forward(self, images: Tensor, *side: Tensor) -> Any:
+        return self._engine(images, *side)
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss * self.accumulation)  # DeepSpeed divides by it

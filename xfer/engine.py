@@ -32,8 +32,10 @@ class Engine(Protocol):
     world_size: int
     accumulation: int
 
-    def forward(self, images: Tensor) -> Any:
-        """Images [B, 3, H, W] uint8 -> what the model says of them: logits [B, K] of a classifier."""
+    def forward(self, images: Tensor, *side: Tensor) -> Any:
+        """Images [B, 3, H, W] uint8, and side inputs [B, E] of a model that takes them -> what the model says of them:
+        logits [B, K] of a classifier.
+        """
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -157,9 +159,9 @@ class PlainEngine:
         self._average = Average(self.module, ema) if ema is not None else None
         self._pending = 0
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor, *side: Tensor) -> Any:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.module(images)
+            return self.module(images, *side)
 
     def backward(self, loss: Tensor) -> None:
         if not self._pending:  # now, not after the step: the forward pass would take their memory, 3 % of the time

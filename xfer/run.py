@@ -69,11 +69,13 @@ from xfer.measure import measured
 from xfer.model import FusionModel, build_model
 from xfer.optimizer import hold_near, hold_together
 from xfer.portable import trained_weights
+from xfer.side import dropping, has_side
 from xfer.stop import is_asked
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Supervision
 from xfer.track import Tracking
 from xfer.train import DivergedError, Row, Training, check_finite, train
+from xfer.transfer.side import know
 from xfer.transfer.stages import stages
 from xfer.transfer.teacher import build_teacher
 
@@ -136,6 +138,9 @@ def fit(
     )
     masks, names = annotated(data.train, len(data.classes)), [subset.name for subset in data.train]
     record = RunRecord(recipe, slot, stream, data.validation, data.classes, report, rows, watch)
+    batches = iter(stream)
+    if recipe.model.side:
+        batches = dropping(batches, recipe.model.side.dropout, recipe.data.seed)
     task, teacher = task_of(recipe.model.task), build_teacher(recipe.train.teacher, data.classes)
     left = [stage for stage in stages(recipe) if stage.end > state.step]
     with record:
@@ -158,7 +163,7 @@ def fit(
             objective = task.loss(Supervision(masks.to(engine.device), names, smoothing, taught, sets))
             config, steps = stage.recipe.train, range(stage.start, stage.end)
             learner = build_learner(recipe, engine, data, len(data.classes), slot, objective, state.step)
-            run = Training(engine, stream, objective, config, recipe.data.batch_size, steps, record, scored, learner)
+            run = Training(engine, batches, objective, config, recipe.data.batch_size, steps, record, scored, learner)
             try:
                 train(run, state)
             except DivergedError as error:
@@ -176,6 +181,7 @@ def _model(recipe: Recipe, classes: Sequence[str], tensors: Mapping[str, Tensor]
         return restore(recipe, len(classes), tensors)
     model = build_model(weighed(recipe), len(classes), recipe.train.seed)
     model.name_classes(classes, recipe.model.head.encoder)
+    know(model, recipe.folder)
     return model
 
 
@@ -230,9 +236,12 @@ class RunRecord:
         if self._batches is None:
             return {}
         engine, task, resize = self.engine, self._task, self._recipe.data.resize
-        collected = task.scores(self._validation, self._classes, resize, engine.device)
+        both = range(1 + has_side(engine.module))
+        collected, *more = (task.scores(self._validation, self._classes, resize, engine.device) for _ in both)
+        side = more[0] if more else None
         with engine.averaged(), self._as_handed_over():
-            scores = evaluate(engine.module, self._batches, collected, engine.device, engine.sum, engine.gather)
+            batches, module = self._batches, engine.module
+            scores = evaluate(module, batches, collected, engine.device, engine.sum, engine.gather, with_side=side)
         row = score_row(scores, task.measure)
         for what in ("evaluation_loss", task.measure):
             for name, value in row.get(what, {}).items():

@@ -20,6 +20,7 @@ from xfer.checkpoint import TrainState
 from xfer.config import TrainConfig
 from xfer.engine import Engine
 from xfer.learn import Learner
+from xfer.side import inputs
 from xfer.tasks.task import Loss, nothing
 from xfer.timing import Laps
 
@@ -122,10 +123,10 @@ def train_step(
     lap("copy")
     for micro in batch.split(engine.accumulation):
         if len(micro):
-            loss = objective(engine.forward(micro.images), micro) / global_batch
+            loss = objective(engine.forward(*inputs(engine.module, micro)), micro) / global_batch
         else:  # another rank's share is larger: take part in its backward with gradients of zero
             with _batchnorm_still(engine.module):
-                loss = nothing(engine.forward(batch.images[:1]))
+                loss = nothing(engine.forward(*inputs(engine.module, next(batch.split(len(batch))))))
         lap("forward")
         engine.backward(loss * engine.world_size)  # the engine averages over ranks
         lap("backward")

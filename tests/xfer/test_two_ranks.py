@@ -5,9 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from shards.ingest.build import build
 from shards.loading.batch import Slot
 from shards.loading.open import open_data
+from shards.sources import SourceOptions
 from tests.xfer.ranks import fit_share
 from xfer import run
 from xfer.begin import begin
@@ -61,6 +64,48 @@ def test_patience_ends_two_ranks_where_it_ends_one_process_and_the_same_checkpoi
         ends.append((max(scores(read_metrics(recipe.folder))), chosen(recipe.folder / "checkpoints")))
     assert ends[0] == ends[1]
     assert ends[0][0] < 12
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_side_inputs_are_learned_alike_where_shares_and_what_is_missing_differ(
+    two, images, recipe_values, stage, tmp_path
+):
+    """Of three samples a step one rank has two and the other one, and a micro-batch of none."""
+    rows = [f"{path.parent.name}/{path.stem},h{n % 3},{n % 7}" for n, path in enumerate(images.glob("paint/*/*.jpg"))]
+    (tmp_path / "side.csv").write_text("\n".join(["file,hint,price", *rows[::2]]))
+    build(images / "paint", tmp_path / "paint", SourceOptions(side_table=tmp_path / "side.csv"), processes=1)
+    recipe_values["data"] |= {
+        "root": str(tmp_path),
+        "sources": {"paint": {"path": "paint"}},
+        "test": {},
+        "batch_size": 3,
+    }
+    recipe_values["data"]["image_size"] = 16
+    recipe_values["model"] = {"branches": {"only": {"backbone": "resnet10", "train_from": "none"}}}
+    recipe_values["model"] |= {
+        "fusion": {"width": 16},
+        "side": {"fields": {"hint": "category", "price": "number"}, "leak_limit": 1},
+    }
+    recipe_values["train"] |= {"steps": 4, "micro_batch": 1, "learning_rate": 0.05}
+    found = []
+    for name in ("one", "both"):
+        recipe = Recipe.model_validate(recipe_values | {"name": name})
+        begin(recipe)
+        if name == "one":
+            run.fit(recipe, Slot(), build_engine, lambda row: None)
+        else:
+            two.run(fit_share, recipe, stage)
+        rows = read_metrics(recipe.folder)
+        checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
+        assert checkpoint is not None
+        found.append(
+            ([loss for row in rows for loss in row.get("losses", ())], rows[-1]["with_side"], checkpoint.model())
+        )
+    (losses, scored, one), (others, again, both) = found
+    assert losses == pytest.approx(others, abs=1e-4)
+    assert scored == again
+    assert all(torch.allclose(value, both[name], atol=1e-4) for name, value in one.items())
+    assert one["side.film.weight"].abs().sum() > 0
 
 
 def test_two_ranks_have_the_images_of_one_and_where_as_many_go_on_they_go_on_to_the_bit(two, recipe_values):

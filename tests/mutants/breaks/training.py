@@ -333,8 +333,8 @@ BREAKS = (
         "share-not-batch",
         "the loss is divided by the share, not by the global batch",
         TRAIN,
-        "objective(engine.forward(micro.images), micro) / global_batch",
-        "objective(engine.forward(micro.images), micro) / len(micro)",
+        "objective(engine.forward(*inputs(engine.module, micro)), micro) / global_batch",
+        "objective(engine.forward(*inputs(engine.module, micro)), micro) / len(micro)",
         FIT,
     ),
     Break(
