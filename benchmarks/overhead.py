@@ -16,6 +16,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from benchmarks.record import commit
 from cluster.session import connect
 from shards.loading.batch import Batch
 from shards.progress import progress
+from xfer.chain import Link
 from xfer.checkpoint import TrainState
 from xfer.config import TrainConfig
 from xfer.deepspeed_engine import DeepSpeedEngine
@@ -96,6 +98,15 @@ class Nothing:
 
     def report(self, row: Row) -> None:
         pass
+
+    def timed(self, row: Row) -> None:
+        pass
+
+    def prove(self, links: Sequence[Link]) -> None:
+        pass
+
+    def is_asked_to_stop(self) -> bool:
+        return False
 
     def is_over(self) -> bool:
         return False

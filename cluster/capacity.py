@@ -1,4 +1,8 @@
-"""What a cluster has against what a job needs: refused with numbers, before Ray would wait for ever."""
+"""What a cluster has against what a job needs: refused with numbers, before Ray would wait for ever.
+
+Where a job says at least and at most how many workers (`cluster.workers: {min, max}`), it starts with those that have
+room: with the least of them only after `SETTLE_S`, for what has just ended takes a moment to leave.
+"""
 
 import sys
 import time
@@ -12,46 +16,56 @@ from shards.settings import ConfigError
 
 POLL_S = 2.0
 WORD_S = 30.0  # between words while nothing happens
+SETTLE_S = 15.0  # for all that the cluster has room for, before fewer are started
 
 
-def check_capacity(config: ClusterConfig, batch_size: int) -> None:
-    """Returns when all workers have room on the nodes that are there, waiting for others to end if need be.
+def check_capacity(config: ClusterConfig, batch_size: int) -> int:
+    """Returns how many workers have room on the nodes that are there, waiting for others to end if need be.
 
     Raises ConfigError if they can never all run, at once, or if the room is still taken after `config.wait_s`.
     """
     faults = []
-    if config.workers > batch_size:
+    if config.most > batch_size:
         faults.append(
-            f"cluster.workers: {config.workers} workers cannot share data.batch_size: {batch_size}; "
+            f"cluster.workers: {config.most} workers cannot share data.batch_size: {batch_size}; "
             f"give at most {batch_size}"
         )
-    if room(total(), config.resources) < config.workers:
+    if room(total(), config.resources) < config.least:
         faults.append(f"cluster.workers: {_numbers(config)}")
     if faults:
         raise ConfigError(faults)
-    _wait(config, may_return=False)
+    return _wait(config, may_return=False)
 
 
-def await_return(config: ClusterConfig) -> str:
-    """Waits until all workers have room again, be it that a lost host comes back first. Returns why they have not after
-    `config.wait_s`; empty if they have.
+def await_return(config: ClusterConfig) -> int:
+    """Waits until workers have room again, be it that a lost host comes back first. Returns how many have. Raises
+    NoRoomError with why there is none after `config.wait_s`.
     """
     try:
-        _wait(config, may_return=True)
+        return _wait(config, may_return=True)
     except ConfigError as error:
         left = room(total(), config.resources)
-        return f"{error}; cluster.workers={left} goes on with what is left" if 0 < left < config.workers else str(error)
-    return ""
+        goes_on = f"; cluster.workers={left} goes on with what is left" if 0 < left < config.least else ""
+        raise NoRoomError(f"{error}{goes_on}") from None
 
 
-def _wait(config: ClusterConfig, may_return: bool) -> None:
+class NoRoomError(RuntimeError):
+    """Workers that were lost have no room any more."""
+
+
+def _wait(config: ClusterConfig, may_return: bool) -> int:
     """Says what it waits for, soon and every half minute: what has just ended takes a moment to leave."""
     started = time.monotonic()
     next_word = started + POLL_S / 2
-    while room(free(), config.resources) < config.workers:
-        if not may_return and room(total(), config.resources) < config.workers:  # a node has gone
+    while True:
+        there = room(total(), config.resources)
+        fits = min(room(free(), config.resources), config.most)
+        waited = time.monotonic() - started
+        if fits >= config.least and (fits >= min(there, config.most) or waited > min(SETTLE_S, config.wait_s)):
+            return fits
+        if not may_return and there < config.least:  # a node has gone
             raise ConfigError(f"cluster.workers: {_numbers(config)}")
-        left = config.wait_s - (time.monotonic() - started)
+        left = config.wait_s - waited
         if left <= 0:
             raise ConfigError(
                 f"cluster.workers: {_numbers(config)}; waited {config.wait_s:g} s for room (cluster.wait_s)"
@@ -89,6 +103,6 @@ def _numbers(config: ClusterConfig) -> str:
         return f"{cpus:g} CPU and {gpus:g} GPU (room for {room(nodes, config.resources)})"
 
     return (
-        f"{config.workers} workers of {need} each do not fit; the cluster has {have(everything)} on "
+        f"{config.least} workers of {need} each do not fit; the cluster has {have(everything)} on "
         f"{len(everything)} node(s), of which {have(unused)} are free now"
     )

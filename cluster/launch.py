@@ -31,6 +31,7 @@ from xfer.history import last_step, model_row, read_metrics
 from xfer.prepare import prepare
 from xfer.run import all_done, fit, run_lock
 from xfer.seeds import check_not_seeded, train_seeds
+from xfer.stop import stoppable
 from xfer.train import Row
 
 POLL_S = 0.5
@@ -65,7 +66,7 @@ def run(job: Job, seeds: int | None = None) -> RunResult:
             return _train_with_folds(job.model_copy(update={"recipe": one}), what, session, cache_folder, say)
 
         if seeds is not None:
-            failure = train_seeds(recipe, seeds, train, job.cluster.workers)
+            failure = train_seeds(recipe, seeds, train, job.cluster.most)
         else:
             check_not_seeded(recipe.folder)
             failure = train(recipe, recipe.name, say=True)
@@ -76,7 +77,7 @@ def run(job: Job, seeds: int | None = None) -> RunResult:
 
 def _train_with_folds(job: Job, what: str, session: Callable[[], None], cache: Path, say: bool) -> Failure | None:
     """Trains one job, the runs that leave a source out first."""
-    recipe, workers = job.recipe, job.cluster.workers
+    recipe, workers = job.recipe, job.cluster.most
 
     def train(fold: Recipe, which: str) -> Failure | None:
         failure = _train(job.model_copy(update={"recipe": fold}), f"{what}, {which}", session, cache)
@@ -102,17 +103,18 @@ def _train(job: Job, what: str, session: Callable[[], None], cache: Path) -> Fai
     from cluster.attempts import attempt
     from cluster.capacity import check_capacity
 
-    check_capacity(job.cluster, recipe.data.batch_size)
+    workers = check_capacity(job.cluster, recipe.data.batch_size)
     begin(recipe, dump(job), cache)
-    print(f"starting {job.cluster.workers} Ray workers: half a minute or more", file=sys.stderr)
+    fewer = f" of {job.cluster.most}" if workers < job.cluster.most else ""
+    print(f"starting {workers}{fewer} Ray workers: half a minute or more", file=sys.stderr)
     checkpoint = latest_checkpoint(recipe.folder / "checkpoints")
     done = checkpoint.state.step if checkpoint else 0
-    with saving_first(recipe.folder, done) as end:
-        with follow(what, last_step(recipe), done) as show, _tail(recipe.folder, done, show):
-            failure = attempt(job)
-        if failure is None:
-            end()
-    return failure
+    with ExitStack() as stack:
+        stack.enter_context(stoppable(recipe.folder))
+        ended = stack.enter_context(saving_first(recipe.folder, done))
+        show = stack.enter_context(follow(what, last_step(recipe), done))
+        stack.enter_context(_tail(recipe.folder, done, show))
+        return attempt(job, workers, ended)
 
 
 class _tail:

@@ -13,40 +13,39 @@ from pathlib import Path
 
 from xfer.checkpoint import latest_checkpoint
 from xfer.history import read_metrics
-from xfer.stop import stoppable
+from xfer.stop import ask
 
 
 @contextmanager
 def saving_first(folder: Path, done: int) -> Iterator[Callable[[], None]]:
-    """For the time of the block SIGTERM asks the run in `folder`, begun at step `done`, to save and end. To be called
-    when it has: what this yields, which then does what SIGTERM did before the block.
+    """For the time of the block SIGTERM asks the run in `folder`, begun at step `done` and stoppable, to save and end.
+    To be called when it has: what this yields, which then does what SIGTERM did before the block.
     """
     answer = signal.getsignal(signal.SIGTERM)
     if not callable(answer) or threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
     asked = False
-    with stoppable(folder) as ask:
 
-        def stop(number: int, frame: object) -> None:
-            nonlocal asked
-            if asked or not any(row["step"] > done for row in read_metrics(folder)):
-                answer(signal.SIGTERM, None)
-            asked = True
-            ask()
-            print(
-                "stopping: the run saves at its next row of losses and ends; a second SIGTERM ends it at once",
-                file=sys.stderr,
-            )
+    def stop(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked or not any(row["step"] > done for row in read_metrics(folder)):
+            answer(signal.SIGTERM, None)
+        asked = True
+        ask(folder)
+        print(
+            "stopping: the run saves at its next row of losses and ends; a second SIGTERM ends it at once",
+            file=sys.stderr,
+        )
 
-        def end() -> None:
-            if asked:
-                saved = latest_checkpoint(folder / "checkpoints")
-                print(f"saved: step {saved.state.step if saved else 0}", file=sys.stderr)
-                answer(signal.SIGTERM, None)
+    def end() -> None:
+        if asked:
+            saved = latest_checkpoint(folder / "checkpoints")
+            print(f"saved: step {saved.state.step if saved else 0}", file=sys.stderr)
+            answer(signal.SIGTERM, None)
 
-        signal.signal(signal.SIGTERM, stop)
-        try:
-            yield end
-        finally:
-            signal.signal(signal.SIGTERM, answer)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield end
+    finally:
+        signal.signal(signal.SIGTERM, answer)

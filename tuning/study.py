@@ -97,7 +97,7 @@ def _check(study: Study) -> None:
         faults.append(f"name: the study and its job are both called {study.name!r}; give the study another name")
     try:
         trains = not needs_training(study.space) and not _is_trained(recipe)  # says again what is odd
-        ranks = study.job.cluster.workers if trains else 1
+        ranks = study.job.cluster.most if trains else 1
         prepare(recipe, ranks, say=not trains)
         prepare_folds(recipe, ranks, say=not trains)
     except ConfigError as error:

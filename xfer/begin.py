@@ -20,6 +20,7 @@ from xfer.transfer.head import kept_classes
 from xfer.transfer.leaks import inherited, seen_before
 from xfer.transfer.probe import start_as_probe
 from xfer.transfer.settle import settle
+from xfer.transfer.side import know, learn_side
 from xfer.transfer.source import Taken, take_over
 from xfer.transfer.stages import stages
 
@@ -31,12 +32,14 @@ def begin(recipe: Recipe, job: str | None = None, cache: Path | None = None) -> 
     """Writes what is about to run beside its results: recipe.yaml, job.yaml if there is one, trained_on.json, and step
     0 of a run with pretrained branches. `cache`: folder of their features, if not the recipe's own.
     """
+    data = open_data(recipe.data).widened(kept_classes(recipe))
+    begun = latest_checkpoint(recipe.folder / "checkpoints") is not None
+    if not begun:
+        learn_side(recipe, data)  # first, for it may refuse to go on
     recipe.folder.mkdir(parents=True, exist_ok=True)
     write_text(recipe.folder / "recipe.yaml", dump(recipe))
     if job:
         write_text(recipe.folder / "job.yaml", job)
-    data = open_data(recipe.data).widened(kept_classes(recipe))
-    begun = latest_checkpoint(recipe.folder / "checkpoints") is not None
     seen = {} if begun else seen_before(recipe, data)  # known already; and the model it began with may be gone
     keep_entries(recipe.folder, [*entries(data.train), *inherited(recipe)], seen)
     if recipe.model.is_dense:
@@ -61,6 +64,7 @@ def initial_model(recipe: Recipe, data: Splits) -> tuple[FusionModel, Taken | No
     """
     model = build_model(weighed(recipe), len(data.classes), recipe.train.seed)
     model.name_classes(data.classes, recipe.model.head.encoder)
+    know(model, recipe.folder)
     if not recipe.model.taken_from:
         return model, None
     packed = recipe.transfer.mode == "quant"

@@ -27,7 +27,7 @@ from torch import Tensor
 from shards.format.whole import read_json, whole_folder
 from shards.loading.frame import Resize
 from shards.settings import ConfigError, Strict, dump, load
-from xfer.checkpoint import Checkpoint, damage, model_checkpoint, start_weights, write_manifest
+from xfer.checkpoint import Checkpoint, damage, model_checkpoint, sha256_of, start_weights, write_manifest
 from xfer.config import Recipe
 from xfer.model import FusionModel, build_model
 from xfer.model_config import ModelConfig
@@ -117,7 +117,7 @@ class Trained:
     @property
     def weights_sha256(self) -> str:
         """By the manifest beside the weights file."""
-        return _sha256(self.weights_file)
+        return sha256_of(self.weights_file)
 
     @property
     def weights_bytes(self) -> int:
@@ -219,13 +219,9 @@ def trained_on(path: Path) -> list[TrainedOn]:
 def weights_sha256(path: Path) -> str | None:
     """Of the weights that a run or a bundle has now, by its manifest, without loading them; None if there are none."""
     if is_bundle(path):
-        return _sha256(path / "weights.safetensors")
+        return sha256_of(path / "weights.safetensors")
     checkpoint, _ = model_checkpoint(path / "checkpoints")
-    return _sha256(checkpoint.path / "model.safetensors") if checkpoint else None
-
-
-def _sha256(file: Path) -> str:
-    return read_json(file.parent / "manifest.json")["files"][file.name]["sha256"]
+    return checkpoint.weights_sha256 if checkpoint else None
 
 
 def is_bundle(folder: Path) -> bool:

@@ -35,6 +35,7 @@ def card_of(
         f"- fusion: {recipe.model.fusion.kind}, weights "
         + (", ".join(f"{name} {w:.3f}" for name, w in weights.items()) if weights else "none"),
         f"- images: {recipe.data.image_size} x {recipe.data.image_size} pixels, {recipe.data.resize}{tiles}",
+        *_side(recipe),
         f"- storage bits: {_storage(recipe, widths)}",
         *([f"- {coded}"] if (coded := widths.coded_text(model)) else []),
         f"- weights: {trained.weights_bytes:,} bytes in float, {size_bytes:,} packed",
@@ -54,6 +55,13 @@ def _made_of(trained: Trained, recipe: Recipe) -> str:
     if trained.origin:
         return f"- weights from: {trained.origin.weights}; trained elsewhere, on what is not known here"
     return f"- trained on: {', '.join(sorted(recipe.data.sources))}; steps {recipe.steps}, seed {recipe.train.seed}"
+
+
+def _side(recipe: Recipe) -> list[str]:
+    if recipe.model.side is None:
+        return []
+    fields = ", ".join(f"{name} ({kind})" for name, kind in recipe.model.side.fields.items())
+    return [f"- side inputs: {fields}; any may be missing, and scores that do not name them are of images alone"]
 
 
 def _storage(recipe: Recipe, widths: Widths) -> str:

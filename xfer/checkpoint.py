@@ -17,11 +17,12 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shards.format.whole import remove_drafts, whole_folder, write_text
+from shards.format.whole import read_json, remove_drafts, whole_folder, write_text
 from shards.settings import ConfigError
 
 FORMAT = 1
 PREFIX = "step-"
+WEIGHTS = "model.safetensors"
 CHOSEN = "chosen"  # a file with the name of the checkpoint that is the model, if that is not the newest one
 
 
@@ -39,6 +40,7 @@ class TrainState:
     step: int = 0
     stream: dict[str, Any] = field(default_factory=dict)  # shards.loading.state.StreamState as JSON
     classes: list[str] = field(default_factory=list)
+    chain: dict[str, str] = field(default_factory=dict)  # the ends of both chains at `step` (xfer/chain.py)
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,12 @@ class Checkpoint:
     path: Path
     state: TrainState
 
+    @property
+    def weights_sha256(self) -> str:
+        return sha256_of(self.path / WEIGHTS)
+
     def model(self) -> dict[str, Tensor]:
-        return load_file(self.path / "model.safetensors")
+        return load_file(self.path / WEIGHTS)
 
     def optimizer(self) -> dict[str, Tensor]:
         return load_file(self.path / "optimizer.safetensors")
@@ -67,7 +73,7 @@ def write_checkpoint(
     final = folder / checkpoint_name(state.step)
     remove_stale_drafts(folder)
     with whole_folder(final) as draft:
-        save_file(dict(model), draft / "model.safetensors")
+        save_file(dict(model), draft / WEIGHTS)
         save_file(dict(optimizer), draft / "optimizer.safetensors")
         (draft / "state.json").write_text(json.dumps(asdict(state)))
         write_manifest(draft, {"format": FORMAT})
@@ -158,6 +164,11 @@ def describe_file(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def sha256_of(file: Path) -> str:
+    """Of a file, by the manifest beside it."""
+    return read_json(file.parent / "manifest.json")["files"][file.name]["sha256"]
 
 
 def damage(folder: Path) -> list[str]:

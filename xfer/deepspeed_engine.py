@@ -5,7 +5,7 @@ statistics.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,46 @@ from torch import Tensor, nn
 
 from xfer.optimizer import Average, Optimizer, moved_back, set_rate, swapped, trained
 from xfer.portable import STATE_KEYS, copied, optimizer_state, raw_weights, set_optimizer_state
+from xfer.timing import Clock, Spans
+
+COLLECTIVES = (
+    *("all_gather", "all_gather_coalesced", "all_gather_into_tensor", "all_reduce", "all_reduce_coalesced"),
+    *("broadcast", "reduce", "reduce_scatter", "reduce_scatter_tensor"),
+)
+
+
+class _Timed:
+    """DeepSpeed's way to the process group, with the time that it takes: DeepSpeed's own log of it makes a GPU wait for
+    each call.
+    """
+
+    def __init__(self, backend: Any, spans: Spans):
+        self.backend = backend
+        calls = {name: getattr(backend, name) for name in COLLECTIVES if hasattr(backend, name)}
+        vars(self).update({name: self._measured(call, spans) for name, call in calls.items()})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    @staticmethod
+    def _measured(call: Callable[..., Any], spans: Spans) -> Callable[..., Any]:
+        timed = spans.measured(call)
+
+        def called(*arguments: Any, **options: Any) -> Any:
+            work = timed(*arguments, **options)
+            return _Work(work, spans.measured(work.wait)) if options.get("async_op") and work is not None else work
+
+        return called
+
+
+class _Work:
+    """A collective that goes on; waiting for it is measured too."""
+
+    def __init__(self, work: Any, wait: Callable[..., Any]):
+        self._work, self.wait = work, wait
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)
 
 
 class DeepSpeedEngine:
@@ -59,11 +99,15 @@ class DeepSpeedEngine:
         self._deepspeed: Any = deepspeed
         self._engine: Any = deepspeed.initialize(model=model.to(self.device), optimizer=optimizer, config=config)[0]
         self.module: nn.Module = self._engine.module
+        self._spans = Spans(Clock(device))
+        backend = deepspeed.comm.comm.cdb  # of this process, for all engines
+        self._backend = backend.backend if isinstance(backend, _Timed) else backend
+        deepspeed.comm.comm.cdb = _Timed(self._backend, self._spans)
         self._average = Average(self.module, ema) if ema is not None else None
         self._pending = 0
 
-    def forward(self, images: Tensor) -> Any:
-        return self._engine(images)
+    def forward(self, images: Tensor, *side: Tensor) -> Any:
+        return self._engine(images, *side)
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss * self.accumulation)  # DeepSpeed divides by it
@@ -81,6 +125,9 @@ class DeepSpeedEngine:
         values = values.to(self.device)
         dist.all_reduce(values)
         return values
+
+    def exchanged(self) -> float:
+        return self._spans.take()
 
     def gather(self, rows: Tensor) -> Tensor:
         rows = rows.to(self.device)
@@ -162,6 +209,7 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         self._engine.destroy()
+        self._deepspeed.comm.comm.cdb = self._backend
 
     def _set_state(self, parameter: Any, value: Tensor, key: str) -> None:
         """Stage 3 cuts each parameter into equal parts, one a rank, the last one padded. DeepSpeed 0.19.8 sets whole

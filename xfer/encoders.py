@@ -1,4 +1,5 @@
-"""What makes a vector of a class name: `ENCODERS`, each from names to float32 [K, DIMS] of length 1.
+"""What makes a vector of a class name: `ENCODERS`, each from names to float32 [K, DIMS] of length 1; and of a text of
+several words, by the same n-grams.
 
 `hash-ngram` needs nothing but the name. It knows spelling and no meaning: `shirt` is near to `t-shirt`, and as near to
 `skirt`; `sofa` and `couch` have nothing in common. The same name gives the same numbers on every machine and in every
@@ -25,12 +26,21 @@ def hash_ngram(names: Sequence[str]) -> Tensor:
     2009, sec. 2).
     """
     forms = plain(names)
-    vectors = torch.zeros(len(names), DIMS)
-    for vector, name in zip(vectors, names, strict=True):
-        for gram in _grams(f"<{forms[name]}>"):
-            hashed = int.from_bytes(blake2b(gram.encode(), digest_size=8).digest(), "little")
-            vector[(hashed >> 1) % DIMS] += 1 if hashed & 1 else -1
-    return normalize(vectors)
+    return normalize(torch.stack([_hashed(_grams(f"<{forms[name]}>")) for name in names]))
+
+
+def hash_text(words: Sequence[str]) -> Tensor:
+    """The n-grams of each word of a text, as of a name: float32 [DIMS] of length 1, or 0 without a word."""
+    return normalize(_hashed([gram for word in words for gram in _grams(f"<{word}>")]), dim=0)
+
+
+def _hashed(grams: Sequence[str]) -> Tensor:
+    """How often each number occurs by the hash of a gram, counted up or down by its sign; float32 [DIMS]."""
+    counts = [0.0] * DIMS
+    for gram in grams:
+        hashed = int.from_bytes(blake2b(gram.encode(), digest_size=8).digest(), "little")
+        counts[(hashed >> 1) % DIMS] += 1 if hashed & 1 else -1
+    return torch.tensor(counts)
 
 
 def _grams(text: str) -> list[str]:

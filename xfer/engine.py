@@ -32,8 +32,10 @@ class Engine(Protocol):
     world_size: int
     accumulation: int
 
-    def forward(self, images: Tensor) -> Any:
-        """Images [B, 3, H, W] uint8 -> what the model says of them: logits [B, K] of a classifier."""
+    def forward(self, images: Tensor, *side: Tensor) -> Any:
+        """Images [B, 3, H, W] uint8, and side inputs [B, E] of a model that takes them -> what the model says of them:
+        logits [B, K] of a classifier.
+        """
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -48,6 +50,12 @@ class Engine(Protocol):
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over all ranks, on every rank. A collective."""
+        ...
+
+    def exchanged(self) -> float:
+        """Seconds of this rank in the exchange of gradients and weights, and in waiting for it, since this was asked
+        last. Waits for the device.
+        """
         ...
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -151,9 +159,9 @@ class PlainEngine:
         self._average = Average(self.module, ema) if ema is not None else None
         self._pending = 0
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor, *side: Tensor) -> Any:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.module(images)
+            return self.module(images, *side)
 
     def backward(self, loss: Tensor) -> None:
         if not self._pending:  # now, not after the step: the forward pass would take their memory, 3 % of the time
@@ -176,6 +184,9 @@ class PlainEngine:
 
     def sum(self, values: Tensor) -> Tensor:
         return values
+
+    def exchanged(self) -> float:
+        return 0.0
 
     def gather(self, rows: Tensor) -> Tensor:
         return rows

@@ -19,9 +19,11 @@ from shards.loading.subset import Subset
 from shards.progress import progress
 from shards.settings import ConfigError, is_url
 from xfer.engine import default_device
+from xfer.measure import WITH_SIDE
 from xfer.metrics import Score as ClassScore
 from xfer.mistakes import Mistakes, index_row
 from xfer.model import FusionModel
+from xfer.side import has_side, inputs
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Output, Score, Scores
 
@@ -34,8 +36,10 @@ def evaluate(
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
     gather: Callable[[Tensor], Tensor] = lambda rows: rows,
     after_batch: Callable[[Batch, Output], None] = lambda batch, output: None,
+    with_side: Scores | None = None,
 ) -> Mapping[str, Score]:
-    """Scores of `model` by source, collected by `scores` (see `Task.scores`).
+    """Scores of `model` by source, collected by `scores` (see `Task.scores`): on images alone. `with_side`: collects
+    those of the same model with side inputs, which become a part of the others; costs another pass over each image.
 
     `total` and `gather`: over ranks; `after_batch` sees each batch and what the model makes of it, on the device. The
     model is left in evaluation mode. What is of a class that the model does not know is left out of the counts;
@@ -47,8 +51,14 @@ def evaluate(
             batch = batch.to(device)
             output = model(batch.images)
             scores.add(output, batch)
+            if with_side is not None:
+                with_side.add(model(*inputs(model, batch)), batch)
             after_batch(batch, output)
-    return scores.result(total, gather)
+    alone = scores.result(total, gather)
+    if with_side is None:
+        return alone
+    seen = with_side.result(total, gather)
+    return {name: replace(cast(Any, score), with_side=seen[name]) for name, score in alone.items()}
 
 
 def evaluate_subsets(
@@ -74,8 +84,9 @@ def evaluate_subsets(
             also(batch, output)
             advance(int(batch.valid.sum()))
 
-        collected = task.scores(subsets, classes, config.resize, device)
-        scores = dict(evaluate(model.to(device), batches, collected, device, after_batch=after_batch))
+        first, *second = (task.scores(subsets, classes, config.resize, device) for _ in range(1 + has_side(model)))
+        collected = {"after_batch": after_batch, "with_side": second[0] if second else None}
+        scores = dict(evaluate(model.to(device), batches, first, device, **collected))
     if batches.damaged:
         print(f"left out of {what}: {batches.damage.table()}", file=sys.stderr)
     if mistakes:
@@ -138,7 +149,8 @@ def score_to_keep(score: Score, version: str) -> dict[str, Any]:
 
 def score_row(scores: Mapping[str, Score], measure: str = "accuracy") -> dict[str, dict[str, Any]]:
     """Scores as plain values: {measure: {source: value}}, and of a classifier "evaluation_loss" and "right", which
-    images are (`metrics.as_text`), alike. A source of which nothing could be counted has none.
+    images are (`metrics.as_text`), alike; of one that takes side inputs "with_side", the measure with these. A source
+    of which nothing could be counted has none.
     """
     counted = {name: score for name, score in scores.items() if score.count}
     of_classes = {name: score for name, score in counted.items() if isinstance(score, ClassScore)}
@@ -146,6 +158,8 @@ def score_row(scores: Mapping[str, Score], measure: str = "accuracy") -> dict[st
     if of_classes or not counted:
         row["evaluation_loss"] = {name: score.loss for name, score in of_classes.items()}
         row["right"] = {name: score.right for name, score in of_classes.items()}
+    if seen := {name: score.with_side.accuracy for name, score in of_classes.items() if score.with_side}:
+        row[WITH_SIDE] = seen
     return row
 
 

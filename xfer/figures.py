@@ -115,6 +115,21 @@ def weight_bars(weights: Mapping[str, float]) -> str:
 
 
 @_styled
+def step_bars(ranks: Mapping[str, Mapping[str, float]]) -> str:
+    """Of each rank by its name, the seconds of a step by part, side by side."""
+    figure, axes = _axes("milliseconds a step", "", height=1.3 + 0.4 * len(ranks))
+    left = [0.0] * len(ranks)
+    for i, part in enumerate(next(iter(ranks.values()))):
+        widths = [1000 * parts[part] for parts in ranks.values()]
+        axes.barh(list(ranks), widths, left=left, label=part, color=COLOURS[i % len(COLOURS)])
+        left = [at + width for at, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    return _svg(figure)
+
+
+@_styled
 def weight_curve(rows: Sequence[Mapping[str, Any]]) -> str:
     """The fusion weight of each branch by step, of rows that have `fusion_weights`."""
     rows = [row for row in rows if "fusion_weights" in row]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from shards.progress import progress
-from xfer.measure import measure_of
+from xfer.measure import WITH_SIDE, measure_of
 from xfer.train import Row
 
 
@@ -29,7 +29,9 @@ def follow(name: str, steps: int, done: int) -> Iterator[Callable[[Row], None]]:
                     said = what.replace("_", " ")
                     console.print(f"damaged and {said} so far: {row[what]}, named in {file}-*.jsonl of the run")
             if measure := measure_of(row):
-                console.print(f"step {row['step']}: validation {measure} {percents(row[measure])}", highlight=False)
+                side = f"; with side inputs {percents(row[WITH_SIDE])}" if row.get(WITH_SIDE) else ""
+                said = f"step {row['step']}: validation {measure} {percents(row[measure])}{side}"
+                console.print(said, highlight=False)
 
         yield show
 

@@ -16,7 +16,7 @@ from shards.settings import ConfigError
 from shards.text import markdown, table
 from xfer.checkpoint import Checkpoint, checkpoint_name, chosen
 from xfer.config import Recipe
-from xfer.measure import measured
+from xfer.measure import WITH_SIDE, measured
 from xfer.metrics import Estimate, from_text, mean_of, paired_difference
 from xfer.train import Row
 from xfer.trained_on import seen_text
@@ -41,8 +41,11 @@ def write_metrics(folder: Path, rows: Iterable[Row]) -> None:
 
 
 def scores(rows: Iterable[Row]) -> dict[int, float]:
-    """Accuracy or the task's measure, mean over validation sources, by the step of each evaluation."""
-    return {row["step"]: statistics.fmean(measured(row).values()) for row in rows if measured(row)}
+    """Accuracy or the task's measure, mean over validation sources, by the step of each evaluation: what a checkpoint
+    is chosen by. Of a model that takes side inputs the mean of what it comes to without and with them.
+    """
+    found = {row["step"]: (measured(row), row.get(WITH_SIDE) or measured(row)) for row in rows if measured(row)}
+    return {step: statistics.fmean(statistics.fmean(one.values()) for one in both) for step, both in found.items()}
 
 
 def probe_row(rows: Sequence[Row]) -> Row:
@@ -55,6 +58,15 @@ def model_row(folder: Path) -> Row:
     name = chosen(folder / "checkpoints")
     scored = [row for row in read_metrics(folder) if measured(row)]
     return next((row for row in reversed(scored) if name in (None, checkpoint_name(row["step"]))), {})
+
+
+def with_side_text(folder: Path) -> str:
+    """What the model of a run comes to with side inputs and on images alone, in words; empty if it takes none."""
+    row = model_row(folder)
+    if not row.get(WITH_SIDE):
+        return ""
+    alone, both = (100 * statistics.fmean(values.values()) for values in (measured(row), row[WITH_SIDE]))
+    return f"validation accuracy on images alone {alone:.1f} %, with side inputs {both:.1f} % (mean of sources)"
 
 
 def left_out_scores(folder: Path) -> dict[str, dict[str, Any]]:

@@ -38,6 +38,7 @@ from xfer.fusion import WeightedSum
 from xfer.labels import annotated, sets_of
 from xfer.model import FusionModel
 from xfer.model_config import ModelConfig
+from xfer.side import inputs
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Loss, Supervision, nothing
 
@@ -103,9 +104,9 @@ class Learner:
         alpha.requires_grad_()
         for micro in batch.split(engine.accumulation):
             if len(micro):
-                loss = self._objective(engine.module(micro.images), micro) / self._global_batch
+                loss = self._objective(engine.module(*inputs(engine.module, micro)), micro) / self._global_batch
             else:
-                loss = nothing(engine.module(batch.images[:1]))
+                loss = nothing(engine.module(*inputs(engine.module, next(batch.split(len(batch))))))
             total += torch.autograd.grad(loss, alpha)[0]
         alpha.requires_grad_(False)
         return total
@@ -129,7 +130,8 @@ class Learner:
             batch = batch.to(self._engine.device)
             for name, losses in sums.items():
                 fusion.set_weights(candidates[name]) if name in candidates else fusion.alpha.copy_(learned)
-                losses.append(self._objective(self._engine.module(batch.images), batch) / self._global_batch)
+                output = self._engine.module(*inputs(self._engine.module, batch))
+                losses.append(self._objective(output, batch) / self._global_batch)
         fusion.alpha.copy_(learned)
         if not sums[MIXTURE]:
             return {}

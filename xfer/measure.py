@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MEASURES = ("accuracy", "AP", "mIoU")  # classification, detection, segmentation
+WITH_SIDE = "with_side"  # key of what a model came to that saw side inputs too (xfer/side.py)
 
 
 def measure_of(row: Mapping[str, Any]) -> str | None:

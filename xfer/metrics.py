@@ -27,7 +27,8 @@ class Score:
     loss: mean cross-entropy; per_class: accuracy by class name, for classes that occur; calibration: expected
     calibration error, by how much confidence and accuracy differ, 0 to 1 (Guo et al., On Calibration of Modern Neural
     Networks, ICML 2017, sec. 2; 15 bins); confusion: by class and what it was taken for, how often; mistakes: the
-    surest, where they were asked for; right: which images are right, in their order, as `as_text` writes it.
+    surest, where they were asked for; right: which images are right, in their order, as `as_text` writes it;
+    with_side: what the same model came to that saw side inputs too, of one that takes them.
     """
 
     correct: int
@@ -39,6 +40,7 @@ class Score:
     confusion: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     mistakes: Sequence[Mistake] = ()
     right: str = ""
+    with_side: "Score | None" = None
 
     @property
     def accuracy(self) -> float:
@@ -57,7 +59,10 @@ class Score:
     @property
     def extras(self) -> dict[str, float]:
         """What else is shown of it."""
-        return {"top 5": self.top5 / self.count, "calibration error": self.calibration} if self.count else {}
+        if not self.count:
+            return {}
+        side = {"with side inputs": self.with_side.accuracy} if self.with_side else {}
+        return {**side, "top 5": self.top5 / self.count, "calibration error": self.calibration}
 
     def kept(self) -> dict[str, Any]:
         """As plain values."""
@@ -71,7 +76,12 @@ class Score:
             "calibration": self.calibration if self.count else None,
             "confusion": self.confusion,
             "mistakes": [asdict(one) for one in self.mistakes],
+            **({"with_side": _counted(self.with_side)} if self.with_side else {}),
         }
+
+
+def _counted(score: Score) -> dict[str, Any]:
+    return {key: getattr(score, key) for key in ("correct", "count", "accuracy", "interval", "per_class")}
 
 
 def wilson(correct: int, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -4,6 +4,7 @@ Images come as uint8 and are normalised on the device. Each branch may see its o
 at two scales is already a two-branch model. A classifier's projected features are pooled before they are fused: for
 `wsum` that is the same number (both are linear), and it lets a trial refit fusion and head from a cache of N x d
 numbers per image. A DenseModel fuses the maps of each level that its head reads, over the same weight vector.
+What else is known of a sample can modulate a classifier's fused feature (`xfer/side.py`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,12 +25,14 @@ from xfer.model_config import (
     RESNETS,
     TASKS,
     BranchConfig,
+    FieldKind,
     HeadKind,
     ModelConfig,
     TileConfig,
     missing_weights,
     model_branch,
 )
+from xfer.side import SideInputs
 from xfer.tiles import tiled
 from xfer.timm_branch import TimmBranch
 
@@ -37,11 +40,12 @@ AnyBranch = Branch | TimmBranch
 
 
 class FusionModel(nn.Module):
-    """Images uint8 [B, 3, S, S] -> logits float [B, K].
+    """Images uint8 [B, 3, S, S], and side inputs if it takes any (`SideInputs.encode`; None: all are missing) -> logits
+    float [B, K].
 
     `sizes`: pixels each branch sees (None: as given). `trunk` of a branch never sees another branch's features. `kind`:
     of the head. `width`: channels that branches are projected to; None: the only branch is not. `tile`: how a branch
-    sees larger images in evaluation mode (None: whole).
+    sees larger images in evaluation mode (None: whole). `side`: fields of side inputs.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class FusionModel(nn.Module):
         dropout: float = 0.0,
         kind: HeadKind = "linear",
         tile: TileConfig | None = None,
+        side: Mapping[str, FieldKind] | None = None,
     ):
         super().__init__()
         self.kind: HeadKind = kind
@@ -68,7 +73,9 @@ class FusionModel(nn.Module):
         self.enter = UnitLength() if kind == "labels" else nn.Identity()
         self.table = LabelTable(num_classes) if kind == "labels" else None
         self.dropout = nn.Dropout(dropout)
-        self.head = self._head(self.width * (len(branches) if FUSIONS[fusion].stacks else 1), num_classes)
+        channels = self.width * (len(branches) if FUSIONS[fusion].stacks else 1)
+        self.head = self._head(channels, num_classes)
+        self.side = SideInputs(side, channels, num_classes) if side else None  # last: nothing else is drawn otherwise
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
@@ -103,22 +110,27 @@ class FusionModel(nn.Module):
         """Pooled, projected features of every branch: N tensors [B, d]."""
         return [self.projections[name](maps).mean((2, 3)) for name, maps in self.maps(images).items()]
 
-    def classify(self, features: list[Tensor]) -> Tensor:
+    def classify(self, features: list[Tensor], side: Tensor | None = None) -> Tensor:
         """Branch features, N tensors [B, d] -> logits [B, K]."""
-        return self.head(self.dropout(self.fused(features)))
+        return self.head(self.dropout(self.fused(features, side)))
 
-    def fused(self, features: Sequence[Tensor]) -> Tensor:
+    def fused(self, features: Sequence[Tensor], side: Tensor | None = None) -> Tensor:
         """Branch features, N tensors [B, d] -> what the head reads, [B, d]."""
-        return self.enter(self.fusion(features))
+        z = self.fusion(features)
+        return self.enter(z if self.side is None else self.side(z, side))
 
     def name_classes(self, classes: Sequence[str], encoder: str | None) -> None:
-        """Fills the table of a head that has one: before anything is trained; a checkpoint has it."""
+        """Fills the table of a head that has one, and tells side inputs the names that their texts are to be without:
+        before anything is trained; a checkpoint has it.
+        """
         if self.table is not None:
             assert encoder
             self.table.vectors.copy_(ENCODERS[encoder](classes))
+        if self.side is not None:
+            self.side.name(classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.features(images))
+    def forward(self, images: Tensor, side: Tensor | None = None) -> Tensor:
+        return self.classify(self.features(images), side)
 
     @property
     def task(self) -> str:
@@ -185,7 +197,9 @@ class DenseModel(FusionModel):
             maps.append(z)
         return self.fusion(maps)
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor, side: Tensor | None = None) -> Any:
+        """`side`: None, for only classifiers take side inputs."""
+        assert side is None
         return self.head(self.features(images), tuple(images.shape[-2:]))
 
 
@@ -222,6 +236,7 @@ def build_model(config: ModelConfig, num_classes: int, seed: int, load_weights: 
             config.dropout,
             config.head.kind,
             config.tile,
+            config.side.fields if config.side else None,
         )
     for name, branch in config.branches.items():
         if branch.weights and load_weights and not model_branch(branch.weights):

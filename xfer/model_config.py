@@ -36,6 +36,7 @@ TASKS: dict[HeadKind, str] = {
     "deeplabv3": "segmentation",
 }
 """What a head is for, by its kind; named as manifests name it."""
+FieldKind = Literal["category", "number", "text"]
 NAMES_DEFAULTS = {"encoder": "hash-ngram", "delta_penalty": 0.1}  # of the head labels
 
 
@@ -155,6 +156,14 @@ class TileConfig(Strict):
         return self
 
 
+class SideConfig(Strict):
+    """What is known of a sample beside its image, by the names of `batch.side`, and what each is."""
+
+    fields: dict[str, FieldKind] = Field(min_length=1)
+    dropout: float = Field(default=0.3, ge=0, lt=1)  # part of the training samples that are seen without
+    leak_limit: float = Field(default=0.8, ge=0, le=1)  # of what the fields alone say of the class; 1: any
+
+
 class ModelConfig(Strict):
     """Branches, their fusion, and the head on top. `from`: a run or a bundle to begin with; its branches and its
     fusion are those of this model unless they are given here.
@@ -166,6 +175,7 @@ class ModelConfig(Strict):
     head: HeadConfig = HeadConfig()
     dropout: float = Field(default=0.0, ge=0, lt=1)
     tile: TileConfig | None = None  # of images in evaluation and prediction; none: each is seen whole
+    side: SideConfig | None = None  # side inputs that the model sees beside images (xfer/side.py)
 
     @property
     def task(self) -> str:
@@ -238,6 +248,10 @@ class ModelConfig(Strict):
             raise ValueError(
                 f"fusion.weights: {LEFT_OUT} chooses by the linear probe, which {self.head.kind} has none of"
             )
+        if self.is_dense and self.side:
+            raise ValueError(
+                f"side: must be left out for the head {self.head.kind}; only classifiers take side inputs so far"
+            )
         if self.head.kind == "labels" and self.fusion.kind == "late":
             raise ValueError(
                 "fusion.kind: must not be late for the head labels, which knows the direction of one feature: late "
@@ -272,6 +286,11 @@ class ModelConfig(Strict):
                 raise ValueError(f"fusion.{key}: must be left out for concat, which has no weight vector, got {given}")
             if given is not None and len(self.branches) < 2:
                 raise ValueError(f"fusion.{key}: needs two branches or more to choose between, got {given}")
+        if self.fusion.prune and self.side and self.fusion.kind == "late":
+            raise ValueError(
+                "fusion.prune: must be left out for late with side inputs, which move the channels of every branch, "
+                f"got {self.fusion.prune:g}"
+            )
         if self.fusion.prune and self.is_dense and len({branch.size for branch in self.branches.values()}) > 1:
             raise ValueError(
                 f"fusion.prune: must be left out for the head {self.head.kind} where branches see other sizes, for "

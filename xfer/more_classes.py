@@ -62,7 +62,7 @@ def add_classes(path: Path, names: Sequence[str], out: Path) -> list[NewClass]:
     classes = (*trained.classes, *names)
     vectors = ENCODERS[head.encoder](classes)[len(trained.classes) :]
     found = _nearest(trained, names, vectors)
-    quantized = _grown(trained, vectors, head.delta_penalty or 0)
+    quantized = _grown(trained, classes, vectors, head.delta_penalty or 0)
     listed = read_json(path / "manifest.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(out) as draft:
@@ -109,8 +109,10 @@ def _nearest(trained: Trained, names: Sequence[str], vectors: Tensor) -> list[Ne
 
 
 @torch.no_grad()
-def _grown(trained: Trained, vectors: Tensor, penalty: float) -> Quantized:
-    """The model with a row for each of `vectors` [n, DIMS], at the bits of the others."""
+def _grown(trained: Trained, classes: Sequence[str], vectors: Tensor, penalty: float) -> Quantized:
+    """The model of `classes`, with a row for each of `vectors` [n, DIMS], the last n of them, at the bits of the
+    others.
+    """
     model, codes = copy.deepcopy(trained.model), dict(trained.codes or {})
     before = model.head
     assert model.table is not None
@@ -124,6 +126,8 @@ def _grown(trained: Trained, vectors: Tensor, penalty: float) -> Quantized:
     table = LabelTable(model.head.out_features)
     table.vectors.copy_(torch.cat([model.table.vectors, vectors]))
     model.table = table
+    if model.side is not None:
+        model.side.name(classes)
     return Quantized(model, codes)
 
 

@@ -1,7 +1,7 @@
 """What a model says of image files, seen as in evaluation."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -17,8 +17,10 @@ from shards.loading.frame import Resize, frame_of
 from shards.loading.transforms import Pixels, whole
 from shards.settings import ConfigError
 from shards.sources import files
+from shards.sources.side import SideTable
 from xfer.bundle import Trained
 from xfer.engine import default_device
+from xfer.side import Said, fault_of
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Answer
 
@@ -61,9 +63,11 @@ def _has(others: Mapping[str, int]) -> str:
     return f"; it has {by_ending(others)}" if others else ""
 
 
-def predictions(trained: Trained, paths: Iterable[Path]) -> Iterator[tuple[Path, Answer | str]]:
+def predictions(
+    trained: Trained, paths: Iterable[Path], said: Mapping[Path, Said] | None = None
+) -> Iterator[tuple[Path, Answer | str]]:
     """For each image the answer of the model (see its `Task`); or why it could not be read. In the order of `paths`,
-    at most `TOGETHER` at a time.
+    at most `TOGETHER` at a time. `said`: side inputs of images that have any.
     """
     waiting, count = iter(paths), at_once(TOGETHER, trained.image_size)
     while some := list(islice(waiting, count)):
@@ -71,16 +75,22 @@ def predictions(trained: Trained, paths: Iterable[Path]) -> Iterator[tuple[Path,
         sound = {path: one for path, one in seen.items() if not isinstance(one, str)}
         answers: dict[Path, Answer] = {}
         if sound:
-            answers = dict(zip(sound, answers_to(trained, list(sound.values())), strict=True))
+            beside = [said.get(path, {}) for path in sound] if said else None
+            answers = dict(zip(sound, answers_to(trained, list(sound.values()), beside), strict=True))
         yield from ((path, answers[path] if path in answers else cast(str, seen[path])) for path in some)
 
 
-def answers_to(trained: Trained, seen: Sequence[Pixels]) -> list[Answer]:
-    """What the model says of images of its size, all at once (see its `Task`)."""
+def answers_to(trained: Trained, seen: Sequence[Pixels], said: Sequence[Said] | None = None) -> list[Answer]:
+    """What the model says of images of its size, all at once (see its `Task`). `said`: what is known beside each, of a
+    model that takes side inputs.
+    """
     device = default_device()
     frames = [frame_of(*one.original, trained.image_size, trained.resize) for one in seen]
     with torch.inference_mode():
-        output = trained.model.to(device)(torch.stack([one.image for one in seen]).to(device))
+        given = [torch.stack([one.image for one in seen]).to(device)]
+        if said is not None and trained.model.side is not None:
+            given.append(trained.model.side.encode(said, len(said)).to(device))
+        output = trained.model.to(device)(*given)
     return task_of(trained.model.task).answers(output, frames)
 
 
@@ -90,6 +100,40 @@ def _seen(path: Path, size: int, resize: Resize) -> Pixels | str:
         return whole(path.read_bytes(), size, resize)
     except (DecodeError, OSError) as error:
         return f"not readable as an image ({error})"
+
+
+def side_of(trained: Trained, table: Path, paths: Sequence[Path], report: Callable[[str], None]) -> dict[Path, Said]:
+    """The side inputs of images in a table (.csv, .tsv, .jsonl) with a row for each by its name, and to `report` a line
+    for all that counts as missing. Raises ConfigError.
+    """
+    side = getattr(trained.model, "side", None)
+    if side is None:
+        raise ConfigError(f"--side: {trained.path} takes no side inputs (model.side), and sees images alone")
+    rows = SideTable(table, option="--side")
+    wanted = ", ".join(side.fields)
+    there = [name for name in side.fields if name in rows.names]
+    if not there:
+        raise ConfigError(f"--side: {table} has none of the columns {wanted}; it has {', '.join(rows.names)}")
+    found = {path: row for path in dict.fromkeys(paths) if (row := rows.of(path.with_suffix("").as_posix()))}
+    if not found:
+        example = paths[0].with_suffix("").as_posix()
+        raise ConfigError(
+            f"--side: {table}: no row is of any image: its column {rows.key!r} has {rows.some_keys}, images are called "
+            f"{example}"
+        )
+    if lost := [name for name in side.fields if name not in there]:
+        report(f"{table.name} has no column {', '.join(lost)}: missing for all images")
+    if count := len(set(paths)) - len(found):
+        report(f"{count:,} of {len(set(paths)):,} images have no row in {table.name}: seen without side inputs")
+    for name, part in side.by_field:
+        values = [row[name] for row in found.values() if name in row]
+        kind = side.fields[name]
+        sound = [value for value in values if fault_of(kind, value) is None]
+        known = ~part.read(sound, frozenset()).isnan().all(1) if sound else torch.zeros(0, dtype=torch.bool)
+        if odd := len(values) - int(known.sum()):
+            why = {"number": "no numbers", "category": "not known from training", "text": "without words"}[kind]
+            report(f"{name}: {odd:,} of {len(values):,} values are {why}, and count as missing")
+    return found
 
 
 def drawn_to(folder: Path, paths: Sequence[Path], given: Sequence[Path]) -> dict[Path, Path]:

@@ -34,6 +34,7 @@ from xfer.timm_branch import TimmBranch, check_maps
 from xfer.track import track_faults
 from xfer.transfer.head import kept_classes
 from xfer.transfer.leaks import leak_faults
+from xfer.transfer.side import side_faults
 from xfer.transfer.source import source_faults
 from xfer.transfer.stages import transfer_faults
 from xfer.transfer.teacher import teacher_faults
@@ -119,9 +120,11 @@ def prepare(recipe: Recipe, world_size: int = 1, say: bool = True) -> tuple[Spli
     faults += [] if recipe.model.is_dense else teacher_faults(recipe.train.teacher, data.classes)
     faults += label_space_faults(recipe, data) + leak_faults(recipe, data)
     faults += fusion_faults(recipe, data) + learn_faults(recipe, data)
+    checkpoint, lost = find_checkpoint(recipe.folder / "checkpoints")
+    if checkpoint is None:
+        faults += side_faults(recipe, data)
     if faults:
         raise ConfigError(faults)
-    checkpoint, lost = find_checkpoint(recipe.folder / "checkpoints")
     if lost and checkpoint is None:
         hint = f"no checkpoint is whole, so this would begin anew: remove {recipe.folder / 'checkpoints'} if it shall"
         raise ConfigError([*lost, hint], recipe.folder)

@@ -3,8 +3,10 @@
 runs/<name>/recipe.yaml        what was run
             trained_on.json    what it was trained on (xfer/trained_on.py)
             metrics.jsonl      one row a report: losses by step, accuracy by source
+            chain.jsonl        proof of which images and losses each step had (xfer/chain.py)
             checkpoints/       the newest whole ones; the same command goes on from there. Step 0: a linear probe
             tensorboard/, wandb/, track.json   with `track` (xfer/track.py)
+            timing-*.jsonl     where the time of steps went; one file a rank (xfer/timing.py)
             damage-*.jsonl     samples that were damaged and replaced, if there are any; one file a rank
             evaluation-damage-*.jsonl   the same of validation: these are left out
 """
@@ -13,6 +15,7 @@ import fcntl
 import json
 import math
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,15 +32,18 @@ from shards.loading.state import StreamState
 from shards.loading.subset import Subset
 from shards.loading.train import TrainStream, train_stream
 from shards.settings import ConfigError, read_yaml
+from xfer import chain, timing
 from xfer.begin import begin
 from xfer.bundle import restore
 from xfer.checkpoint import (
+    WEIGHTS,
     TrainState,
     checkpoint_name,
     choose,
     chosen,
     latest_checkpoint,
     remove_stale_drafts,
+    sha256_of,
     start_weights,
     write_checkpoint,
 )
@@ -63,11 +69,13 @@ from xfer.measure import measured
 from xfer.model import FusionModel, build_model
 from xfer.optimizer import hold_near, hold_together
 from xfer.portable import trained_weights
+from xfer.side import dropping, has_side
 from xfer.stop import is_asked
 from xfer.tasks.known import task_of
 from xfer.tasks.task import Supervision
 from xfer.track import Tracking
 from xfer.train import DivergedError, Row, Training, check_finite, train
+from xfer.transfer.side import know
 from xfer.transfer.stages import stages
 from xfer.transfer.teacher import build_teacher
 
@@ -97,8 +105,15 @@ def run_lock(folder: Path) -> Iterator[None]:
         _LOCKS.drop(held)
 
 
-def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable[[Row], None]) -> TrainState:
-    """Trains one rank of a recipe, from the newest whole checkpoint on. Rank 0 writes metrics and checkpoints.
+def fit(
+    recipe: Recipe,
+    slot: Slot,
+    make_engine: EngineFactory,
+    report: Callable[[Row], None],
+    watch: Callable[[Row], None] = lambda row: None,
+) -> TrainState:
+    """Trains one rank of a recipe, from the newest whole checkpoint on. Rank 0 writes metrics and checkpoints. `watch`
+    gets, on each rank, the rows of its timing.
 
     Raises DivergedError if the loss is no longer finite; the newest checkpoint is from before.
     """
@@ -113,6 +128,8 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
     if slot.rank == 0:
         remove_stale_drafts(recipe.folder / "checkpoints")
         write_metrics(recipe.folder, rows)  # those behind the checkpoint will be made again
+        timing.cut(recipe.folder, state.step)  # the others write when they have the first losses, with this rank
+        chain.cut(recipe.folder, state.step, checkpoint and chain.of_weights(state.step, checkpoint.weights_sha256))
 
     device = default_device()
     gpu = device if device.type == "cuda" else None
@@ -120,7 +137,10 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
         data.train, recipe.data, slot, StreamState(**state.stream), damage_log=recipe.folder, device=gpu
     )
     masks, names = annotated(data.train, len(data.classes)), [subset.name for subset in data.train]
-    record = RunRecord(recipe, slot, stream, data.validation, data.classes, report, rows)
+    record = RunRecord(recipe, slot, stream, data.validation, data.classes, report, rows, watch)
+    batches = iter(stream)
+    if recipe.model.side:
+        batches = dropping(batches, recipe.model.side.dropout, recipe.data.seed)
     task, teacher = task_of(recipe.model.task), build_teacher(recipe.train.teacher, data.classes)
     left = [stage for stage in stages(recipe) if stage.end > state.step]
     with record:
@@ -143,7 +163,7 @@ def fit(recipe: Recipe, slot: Slot, make_engine: EngineFactory, report: Callable
             objective = task.loss(Supervision(masks.to(engine.device), names, smoothing, taught, sets))
             config, steps = stage.recipe.train, range(stage.start, stage.end)
             learner = build_learner(recipe, engine, data, len(data.classes), slot, objective, state.step)
-            run = Training(engine, stream, objective, config, recipe.data.batch_size, steps, record, scored, learner)
+            run = Training(engine, batches, objective, config, recipe.data.batch_size, steps, record, scored, learner)
             try:
                 train(run, state)
             except DivergedError as error:
@@ -161,6 +181,7 @@ def _model(recipe: Recipe, classes: Sequence[str], tensors: Mapping[str, Tensor]
         return restore(recipe, len(classes), tensors)
     model = build_model(weighed(recipe), len(classes), recipe.train.seed)
     model.name_classes(classes, recipe.model.head.encoder)
+    know(model, recipe.folder)
     return model
 
 
@@ -178,8 +199,10 @@ class RunRecord:
         classes: Sequence[str],
         report: Callable[[Row], None],
         rows: Sequence[Row] = (),
+        watch: Callable[[Row], None] = lambda row: None,
     ):
         """`rows`: those of the run so far."""
+        self._slot, self._watch = slot, watch
         self._recipe, self._writes, self._stream = recipe, slot.rank == 0, stream
         self.engine: Engine  # of the stage that is trained; set before each
         self._classes, self._report = classes, report
@@ -194,6 +217,7 @@ class RunRecord:
         self._rows, self._scores = rows, scores(rows)
         self._evaluated, self._end = evaluated(rows), last_step(recipe)
         self._stops = False
+        self._since = stream.position // recipe.data.batch_size
 
     def __enter__(self) -> "RunRecord":
         if self._writes:
@@ -212,9 +236,12 @@ class RunRecord:
         if self._batches is None:
             return {}
         engine, task, resize = self.engine, self._task, self._recipe.data.resize
-        collected = task.scores(self._validation, self._classes, resize, engine.device)
+        both = range(1 + has_side(engine.module))
+        collected, *more = (task.scores(self._validation, self._classes, resize, engine.device) for _ in both)
+        side = more[0] if more else None
         with engine.averaged(), self._as_handed_over():
-            scores = evaluate(engine.module, self._batches, collected, engine.device, engine.sum, engine.gather)
+            batches, module = self._batches, engine.module
+            scores = evaluate(module, batches, collected, engine.device, engine.sum, engine.gather, with_side=side)
         row = score_row(scores, task.measure)
         for what in ("evaluation_loss", task.measure):
             for name, value in row.get(what, {}).items():
@@ -245,7 +272,28 @@ class RunRecord:
         if self._writes:
             folder, keep = self._recipe.folder / "checkpoints", self._recipe.train.keep
             steps = self._evaluated if self._recipe.train.keep_evaluated else ()
-            write_checkpoint(folder, state, tensors, optimizer, keep, steps)
+            path = write_checkpoint(folder, state, tensors, optimizer, keep, steps)
+            chain.append(self._recipe.folder, [chain.of_weights(state.step, sha256_of(path / WEIGHTS))])
+
+    def timed(self, row: Row) -> None:
+        """Appends to this rank's timing, and hands the row on."""
+        stream = self._stream
+        worked = {"reading": stream.reading_s, "decoding": stream.decoding_s, "replaced": stream.replaced}
+        stream.reading_s, stream.decoding_s, stream.replaced = 0.0, 0.0, 0
+        place = {"since": self._since, "rank": self._slot.rank, "ranks": self._slot.world_size}
+        machine = {
+            "node": socket.gethostname(),
+            "workers": self._recipe.data.workers,
+            "cpus": len(os.sched_getaffinity(0)),
+        }
+        row = row | place | machine | worked | memory_mb(self.engine.device)
+        timing.append(self._recipe.folder, row)
+        self._watch(row)
+
+    def prove(self, links: Sequence[chain.Link]) -> None:
+        """Appends to chain.jsonl."""
+        if self._writes:
+            chain.append(self._recipe.folder, links)
 
     def report(self, row: Row) -> None:
         """Appends to metrics.jsonl, and hands the row on."""

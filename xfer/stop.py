@@ -5,7 +5,7 @@ there, empty, before the workers start: a file that is opened is read as it is n
 unseen on NFS for a minute.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,14 +13,23 @@ FILE = ".stop"
 
 
 @contextmanager
-def stoppable(folder: Path) -> Iterator[Callable[[], object]]:
-    """For the time of the block the run in `folder` can be asked to end, by calling what this yields."""
-    path = folder / FILE
-    path.write_text("")
+def stoppable(folder: Path) -> Iterator[None]:
+    """For the time of the block the run in `folder` can be asked to end."""
+    take_back(folder)
     try:
-        yield lambda: path.write_text("stop\n")
+        yield
     finally:
-        path.unlink(missing_ok=True)
+        (folder / FILE).unlink(missing_ok=True)
+
+
+def ask(folder: Path) -> None:
+    """Asks the run in `folder`, which is stoppable, to end."""
+    (folder / FILE).write_text("stop\n")
+
+
+def take_back(folder: Path) -> None:
+    """It is not asked any more."""
+    (folder / FILE).write_text("")
 
 
 def is_asked(folder: Path) -> bool:

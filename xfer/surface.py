@@ -32,6 +32,7 @@ from xfer.predict import answers_to
 from xfer.prepare import load_document, prepare
 from xfer.report.run import write_run_report
 from xfer.seeds import RESULT, check_not_seeded, read_seeds, seed_folder, train_seeds
+from xfer.side import Said
 from xfer.tasks.known import task_of
 
 Picture = str | Path | np.ndarray | Tensor | Image.Image
@@ -53,20 +54,32 @@ class Model:
         self.bits = trained.bits
         self.weights_bytes = trained.weights_bytes
 
-    def predict(self, images: Picture | Iterable[Picture], top: int = 3) -> list[Any]:
+    def predict(
+        self,
+        images: Picture | Iterable[Picture],
+        top: int = 3,
+        side: Said | Sequence[Said] | None = None,
+    ) -> list[Any]:
         """Of each image what the model says. A classifier: its `top` classes with their probabilities, best first. A
         detector: `Detections` of at most 100 boxes float32 [n, 4] in pixels of the image, scores [n], labels [n], best
         first. A segmenter: the class index of each pixel, uint8 [H, W].
 
-        Raises ConfigError for what is no image, naming its place; OSError and DecodeError for files.
+        `side`: side inputs by field, of the image or of each; for a model that takes them (`model.side`). Raises
+        ConfigError for what is no image, naming its place; OSError and DecodeError for files.
         """
         if top < 1:
             raise ConfigError(f"top: must be at least 1, got {top}")
         one = isinstance(images, (str, Path, np.ndarray, Tensor, Image.Image)) or not isinstance(images, Iterable)
         several: list[Any] = [images] if one else list(cast(Iterable[Picture], images))
-        return [self._answer(one, at, top) for at, one in enumerate(several)]
+        said = [None] * len(several) if side is None else [side] if isinstance(side, Mapping) else list(side)
+        if side is not None and self.model.side is None:
+            raise ConfigError(f"side: {self.path} takes no side inputs (model.side), and sees images alone")
+        if len(said) != len(several):
+            raise ConfigError(f"side: must be one mapping for each of {len(several)} images, got {len(said)}")
+        pairs = zip(several, said, strict=True)
+        return [self._answer(one, at, top, beside) for at, (one, beside) in enumerate(pairs)]
 
-    def _answer(self, image: Picture, at: int, top: int) -> Any:
+    def _answer(self, image: Picture, at: int, top: int, said: Said | None = None) -> Any:
         size, resize, task = self.image_size, self._trained.resize, task_of(self.model.task)
         if isinstance(image, (str, Path)):
             try:
@@ -76,7 +89,7 @@ class Model:
         else:
             given = _pixels(image, at)
             seen = Pixels(squared(given, size, resize), original=(given.shape[1], given.shape[0]))
-        (answer,) = answers_to(self._trained, [seen])
+        (answer,) = answers_to(self._trained, [seen], None if said is None else [said])
         return answer if task.sees_whole else task.plain(answer, self.classes, top)
 
     def __repr__(self) -> str:
@@ -141,9 +154,11 @@ class Run:
         recipe = recipe if finish is None else replace(recipe, {"quantize.finish": finish})
         return Model(quantize_run(open_model(self.folder), recipe, Path(out or self.folder / "bundle")).bundle)
 
-    def predict(self, images: Picture | Iterable[Picture], top: int = 3) -> list[Any]:
+    def predict(
+        self, images: Picture | Iterable[Picture], top: int = 3, side: Said | Sequence[Said] | None = None
+    ) -> list[Any]:
         """As `Model.predict`."""
-        return self.model.predict(images, top)
+        return self.model.predict(images, top, side)
 
     def report(self) -> Path:
         """Writes report.html into the run's folder, as `xfer report` does; its path."""

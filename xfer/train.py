@@ -6,7 +6,7 @@ epochs, means that ranks can never disagree about the end.
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from shards.loading.batch import Batch
+from xfer.chain import Link, ends, linked, packed, unpacked
 from xfer.checkpoint import TrainState
 from xfer.config import TrainConfig
 from xfer.engine import Engine
 from xfer.learn import Learner
+from xfer.side import inputs
 from xfer.tasks.task import Loss, nothing
+from xfer.timing import Laps
 
 Row = dict[str, Any]
 
@@ -38,6 +41,14 @@ class Record(Protocol):
     def save(self, state: TrainState) -> None: ...
 
     def report(self, row: Row) -> None: ...
+
+    def timed(self, row: Row) -> None:
+        """Takes where this rank's time went since the last row (xfer/timing.py)."""
+        ...
+
+    def prove(self, links: Sequence[Link]) -> None:
+        """Takes what the newest steps add to the chain of the run (xfer/chain.py)."""
+        ...
 
     def is_asked_to_stop(self) -> bool:
         """Whether someone wants the run to save and be over (xfer/stop.py); the same on every rank. A collective."""
@@ -98,53 +109,67 @@ def _batchnorm_still(module: nn.Module) -> Iterator[None]:
             part.train()
 
 
-def train_step(engine: Engine, batch: Batch, objective: Loss, global_batch: int) -> Tensor:
+def train_step(
+    engine: Engine, batch: Batch, objective: Loss, global_batch: int, lap: Callable[[str], None] = lambda part: None
+) -> Tensor:
     """One update from this rank's share of a global batch. Returns this rank's part of the mean loss, a scalar on the
     device.
 
-    The loss is divided by the global batch, not by the share, so unequal shares still give the exact global mean.
+    The loss is divided by the global batch, not by the share, so unequal shares still give the exact global mean. `lap`
+    is told what is done, each time.
     """
     total = torch.zeros((), device=engine.device)
     batch = batch.to(engine.device)
+    lap("copy")
     for micro in batch.split(engine.accumulation):
         if len(micro):
-            loss = objective(engine.forward(micro.images), micro) / global_batch
+            loss = objective(engine.forward(*inputs(engine.module, micro)), micro) / global_batch
         else:  # another rank's share is larger: take part in its backward with gradients of zero
             with _batchnorm_still(engine.module):
-                loss = nothing(engine.forward(batch.images[:1]))
+                loss = nothing(engine.forward(*inputs(engine.module, next(batch.split(len(batch))))))
+        lap("forward")
         engine.backward(loss * engine.world_size)  # the engine averages over ranks
+        lap("backward")
         engine.step()
+        lap("update")
         total += loss.detach()
     return total
 
 
 class _Losses:
-    """Losses of the steps since the last row. Reading them is the one place that waits for the device."""
+    """Losses of the steps since the last row, and what these add to the chain of the run. Reading them is the one place
+    that waits for the device.
+    """
 
     def __init__(self, engine: Engine, objective: Loss):
         self._engine, self._objective = engine, objective
         self._known: list[float] = []
-        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.links: list[Link] = []
 
-    def add(self, loss: Tensor, sources: Tensor) -> None:
-        self._pending.append((loss, sources))
+    def add(self, loss: Tensor, batch: Batch) -> None:
+        prints = torch.zeros_like(batch.positions) if batch.fingerprints is None else batch.fingerprints
+        self._pending.append((loss, prints.sum(), batch.sources))
 
-    def read(self, step: int) -> list[float]:
-        """Mean over the global batch of each step up to `step`. Raises DivergedError, on every rank alike, naming the
-        first step whose loss is not finite. A collective.
+    def read(self, state: TrainState) -> list[float]:
+        """Mean over the global batch of each step up to that of `state`, whose chain goes on to it. Raises
+        DivergedError, on every rank alike, naming the first step whose loss is not finite. A collective.
         """
         if self._pending:
-            means = self._engine.sum(torch.stack([loss for loss, _ in self._pending])).tolist()
-            first = step - len(means) + 1
-            for number, (mean, (_, sources)) in enumerate(zip(means, self._pending, strict=True), first):
+            losses, prints, sources = zip(*self._pending, strict=True)
+            means, images = unpacked(self._engine.sum(packed(losses, prints)))
+            first = state.step - len(means) + 1
+            for number, (mean, image, of) in enumerate(zip(means, images, sources, strict=True), first):
                 if not math.isfinite(mean):
-                    raise DivergedError(f"the loss of step {number} is {mean}; its batch was {self._describe(sources)}")
+                    raise DivergedError(f"the loss of step {number} is {mean}; its batch was {self._describe(of)}")
+                self.links.append(linked(state.chain, number, self._engine.world_size, image, mean))
+                state.chain = ends(self.links[-1])
             self._known += means
             self._pending = []
         return self._known
 
     def clear(self) -> None:
-        self._known = []
+        self._known, self.links = [], []
 
     def _describe(self, sources: Tensor) -> str:
         names = self._objective.sources
@@ -174,12 +199,14 @@ def train(run: Training, state: TrainState) -> TrainState:
     if state.step > run.scored and is_scored:  # saved, then stopped before its score was on record
         _score(run, state)
     set_training(engine.module, config.freeze_batchnorm)
-    started = time.perf_counter()
+    started, laps = time.perf_counter(), Laps(engine.device)
+    laps.start()
     while state.step < end and not run.record.is_over():
         rate = learning_rate(state.step - start, end - start, config.learning_rate, config.warmup, config.schedule)
         engine.set_learning_rate(rate)
         batch = next(run.batches)
-        losses.add(train_step(engine, batch, run.objective, run.global_batch), batch.sources)
+        laps.lap("data")
+        losses.add(train_step(engine, batch, run.objective, run.global_batch, laps.lap), batch)
         state.step += 1
         if run.learner and run.learner.after(state.step, batch, rate / config.learning_rate):
             set_training(engine.module, config.freeze_batchnorm)
@@ -189,7 +216,8 @@ def train(run: Training, state: TrainState) -> TrainState:
         saving |= scoring and (config.select == "best" or config.keep_evaluated)
         saving |= logging and run.record.is_asked_to_stop()
         logging |= saving  # or a run that goes on from there would lack these steps
-        means = losses.read(state.step) if logging or saving or scoring else []
+        means = losses.read(state) if logging or saving or scoring else []
+        laps.end(len(batch))
         if logging:
             seconds = time.perf_counter() - started
             run.record.report(
@@ -203,12 +231,17 @@ def train(run: Training, state: TrainState) -> TrainState:
                     **(run.learner.told(state.step) if run.learner else {}),
                 }
             )
+            run.record.prove(losses.links)
+            run.record.timed({"step": state.step, **laps.row(), "exchange": engine.exchanged()})
             losses.clear()
             started = time.perf_counter()
         if saving or scoring:
             paused = time.perf_counter()
             _save_and_score(run, state, saving, scoring)
             started += time.perf_counter() - paused
+            engine.exchanged()  # of no step
+        if logging or scoring:
+            laps.start()
     return state
 
 

@@ -33,10 +33,10 @@ class Needs:
 
 def needs(order: Order, job: Job, nodes: int | None, memory_gib: int, hours: float) -> Needs:
     """nodes: how many machines, None for one a worker; memory_gib: of a worker. Raises ConfigError with every fault."""
-    cluster, count = job.cluster, job.cluster.workers if nodes is None else nodes
-    if faults := list(_faults(cluster.workers, count, memory_gib, hours)):
+    cluster, count = job.cluster, job.cluster.most if nodes is None else nodes
+    if faults := list(_faults(cluster.most, count, memory_gib, hours)):
         raise ConfigError(faults)
-    share = cluster.workers // count
+    share = cluster.most // count
     counted = math.ceil(share * cluster.cpus_per_worker)
     return Needs(
         order=order,

@@ -49,7 +49,7 @@ def content_key(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def fold(folded: NDArray[np.uint64], *parts: Ints) -> NDArray[np.uint64]:
+def fold(folded: NDArray[np.uint64], *parts: Ints | NDArray[np.uint64]) -> NDArray[np.uint64]:
     """`key` of many at once: `fold(key(a), b)` is `key(a, b)`, element by element, uint64 [n]."""
     for part in parts:
         folded = mix_array((folded ^ part.astype(np.uint64)) + np.uint64(_GOLDEN))

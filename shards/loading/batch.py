@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from shards.format.annotations import Annotations
+from shards.format.hashing import fold
 from shards.loading.damage import DamagedSample
 from shards.loading.transforms import Later, Pixels
 
@@ -55,6 +56,8 @@ class Batch:
     originals: None, or of each sample what an evaluation at the image's own pixels needs; they stay on the CPU.
     own_share: None, or float32 [B], how much of an image is its own where others were mixed in (`shards.loading.mix`);
     other_targets, other_sources: None, or int64 [B], of what was mixed in.
+    fingerprints: None, or int64 [B], 64 bits that stand for the source, key and stored bytes of the sample that was
+    read, and for its position; 0 where none was. They add up, modulo 2^64, to what stands for a global batch.
     """
 
     images: torch.Tensor
@@ -69,6 +72,7 @@ class Batch:
     other_targets: torch.Tensor | None = None
     other_sources: torch.Tensor | None = None
     originals: tuple[Original, ...] | None = None
+    fingerprints: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -139,11 +143,13 @@ class BatchBuilder:
         self.images: torch.Tensor | None = images
         self.buffer = buffer
         self.damaged: list[DamagedSample] = []
+        self.reading_s = self.decoding_s = 0.0  # what it took to make
         self.later: dict[int, Later] = {}
         self.shares: np.ndarray | None = None  # of the images that were mixed here (mix.py)
         self._image_size = image_size
         self.targets, self.sources = np.zeros((2, size), np.int64)
         self.positions = np.full(size, -1, np.int64)
+        self.fingerprints = np.zeros(size, np.uint64)
         self.valid = np.zeros(size, np.bool_)
         self.boxes: dict[int, np.ndarray] = {}
         self.masks: dict[int, np.ndarray] = {}
@@ -159,11 +165,11 @@ class BatchBuilder:
         assert self.images is not None
         return self.images[at]
 
-    def fill(self, at: int, pixels: Pixels, target: int, said: Annotations) -> None:
+    def fill(self, at: int, pixels: Pixels, target: int, said: Annotations, fingerprint: int) -> None:
         """Puts in what belongs to sample number `at`, whose image is in its place or made later. `said`: of the image
         before it became the square.
         """
-        self.targets[at], self.valid[at] = target, True
+        self.targets[at], self.valid[at], self.fingerprints[at] = target, True, fingerprint
         if pixels.later is not None:
             self.later[at] = pixels.later
         if pixels.boxes is not None:
@@ -174,6 +180,11 @@ class BatchBuilder:
             self.side[at] = said.side
         if self.originals is not None:
             self.originals[at] = pixels.original, replace(said, side={})
+
+    def sign(self, names: np.ndarray) -> None:
+        """Puts source and position into the fingerprints of what was filled. names: uint64 [sources]."""
+        whole = fold(names[self.sources], self.positions, self.fingerprints)
+        self.fingerprints = np.where(self.valid, whole, np.uint64(0))
 
     def finish(self) -> "BatchBuilder":
         """Nothing more is filled. Images in a buffer are not sent: whoever gets the builder has their memory."""
@@ -206,6 +217,7 @@ class BatchBuilder:
             torch.from_numpy(np.stack([self.masks.get(at, void) for at in every])) if self.masks else None,
             tuple(self.side.get(at, {}) for at in every) if self.side else None,
             originals=None if self.originals is None else tuple(map(self._original, every)),
+            fingerprints=torch.from_numpy(self.fingerprints.view(np.int64)),
         )
 
     def _original(self, at: int) -> Original:

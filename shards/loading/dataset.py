@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, Protocol
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.decode import DecodeError
 from shards.format.annotations import Annotations, annotations
-from shards.format.hashing import key
+from shards.format.hashing import key, name_key
 from shards.loading.batch import BatchBuilder
 from shards.loading.buffers import Buffers
 from shards.loading.damage import DamagedSample
@@ -35,8 +36,8 @@ _HELD = 3
 _READ_TOGETHER = 64  # samples: read and decoded in turn, the two take a tenth longer, for they share a core's caches
 Place = tuple[int, int, int]
 """Source, shard, and row of the subset within the shard."""
-Found = tuple[Pixels, int, Annotations]
-"""Pixels and target of a sample, and what it says of its image."""
+Found = tuple[Pixels, int, Annotations, int]
+"""Pixels and target of a sample, what it says of its image, and its fingerprint."""
 
 
 class Transform(Protocol):
@@ -80,6 +81,7 @@ class Samples(Dataset):
         """
         self.reader, self.transform, self.size, self.seed, self.mix = reader, transform, size, seed, mix
         self.originals = originals
+        self._names = np.array([name_key(subset.name) for subset in reader.subsets], np.uint64)
         self.buffers: Buffers | None = None
 
     def __getitems__(self, request: Request) -> BatchBuilder:
@@ -94,14 +96,19 @@ class Samples(Dataset):
         drawn = draw(self.seed, request.positions) if self.seed is not None else [()] * n
         with _one_thread():
             for first in range(0, n, _READ_TOGETHER):
+                begun = time.perf_counter()
                 ahead = [self._read(place) for place in places[first : first + _READ_TOGETHER]]
+                read = time.perf_counter()
                 for at, sample in enumerate(ahead, first):
                     seat = _Seat(positions[at], drawn[at], builder.image(at))
                     found = self._find(places[at], seat, sample, builder.damaged)
                     if found is not None:
                         builder.fill(at, *found)
+                builder.reading_s += read - begun
+                builder.decoding_s += time.perf_counter() - read
             if self.mix and not builder.later and builder.images is not None:
                 builder.shares = self.mix(builder.images, builder.targets, builder.positions)
+        builder.sign(self._names)
         return builder.finish()
 
     def _find(self, place: Place, seat: _Seat, sample: Sample | None, damaged: list[DamagedSample]) -> Found | None:
@@ -151,7 +158,7 @@ class Samples(Dataset):
         if subset.numbering is not None:
             said = said.renumbered(subset.renumber)
         pixels = self.transform(sample.image, drawn=seat.drawn, boxes=said.boxes, mask=said.mask, out=seat.out)
-        return pixels, sample.label, said
+        return pixels, sample.label, said, sample.fingerprint
 
 
 class BatchLoader:

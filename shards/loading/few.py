@@ -15,6 +15,7 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+import torch
 
 from shards.config import DataConfig
 from shards.format.hashing import Ints, mix_array
@@ -22,9 +23,11 @@ from shards.loading.batch import Batch
 from shards.loading.damage import DamagedSample, DamageLog, budget
 from shards.loading.dataset import BatchLoader, Samples
 from shards.loading.evaluate import at_once, samples_without_chance
+from shards.loading.reader import Reader
 from shards.loading.request import Request
 from shards.loading.state import shares
 from shards.loading.subset import Subset
+from shards.loading.transforms import Pixels
 
 _SALT = np.uint64(0xD6E8FEB86659FD93)
 
@@ -41,6 +44,7 @@ def few(
     passed_over: Callable[[str], None] | None = None,
     skip: int = 0,
     originals: bool = False,
+    decoded: bool = True,
 ) -> Iterator[Batch]:
     """`count` samples, or all if there are fewer, as batches of about equal size, all of them valid; of large images
     fewer than `batch_size` (`at_once`).
@@ -48,7 +52,8 @@ def few(
     `sources`: equal parts, or in proportion to their shares of the training blend; `classes`: the same within each
     source. Positions count the samples of all subsets one after the other. A damaged sample is passed over and named to
     `passed_over` (None: on stderr), and the next of its source taken. `skip`: how many are left out at the beginning of
-    each source's ranking. `originals`: whether batches have them. Raises DamagedDataError if more are damaged than
+    each source's ranking. `originals`: whether batches have them. `decoded`: whether images are; if not, they are one
+    pixel each, which says nothing, and a sample costs its read alone. Raises DamagedDataError if more are damaged than
     `config` accepts.
     """
     subsets, report = tuple(subsets), passed_over or partial(print, file=sys.stderr)
@@ -56,8 +61,11 @@ def few(
     order = turns([len(one) for one in ranked], subsets, config, sources)[:count]
     taken = [0] * len(subsets)
     log = DamageLog(subsets, {} if config.strict else budget(subsets, config.max_replaced))
-    samples = samples_without_chance(subsets, config.image_size, config.resize, originals)
-    batch_size = at_once(batch_size, config.image_size)
+    if decoded:
+        samples = samples_without_chance(subsets, config.image_size, config.resize, originals)
+        batch_size = at_once(batch_size, config.image_size)
+    else:
+        samples = Samples(Reader(subsets), _unseen, 1, seed=None)
     while len(order):
         places = []
         for source in order.tolist():
@@ -74,6 +82,12 @@ def few(
             if len(sound):
                 yield sound
         order = np.array(lost, np.int64)
+
+
+def _unseen(
+    data: bytes, *, drawn: Sequence[float], boxes: np.ndarray | None, mask: np.ndarray | None, out: torch.Tensor
+) -> Pixels:
+    return Pixels(out.zero_())
 
 
 def ranking(subset: Subset, classes: Parts = "proportional") -> Ints:

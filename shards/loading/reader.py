@@ -32,7 +32,8 @@ class DamagedSampleError(Exception):
 
 class Sample(NamedTuple):
     """One sample as stored: its key in the tar, the subset's class index (-1: none of its own), the encoded image with
-    its extension, and every other member by extension.
+    its extension, every other member by extension, and 64 bits that stand for its key and its bytes, as the index has
+    them and the read found them.
     """
 
     member: str
@@ -40,6 +41,7 @@ class Sample(NamedTuple):
     image: bytes
     extension: str
     fields: Mapping[str, bytes]
+    fingerprint: int = 0
 
     @property
     def key(self) -> str:
@@ -75,7 +77,7 @@ class Reader:
         """One sample. Raises DamagedSampleError if it cannot be read as it was written."""
         subset = self.subsets[source]
         path, rows = self._shard(source, shard)
-        offset, length, crc32, _, label = self._index(source)[rows[row]].item()
+        offset, length, crc32, key, label = self._index(source)[rows[row]].item()
         if not -1 <= label < len(subset.manifest.classes):
             raise DamagedSampleError(f"its index row names class {label} of {len(subset.manifest.classes)}")
         span = self._span(subset, shard, path, offset, length)
@@ -83,7 +85,8 @@ class Reader:
             raise DamagedSampleError("its bytes changed since the build (crc32 does not match)")
         member, fields, extension = self._parse(source, span, label)
         image = fields.pop(extension)
-        return Sample(member, int(subset.renumber[label]) if label >= 0 else -1, image, extension, fields)
+        number = int(subset.renumber[label]) if label >= 0 else -1
+        return Sample(member, number, image, extension, fields, key ^ crc32 << 32)
 
     def locate(self, source: int, i: int) -> tuple[int, int]:
         """Shard and row of the subset's i-th sample."""

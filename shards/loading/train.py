@@ -46,6 +46,9 @@ class TrainStream:
         """`device`: where images are decoded that loader processes leave to it."""
         self.position = state.position
         """Global position of the next batch: of what was delivered, not of what is being prepared."""
+        self.reading_s = self.decoding_s = 0.0
+        """What loader processes took for all that was delivered, added up."""
+        self.replaced = 0  # damaged samples of it
         self._order, self._damage, self._state, self._batch_size = order, damaged, state, batch_size
         self._device, self._mix = device, samples.mix
         ahead = 1 if samples.mix else 0
@@ -58,6 +61,9 @@ class TrainStream:
     def __next__(self) -> Batch:
         builder = next(self._loader)
         self._damage.add(builder.damaged)
+        self.reading_s += builder.reading_s
+        self.decoding_s += builder.decoding_s
+        self.replaced += len(builder.damaged)
         if not builder.valid.all():  # no sound sample was found in place of a damaged one
             raise DamagedDataError(self._damage.table())
         self.position += self._batch_size

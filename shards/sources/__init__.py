@@ -11,13 +11,15 @@
     table         a .csv, .tsv or .jsonl with a row for each image, or a folder with one
     folder        <root>/<class>/.../<image>
 
+Those that have no side inputs can be given a table of them (`--side-table`, shards/sources/side.py).
+
 A kind says which options it uses and by what it is recognised. Taken is the first that recognises SOURCE and uses all
 options that were given. If there is none, an option that one kind alone uses says enough about a folder: `--masks`.
 To add one: a file here with an open function, and a row in `SOURCES`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from typing import Any
 from shards.settings import ConfigError
 from shards.sources import yolo
 from shards.sources.folder import open_folder
+from shards.sources.side import with_side
 from shards.sources.source import TASKS, Item, Refused, Source, SourceOptions, flag
 
 __all__ = ["SOURCES", "TASKS", "Item", "Kind", "Refused", "Source", "SourceOptions", "open_source"]
@@ -53,6 +56,8 @@ def _later(module: str, function: str) -> Callable[..., Any]:
     return lambda *arguments: getattr(import_module(f"shards.sources.{module}"), function)(*arguments)
 
 
+_OF_SIDE_TABLES: dict[str, Any] = {"side_table": None, "side": (), "image": None, "encoding": None}
+"""The options that are of a table of side inputs where there is one, and without which the source is opened."""
 _TABLE = frozenset({"part", "image", "label", "side", "classes"})
 
 SOURCES: dict[str, Kind] = {
@@ -108,13 +113,16 @@ SOURCES: dict[str, Kind] = {
 
 def open_source(path: Path, options: SourceOptions) -> tuple[str, Source]:
     """The kind of the source and the source itself, not listed yet. Raises ConfigError with every fault."""
-    name = options.kind or detect(path, options)
+    own = options if options.side_table is None else replace(options, **_OF_SIDE_TABLES)
+    name = options.kind or detect(path, own)
     if name not in SOURCES:
         raise ConfigError(f"--kind: {name!r}; known here: {', '.join(SOURCES)}")
-    unused = options.given().keys() - SOURCES[name].options - {"kind"}
+    if options.side_table is not None and "side" in SOURCES[name].options:
+        raise ConfigError(f"--side-table: a source of kind {name!r} has side inputs of its own, which --side names")
+    unused = own.given().keys() - SOURCES[name].options - {"kind"}
     if unused:
         raise ConfigError([f"{flag(option)}: {_who_uses(option, name)}" for option in sorted(unused)])
-    return name, SOURCES[name].open(path, options)
+    return name, with_side(SOURCES[name].open(path, own), name, options)
 
 
 def detect(path: Path, options: SourceOptions) -> str:

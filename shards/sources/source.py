@@ -87,6 +87,9 @@ class SourceOptions:
         Column with the class.
     side
         Columns kept as side inputs (`--side age,text`): numbers stay numbers, everything else is text.
+    side_table
+        A table of side inputs (.csv, .tsv, .jsonl) for a SOURCE that has none, a row for each image by its name:
+        column --image, or one called so; kept are the columns of --side, or all others.
     masks
         Folder of masks, one for each image, with the same name.
     void
@@ -121,6 +124,7 @@ class SourceOptions:
     image: str | None = None
     label: str | None = None
     side: tuple[str, ...] = ()
+    side_table: Path | None = None
     masks: Path | None = None
     void: int | None = None
     values: tuple[str, ...] = ()

@@ -23,7 +23,18 @@ from shards.sources.notes import Notes
 from shards.sources.rows import TABLES, check_encoding, columns_of, read_rows
 from shards.sources.source import Item, Refused, SourceOptions
 
-_IMAGE = ("image", "file_name", "filename", "file", "image_path", "filepath", "file_path", "path", "img", "image_id")
+IMAGE_COLUMNS = (
+    "image",
+    "file_name",
+    "filename",
+    "file",
+    "image_path",
+    "filepath",
+    "file_path",
+    "path",
+    "img",
+    "image_id",
+)
 _LABEL = ("label", "labels", "class", "category", "cls", "class_name", "target")
 # As JSON spells a number: 007 and 1_000 are texts, perhaps names of something.
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
@@ -71,13 +82,13 @@ class Table:
         stems: dict[str, str] = {}
         for line, row in read_rows(self.path, self.encoding):
             try:
-                image = self._find(_text(row.get(self.columns.image)), stems)
+                image = self._find(cell_text(row.get(self.columns.image)), stems)
                 key = files.stem(image)
             except Refused as error:
                 yield Item(f"line {line}", 0, "", payload={"refused": f"line {line}: {error}"})
                 continue
             size, stamp = files.measure(self.images / image)
-            side = {name: _value(row.get(name), self._typed) for name in self.columns.side}
+            side = {name: side_value(row.get(name), self._typed) for name in self.columns.side}
             payload = {"image": image, "side": {name: value for name, value in side.items() if value is not None}}
             label = -1
             try:
@@ -104,7 +115,7 @@ class Table:
         for _, row in read_rows(self.path, self.encoding):
             cell = row.get(column)
             with suppress(Refused):  # said when its row is read
-                texts.add(_text(cell))
+                texts.add(cell_text(cell))
             if isinstance(cell, bool):
                 self.notes.tell("labels that are true or false: read as the names 'true' and 'false'")
             elif isinstance(cell, str) and cell.strip() and cell.strip() != cell:
@@ -123,7 +134,7 @@ class Table:
     def _label(self, row: dict[str, Any]) -> int:
         if not self.columns.label:
             return -1
-        text = _text(row.get(self.columns.label))
+        text = cell_text(row.get(self.columns.label))
         if not text:
             raise Refused(f"no class in column {self.columns.label!r}")
         if text not in self._places:
@@ -160,10 +171,10 @@ def open_table(path: Path, options: SourceOptions) -> Table:
     there = columns_of(table, encoding)
     faults = [] if images.is_dir() else [f"--images: {images}: no such folder"]
     listed = ", ".join(map(repr, there)) or "none"
-    image = _column("--image", "the file names", options.image, _IMAGE, there, listed, faults)
+    image = find_column("--image", "the file names", options.image, IMAGE_COLUMNS, there, listed, faults)
     label = None
     if options.label or not options.side or _known(_LABEL, there):
-        label = _column("--label", "the classes", options.label, _LABEL, there, listed, faults)
+        label = find_column("--label", "the classes", options.label, _LABEL, there, listed, faults)
     faults += [f"--side: no column {name!r}; there are {listed}" for name in options.side if name not in there]
     if faults:
         raise ConfigError([f"{table}: {fault}" for fault in faults])
@@ -205,7 +216,7 @@ def _known(names: Sequence[str], there: Sequence[str]) -> str | None:
     return next((lower[name] for name in names if name in lower), None)
 
 
-def _column(
+def find_column(
     option: str,
     what: str,
     given: str | None,
@@ -214,6 +225,9 @@ def _column(
     listed: str,
     faults: list[str],
 ) -> str | None:
+    """The column that is `given`, or is called by one of `names`, among those that are `there`; what is wrong with it
+    goes to `faults`.
+    """
     found = given or _known(names, there)
     if given and given not in there:
         faults.append(f"{option}: no column {given!r}; there are {listed}")
@@ -222,7 +236,7 @@ def _column(
     return found
 
 
-def _text(value: Any) -> str:
+def cell_text(value: Any) -> str:
     """A cell as text; a JSON list or object is none. Raises Refused."""
     if isinstance(value, (list, dict)):
         raise Refused(f"it has {canonical(value)[:60].decode()} where a text is expected")
@@ -231,7 +245,7 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _value(cell: Any, typed: bool) -> Any:
+def side_value(cell: Any, typed: bool) -> Any:
     """A side input; None where there is nothing. A cell of a csv, all text, is a number where it reads as one."""
     if isinstance(cell, bool):
         return str(cell).lower()

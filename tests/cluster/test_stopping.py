@@ -9,7 +9,7 @@ import pytest
 
 from cluster.stopping import saving_first
 from xfer.history import write_metrics
-from xfer.stop import is_asked
+from xfer.stop import is_asked, stoppable
 
 
 class Ended(Exception):
@@ -32,7 +32,7 @@ def terminate() -> None:
 
 def test_a_run_that_trained_is_asked_to_save_and_then_ended(tmp_path: Path, capsys):
     write_metrics(tmp_path, [{"step": 5}, {"step": 6}])
-    with saving_first(tmp_path, 5) as end:
+    with stoppable(tmp_path), saving_first(tmp_path, 5) as end:
         assert not is_asked(tmp_path)
         terminate()
         assert is_asked(tmp_path)
@@ -44,7 +44,7 @@ def test_a_run_that_trained_is_asked_to_save_and_then_ended(tmp_path: Path, caps
 
 def test_a_second_one_does_not_wait(tmp_path):
     write_metrics(tmp_path, [{"step": 1}])
-    with saving_first(tmp_path, 0):
+    with stoppable(tmp_path), saving_first(tmp_path, 0):
         terminate()
         with pytest.raises(Ended):
             terminate()
@@ -52,11 +52,11 @@ def test_a_second_one_does_not_wait(tmp_path):
 
 def test_before_anything_was_trained_there_is_nothing_to_save(tmp_path):
     write_metrics(tmp_path, [{"step": 5}])
-    with pytest.raises(Ended), saving_first(tmp_path, 5):
+    with pytest.raises(Ended), stoppable(tmp_path), saving_first(tmp_path, 5):
         terminate()
 
 
 def test_a_run_that_nobody_stops_ends_as_it_does(tmp_path):
-    with saving_first(tmp_path, 0) as end:
+    with stoppable(tmp_path), saving_first(tmp_path, 0) as end:
         end()
     assert list(tmp_path.iterdir()) == []

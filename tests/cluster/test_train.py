@@ -23,6 +23,7 @@ from tests.cluster.listening import listening_of
 from xfer import run as one_process
 from xfer.backbone import Branch
 from xfer.begin import begin
+from xfer.chain import read_chain
 from xfer.checkpoint import latest_checkpoint
 from xfer.config import Recipe
 from xfer.engine import build_engine
@@ -78,7 +79,8 @@ def test_a_run_of_one_process_goes_on_under_two_workers_and_back(recipe_values):
     """The portable checkpoint: SGD momentum and all, from PlainEngine to ZeRO 2 on two ranks and back."""
     recipe_values["train"] |= {"steps": 6, "save_every": 2}
     recipe = Recipe.model_validate(recipe_values)
-    expected = fit(replace(recipe, {"name": "whole"}))
+    whole = replace(recipe, {"name": "whole"})
+    expected = fit(whole)
     fit(recipe)
     cut_back_to(recipe.folder, 4)
     result = run(job(recipe_values, workers=2, zero_stage=2))
@@ -87,6 +89,9 @@ def test_a_run_of_one_process_goes_on_under_two_workers_and_back(recipe_values):
     cut_back_to(recipe.folder, 6)
     assert latest_checkpoint(recipe.folder / "checkpoints").state.step == 6  # written by two ranks, whole
     assert fit(recipe) == pytest.approx(expected, abs=1e-4)
+    ends = [read_chain(one.folder).steps[6] for one in (whole, recipe)]
+    assert ends[0]["images"] == ends[1]["images"]
+    assert [ends[1]["ranks"], ends[0]["ranks"]] == [2, 1]
 
 
 def cut_back_to(folder: Path, step: int) -> None:

@@ -10,6 +10,7 @@ import yaml
 from cluster.launch import run
 from shards.settings import ConfigError
 from tests.cluster.test_train import job
+from xfer.chain import FILE
 from xfer.cost import without_cost
 from xfer.history import read_metrics
 from xfer.run import run_lock
@@ -36,7 +37,8 @@ def test_of_two_folders_both_are_trained(recipe_values, tmp_path):
     for process in both:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-    runs = (read_metrics(Path(recipe_values["output"]) / name) for name in ("one", "other"))
-    ends = [without_cost(rows)[-1] for rows in runs]
+    folders = [Path(recipe_values["output"]) / name for name in ("one", "other")]
+    assert (folders[0] / FILE).read_bytes() == (folders[1] / FILE).read_bytes()
+    ends = [without_cost(read_metrics(folder))[-1] for folder in folders]
     assert ends[0] == ends[1]
     assert "accuracy" in ends[0]

@@ -17,13 +17,15 @@ def compare(
     *,
     split: Annotated[Literal["all", "validation", "test"], Parameter(help="Which held-out data.")] = "all",
     data: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-) -> None:
+    same_run: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
     """Which of several models is better, on the same images, with the interval of the difference.
 
         xfer compare runs/one runs/two
         xfer compare runs/pacs runs/pacs/bundle runs/pacs/bundle4 --split test
         xfer compare runs/pacs copied/bundle --data shards/phone
         xfer compare runs/narrow runs/wide
+        xfer compare runs/one runs/copied --same-run
 
     Every model is compared with the first, on what the first one's recipe holds out or on any built data with --data.
     Only images that one model names rightly and the other does not tell them apart, so the interval of a difference is
@@ -31,13 +33,21 @@ def compare(
     over seeds and images: it tells recipes apart, where one run of each tells only these two runs apart. Nothing is
     recorded; test data that is looked at often is no test any more.
 
+    With --same-run no model is opened: the chains of the runs (chain.jsonl) tell whether they were trained on the same
+    images in every step, and came to the same losses and weights, to the bit; if not, since which step. Exit status 1
+    if they differ.
+
     Parameters
     ----------
     models
         Run folders or bundles, at least two; or folders of xfer fit --seeds.
     data
         A folder of shards, or FOLDER/SPLIT; give the option once for each.
+    same_run
+        Whether all are the same run as the first, and not how good they are.
     """
+    if same_run:
+        return _same_run(models, chosen=split != "all" or bool(data))
     from xfer.cli.evaluate import HELD_OUT, named, of_recipe, recipe_of
     from xfer.compare import compare_models, model_names
     from xfer.prepare import SEEN
@@ -54,7 +64,7 @@ def compare(
     for part, subsets in parts.items():
         print(f"\n{compare_models(trained, subsets, config, part)}")
     if data:
-        return
+        return 0
     for name, runs in list(trained.items())[1:]:
         try:
             theirs = recipe_of(runs[0].path, ()).data
@@ -62,6 +72,34 @@ def compare(
             continue
         if any(getattr(theirs, key) != getattr(config, key) for key in HELD_OUT if key not in SEEN):
             print(f"\nnote: {name} was made from other data than {next(iter(trained))}: it may have seen these images")
+    return 0
+
+
+def _same_run(runs: tuple[Path, ...], chosen: bool) -> int:
+    """`chosen`: whether there are options that choose images."""
+    from xfer.chain import agreement, read_chain
+    from xfer.compare import model_names
+    from xfer.seeds import is_seeded
+
+    faults = ["--same-run: looks at no images; leave out --split and --data"] if chosen else []
+    if len(runs) < 2:
+        faults.append(f"models: must be at least 2 run folders, got {len(runs)}")
+    chains = []
+    for path in runs:
+        try:
+            if is_seeded(path):
+                raise ConfigError(f"{path}: holds runs of several seeds; compare {path}/seeds/0 and so on")
+            chains.append(read_chain(path))
+        except ConfigError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigError(faults)
+    names, same = model_names(runs), True
+    for name, chain in list(zip(names, chains, strict=True))[1:]:
+        agrees, said = agreement(chains[0], chain, (names[0], name))
+        same &= agrees
+        print(f"{names[0]} and {name}: {said}")
+    return 0 if same else 1
 
 
 def _open(models: tuple[Path, ...]) -> "list[list[Trained]]":

@@ -6,7 +6,7 @@ from shards.config import LEAVE_ONE_OUT
 from xfer.bundle import dropped_text, open_model
 from xfer.config import Recipe
 from xfer.folds import scores_text
-from xfer.history import against_probe, ended_early, read_metrics
+from xfer.history import against_probe, ended_early, read_metrics, with_side_text
 from xfer.learn import learned_text
 from xfer.seeds import seeds_text
 
@@ -25,6 +25,7 @@ def run_ending(recipe: Recipe, checkpoint: Path | None = None) -> str:
         learned,
         pruned,
         against_probe(folder),
+        with_side_text(folder),
         on_unseen_sources(recipe),
         f"trained: {folder}",
         where,

@@ -28,6 +28,10 @@ def predict(
         Path | None,
         Parameter(name="--list", help="A file that names images, one a line; /dev/stdin: what is piped in."),
     ] = None,
+    side: Annotated[
+        Path | None,
+        Parameter(help="Side inputs of the images: a .csv, .tsv or .jsonl with a row for each, by its name."),
+    ] = None,
     runtime: Annotated[
         Literal["torch", "onnx"], Parameter(help="onnx: by the model.onnx of the folder, which xfer export makes.")
     ] = "torch",
@@ -38,6 +42,7 @@ def predict(
         xfer predict runs/pacs/bundle photos/ --top 1 --json
         xfer predict runs/cells photos/ --draw drawn/
         xfer predict runs/street photos/ --masks masks/
+        xfer predict runs/shop photos/ --side prices.csv
         xfer predict model.int8.onnx photos/
         find photos -newer last | xfer predict runs/cells --list /dev/stdin --json
 
@@ -47,7 +52,9 @@ def predict(
     is given, and numbered where two would have one name; --json says which file is whose.
 
     Folders are searched as `xfer shards build` does: hidden files are passed over, and what is no jpg, jpeg, png, webp
-    or bmp is counted on stderr. An image that cannot be read is named in its place; the exit status is 1 at the end.
+    or bmp is counted on stderr. A model that takes side inputs (model.side) sees those of --side; without it, or where
+    an image has no row, they are missing. An image that cannot be read is named in its place; the exit status is 1 at
+    the end.
 
     Parameters
     ----------
@@ -61,7 +68,7 @@ def predict(
     from PIL import Image
 
     from xfer.bundle import open_model
-    from xfer.predict import by_ending, drawn_to, image_files, keep_png, predictions, upright
+    from xfer.predict import by_ending, drawn_to, image_files, keep_png, predictions, side_of, upright
     from xfer.tasks.known import task_of
 
     trained, failed = _onnx(model) if runtime == "onnx" or model.suffix == ".onnx" else open_model(model), 0
@@ -74,7 +81,8 @@ def predict(
     files = image_files(given, left_out)
     pictures = drawn_to(draw, files, given) if draw else {}
     layers = drawn_to(masks, files, given) if masks else {}
-    for path, answer in predictions(trained, files):
+    beside = side_of(trained, side, files, lambda note: print(f"note: {note}", file=sys.stderr)) if side else None
+    for path, answer in predictions(trained, files, beside):
         if isinstance(answer, str):
             failed += 1
             print(json.dumps({"image": str(path), "error": answer}) if as_json else f"{path}: {answer}")

@@ -121,7 +121,9 @@ def export_float(trained: Trained, target: Path) -> Exported:
             f"{target}: what onnxruntime makes of it differs from the model by {worst:.2g} of the largest number (at "
             f"most {NEAR:g}): nothing is written"
         )
-    return _place(trained, target, data, Exported(target, _beside(trained, target), apart, other))
+    return _place(
+        trained, target, data, Exported(target, _beside(trained, target), apart, other, tuple(_side_notes(trained)))
+    )
 
 
 def export_int8(
@@ -152,7 +154,7 @@ def export_int8(
             f"{target}: in int8 {100 * apart.agreement:.1f} % of the answers are the model's, and --agreement asks "
             f"for {100 * least:g} %; nothing is written. More bits, more images or another --observer may help"
         )
-    notes = (f"codes: {count:,}, all of them the bundle's", *_integer_notes(data, made))
+    notes = (f"codes: {count:,}, all of them the bundle's", *_integer_notes(data, made), *_side_notes(trained))
     return _place(trained, target, data, Exported(target, _beside(trained, target), apart, other, notes))
 
 
@@ -183,6 +185,11 @@ def _integer_notes(data: bytes, made: "Plan") -> list[str]:
         *(f"  in float: {n} x {reason}" for reason, n in why.items()),
         *(f"  in float: {layer}: {reason}" for layer, reason in made.why_float.items()),
     ]
+
+
+def _side_notes(trained: Trained) -> list[str]:
+    side = trained.model.side
+    return [f"it sees images alone: side inputs ({', '.join(side.fields)}) count as missing"] if side else []
 
 
 def _counts(found: Mapping[str, int]) -> str:

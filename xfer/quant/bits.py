@@ -4,7 +4,7 @@ A person can read, and a search can try, seven numbers rather than fifty; so wid
 per layer. Whoever has a width for every layer (`front` over `sensitivity`) hands that map on instead, the better choice
 at equal bytes. Which group a layer belongs to follows from its name alone (as torchvision has them: conv1, layer1 to
 layer4, fc), for any number of branches.
-Layers under `fusion` have no group: they are a few kilobytes that steer everything, and stay in float.
+Layers under `fusion` and `side` have no group: they are a few kilobytes that steer everything, and stay in float.
 """
 
 from collections.abc import Mapping
@@ -32,11 +32,13 @@ _GROUP_OF = {
 
 
 def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Every layer that can be quantized, by name, in registration order; the fusion operator is left out."""
+    """Every layer that can be quantized, by name, in registration order; the fusion operator and what encodes side
+    inputs are left out.
+    """
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and name.split(".")[0] != "fusion"
+        if isinstance(module, nn.Conv2d | nn.Linear) and name.split(".")[0] not in ("fusion", "side")
     }
 
 

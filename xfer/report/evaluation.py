@@ -7,7 +7,7 @@ from typing import Any
 from shards.format.whole import read_json
 from xfer import figures
 from xfer.bundle import weights_sha256
-from xfer.measure import heading, measure_of, measured
+from xfer.measure import WITH_SIDE, heading, measure_of, measured
 from xfer.records import evaluated, is_stale
 from xfer.report.page import Section, percent
 
@@ -20,7 +20,7 @@ def evaluation_sections(files: Mapping[str, Path]) -> list[Section]:
     the table, not in the figure.
     """
     groups: dict[str, dict[str, tuple[float, float, float]]] = {}
-    table: list[list[Any]] = [["model", "source", "held out as", "images", "", "95 % interval"]]
+    table: list[list[Any]] = [["model", "source", "held out as", "images", "", "95 % interval", "with side inputs"]]
     for label, path in files.items():
         result, weights = read_json(path), weights_sha256(evaluated(path))
         for part in ("validation", "test"):
@@ -37,6 +37,8 @@ def evaluation_sections(files: Mapping[str, Path]) -> list[Section]:
             table += [[label, source, what, *_score_cells(score)] for source, score in other["sources"].items()]
     if len(table) == 1:
         return []
+    if not any(row[-1] for row in table[1:]):  # no model that takes side inputs
+        table = [row[:-1] for row in table]
     measure = table[0][4] = next(_measures(files), "accuracy")
     plots = [(figures.accuracy_bars(groups, measure), f"Bars: {measure}; lines: 95 % interval.")] if groups else []
     title = f"{heading(measure)} by source"
@@ -69,4 +71,5 @@ def _confusions(path: Path) -> list[Section]:
 
 def _score_cells(score: Mapping[str, Any]) -> list[Any]:
     low, high = score["interval"]
-    return [score["count"], percent(measured(score)), f"{100 * low:.1f} - {100 * high:.1f}"]
+    side = percent(measured(score[WITH_SIDE])) if WITH_SIDE in score else ""
+    return [score["count"], percent(measured(score)), f"{100 * low:.1f} - {100 * high:.1f}", side]

@@ -9,11 +9,12 @@ from shards.loading.damage import EVALUATION, TRAINING, read_damage
 from shards.settings import ConfigError, load
 from shards.text import counted
 from xfer import figures
+from xfer.bound import bound_text, rank_rows, rank_times
 from xfer.bundle import dropped_text, open_model, weights_sha256
 from xfer.config import Recipe
 from xfer.cost import cost_rows
 from xfer.folds import choice_text, score_rows
-from xfer.history import against_probe, left_out_scores, read_metrics
+from xfer.history import against_probe, left_out_scores, read_metrics, with_side_text
 from xfer.learn import WEIGHTS, learned_text
 from xfer.measure import heading, measure_of, measured
 from xfer.metrics import Estimate, mean_of
@@ -23,6 +24,7 @@ from xfer.report.evaluation import evaluation_sections
 from xfer.report.mistakes import mistake_sections
 from xfer.report.page import Section, percent, sentence, write_page
 from xfer.seeds import is_seeded, read_seeds, seed_folder, seed_rows
+from xfer.transfer.side import fact_text, read_side
 from xfer.transfer.weights import read_chosen
 
 
@@ -66,6 +68,7 @@ def run_sections(folder: Path) -> list[Section]:
         plots.append((figures.accuracy_curve(rows), "On the held-out part of each training source."))
     text = f"{counted(steps, 'step')}." if steps else "No steps: the linear probe is the model."
     sections = [Section("Training", text, plots)]
+    sections += _side_section(folder)
     if left_out := score_rows(folder):
         text, choice = "Each training source, scored by the model of a run that never saw it.", choice_text(folder)
         text = f"{text} {choice}." if choice else text
@@ -91,10 +94,42 @@ def run_sections(folder: Path) -> list[Section]:
     files = {"float32": folder / "evaluation.json"}
     files |= {path.stem.removeprefix("evaluation-"): path for path in sorted(folder.glob("evaluation-*.json"))}
     sections += evaluation_sections(files) + dense_sections(folder) + mistake_sections(folder, files)
+    sections += throughput_sections(folder)
     if cost := cost_rows(rows, folder / "checkpoints"):
         apart = " The runs that left a source out are not in it." if left_out_scores(folder) else ""
         sections.append(Section("What it cost", f"Over all starts of the run.{apart}", table=cost))
     return [*sections, Section("Recipe", code=(folder / "recipe.yaml").read_text())]
+
+
+def _side_section(folder: Path) -> list[Section]:
+    """What was learned of side inputs, how much they tell by themselves, and what they bring."""
+    found = read_side(folder)
+    if not found:
+        return []
+    leak, fields = found["leak"], found["fields"]
+    rows = [[name, fact_text(fact), f"{leak['by_field'][name]:.2f}"] for name, fact in fields.items()]
+    said = (
+        with_side_text(folder),
+        f"a classifier on side inputs alone is right on {percent(leak['accuracy'])} of {leak['samples']:,} training "
+        f"samples that were held out of it, the most frequent class alone on {percent(leak['majority'])}: a leak of "
+        f"{leak['leak']:.2f}, where 1 would be the class itself",
+    )
+    text = " ".join(sentence(one) for one in said if one)
+    return [Section("Side inputs", text, table=[["field", "in the training data", "leak of it alone"], *rows])]
+
+
+def throughput_sections(folder: Path) -> list[Section]:
+    """Where the time of the ranks' steps went, and what bounded it; none for runs without timing."""
+    ranks = rank_times(folder)
+    if not ranks:
+        return []
+    text = bound_text(ranks) or "Too few rows of losses since its newest start to tell what bounded it"
+    table = rank_rows(ranks)
+    shown = {int(row[0]) for row in table[1:]}
+    parts = ("data", "compute", "exchange", "rest")
+    bars = {f"rank {one.rank}": {part: getattr(one, part) for part in parts} for one in ranks if one.rank in shown}
+    caption = "A mean step of each rank. Exchange: with other ranks, waiting for slower ones included."
+    return [Section("Throughput", f"{text}.", [(figures.step_bars(bars), caption)], table=table)]
 
 
 def seed_sections(folder: Path) -> list[Section]:

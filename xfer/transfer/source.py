@@ -201,6 +201,10 @@ def _told(
     for name in source.model.branches:
         if name not in model.branches:
             yield f"branch {name}", "left"
+    if source.model.side is not None:
+        fields = ", ".join(source.model.side.fields)
+        new = f"; new: {', '.join(model.side.fields)}" if model.side is not None else ""
+        yield "side inputs", f"{fields}: what was learned of them is left{new}"
     weights = model.fusion_weights
     shown = ", ".join(f"{name} {w:.3f}" for name, w in weights.items()) if weights else "without weights"
     yield f"fusion {config.fusion.kind}", f"{'taken' if whole else 'new'}, {shown}"

@@ -3,7 +3,7 @@
 The text to replace stands exactly once in its file, so a break that the code has outgrown is an error and not a pass.
 """
 
-from tests.mutants.breaks import clusters, data, labels, model, quantization, tasks, training, transfer, verbs
+from tests.mutants.breaks import clusters, data, labels, model, quantization, side, tasks, training, transfer, verbs
 
 BREAKS = (
     *clusters.BREAKS,
@@ -11,6 +11,7 @@ BREAKS = (
     *labels.BREAKS,
     *model.BREAKS,
     *quantization.BREAKS,
+    *side.BREAKS,
     *tasks.BREAKS,
     *training.BREAKS,
     *transfer.BREAKS,

@@ -157,8 +157,8 @@ BREAKS = (
         "rank-0-scores-alone",
         "on several ranks the score is that of one rank's images",
         "xfer/run.py",
-        "collected, engine.device, engine.sum, engine.gather)",
-        "collected, engine.device, engine.sum)",
+        "collected, engine.device, engine.sum, engine.gather, with_side=side",
+        "collected, engine.device, engine.sum, with_side=side",
         RANKS,
     ),
     Break(

@@ -366,3 +366,34 @@ def test_ctrl_c_reaches_the_training_process_only(zoo):
             next(stream)
         assert all(worker.is_alive() for worker in workers)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("changes", [{}, {"augment": {"mixup": 0.4}}])
+def test_fingerprints_add_up_to_the_same_on_any_number_of_ranks_and_tell_images_and_places_apart(zoo, changes):
+    """A rank's neighbours, which are mixed in, are not counted twice."""
+
+    def sums(world_size: int, **values) -> list[int]:
+        settings = config(zoo, "a", "b", **values)
+        found = []
+        for rank in range(world_size):
+            with train_stream(open_data(settings).train, settings, Slot(rank, world_size)) as stream:
+                found.append([int(batch.fingerprints.sum()) for batch in itertools.islice(stream, 8)])
+        return [sum(step) % 2**64 for step in zip(*found, strict=True)]
+
+    expected = sums(1)
+    assert len(set(expected)) == 8
+    assert sums(3, **changes) == expected
+    assert not set(sums(1, seed=5)) & set(expected)
+    with train_stream(open_data(config(zoo, "a")).train, config(zoo, "a"), Slot()) as stream:
+        whole = torch.cat([batch.fingerprints for batch in itertools.islice(stream, 15)])
+    assert len(set(whole.tolist())) == 180  # three epochs: an image at another position is another
+
+
+def test_fingerprints_tell_other_bytes_under_the_same_name_apart(tmp_path):
+    found = []
+    for seed in (0, 1):
+        built(tmp_path / str(seed), "a", 4, seed, shard_mb=1)
+        settings = config(tmp_path / str(seed), "a", validation=0)
+        with train_stream(open_data(settings).train, settings, Slot()) as stream:
+            found.append(set(next(stream).fingerprints.tolist()))
+    assert not found[0] & found[1]
