@@ -56,8 +56,9 @@ def main() -> None:
         "    python -m benchmarks.coded RUN",
         "",
         f"Commit {commit()}, {platform.machine()}, one core, torch {torch.__version__}, zlib "
-        f"{zlib.ZLIB_RUNTIME_VERSION}. Run: {trained.name} ({said}, {trained.image_size} px). Whole files, in MB of 10^6 "
-        "bytes; entropy in place of the streams of codes. The trained run began with weights that a vector quantizer decoded: "
+        f"{zlib.ZLIB_RUNTIME_VERSION}. Run: {trained.name} ({said}, {trained.image_size} px). Whole files, in MB of "
+        "10^6 bytes; entropy in place of the streams of codes. The trained run began with weights that a vector "
+        "quantizer decoded: "
         "its own rows say how much that repeats, those with noise what ordinary weights give.",
         "",
         "| " + " | ".join(head) + " |",

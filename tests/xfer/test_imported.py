@@ -8,12 +8,12 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
-from torchvision.models import resnet18
 
 from shards.cli.build import build
 from shards.loading.open import open_data
 from shards.settings import ConfigError
 from tests.xfer.command import status
+from xfer.backbone import BACKBONES
 from xfer.bundle import open_model
 from xfer.imported import imported
 
@@ -24,7 +24,7 @@ SMALL = ("data.image_size=32", "quantize.calibration=8")
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    net = resnet18(num_classes=3).eval()
+    net = BACKBONES["resnet10"](num_classes=3).eval()
     for norm in (one for one in net.modules() if isinstance(one, torch.nn.BatchNorm2d)):
         norm.running_mean.normal_(0, 0.1)
         norm.running_var.uniform_(0.5, 1.5)
@@ -59,7 +59,7 @@ def weights(network, tmp_path):
     return file
 
 
-def quantize(weights, images, out, *more: str, arch: str = "resnet18") -> int:
+def quantize(weights, images, out, *more: str, arch: str = "resnet10") -> int:
     options = ("--weights", str(weights), "--arch", arch, "--images", str(images), "--out", str(out))
     return status("quantize", *options, *SMALL, *more)
 
@@ -67,7 +67,7 @@ def quantize(weights, images, out, *more: str, arch: str = "resnet18") -> int:
 def test_in_float_it_says_what_torchvision_says(network, weights, folder):
     images = torch.randint(0, 256, (4, 3, 64, 64))
     mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    with imported(weights, "resnet18", folder, None, SMALL) as (trained, _), torch.inference_mode():
+    with imported(weights, "resnet10", folder, None, SMALL) as (trained, _), torch.inference_mode():
         expected = network((images / 255 - mean) / std)
         assert torch.allclose(trained.model(images), expected, atol=1e-4)
         assert trained.classes == CLASSES
@@ -76,11 +76,11 @@ def test_in_float_it_says_what_torchvision_says(network, weights, folder):
 
 def test_it_becomes_a_bundle_like_any_other(weights, folder, tmp_path, capsys):
     out = tmp_path / "b"
-    assert quantize(weights, folder, out, "--budget", "4MB") == 0
+    assert quantize(weights, folder, out, "--budget", "2MB") == 0
     said = capsys.readouterr().out
     assert "accuracy on images that nothing was calibrated on" in said
     bundle = open_model(out)
-    assert bundle.weights_bytes <= 4_000_000
+    assert bundle.weights_bytes <= 2_000_000
     assert bundle.classes == CLASSES
     assert bundle.image_size == 32
     card = (out / "card.md").read_text()
@@ -106,13 +106,13 @@ def test_images_without_classes_measure_agreement_with_the_model_in_float(weight
 def test_names_are_given_by_a_file_in_order_or_found_among_it(network, weights, folder, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("tom\nrex\nminerva\n")
-    with imported(weights, "resnet18", folder, str(names), SMALL) as (trained, recipe):
+    with imported(weights, "resnet10", folder, str(names), SMALL) as (trained, recipe):
         assert trained.classes == ("tom", "rex", "minerva")
         assert _counts(recipe) == {"tom": 8, "rex": 8, "minerva": 8}
     names.write_text("owl\nfox\ncat\ndog\n")
     four = tmp_path / "four.safetensors"
     save_file({**network.state_dict(), "fc.weight": torch.zeros(4, 512), "fc.bias": torch.zeros(4)}, four)
-    with imported(four, "resnet18", folder, str(names), SMALL) as (trained, recipe):
+    with imported(four, "resnet10", folder, str(names), SMALL) as (trained, recipe):
         assert trained.classes == ("owl", "fox", "cat", "dog")
         assert _counts(recipe) == {"owl": 8, "fox": 0, "cat": 8, "dog": 8}
 
@@ -128,7 +128,7 @@ def test_checkpoints_of_training_scripts_are_read(network, folder, tmp_path, pre
     file = tmp_path / "checkpoint.pth"
     state = {prefix + name: value for name, value in network.state_dict().items() if "num_batches" not in name}
     torch.save({"epoch": 3, "state_dict": state, "optimizer": {"state": [1, 2]}}, file)
-    with imported(file, "resnet18", folder, None, SMALL) as (trained, _):
+    with imported(file, "resnet10", folder, None, SMALL) as (trained, _):
         assert torch.equal(trained.model.head.weight, network.fc.weight)
 
 
@@ -147,16 +147,16 @@ def test_networks_of_timm_are_taken_over_where_their_classifier_reads_the_last_m
 def test_weights_that_do_not_fit_are_refused_in_one_message(network, folder, tmp_path, capsys):
     state = network.state_dict()
     cases = {
-        "not the weights of a resnet34: 80 tensors are missing, .*; they are those of a resnet18": (state, "resnet34"),
-        "has no fc.weight, the classifier of a resnet18; they are those of a resnet18, without its fc": (
+        "not the weights of a resnet34: 120 tensors are missing, .*; they are those of a resnet10": (state, "resnet34"),
+        "has no fc.weight, the classifier of a resnet10; they are those of a resnet10, without its fc": (
             {name: value for name, value in state.items() if not name.startswith("fc.")},
-            "resnet18",
+            "resnet10",
         ),
         "not finite: layer1.0.conv1.weight": (
             {**state, "layer1.0.conv1.weight": state["layer1.0.conv1.weight"] * torch.nan},
-            "resnet18",
+            "resnet10",
         ),
-        "1 tensors are unknown, such as extra": ({**state, "extra": torch.zeros(1)}, "resnet18"),
+        "1 tensors are unknown, such as extra": ({**state, "extra": torch.zeros(1)}, "resnet10"),
         "--arch: must be resnet10, .* got resnet19": (state, "resnet19"),
     }
     for message, (given, arch) in cases.items():
@@ -185,7 +185,7 @@ def test_images_and_names_that_do_not_fit_are_refused(weights, folder, tmp_path)
     for images, names, changes, message in cases:
         with (
             pytest.raises(ConfigError, match=message),
-            imported(weights, "resnet18", images, names, (*SMALL, *changes)),
+            imported(weights, "resnet10", images, names, (*SMALL, *changes)),
         ):
             pass
 
