@@ -240,7 +240,7 @@ def test_a_damaged_bundle_is_refused(trained, capsys):
         (["fit", "no-such.yaml"], "no such file"),
         (["evaluate", "no-such-run"], "no such folder"),
         (["predict", "."], "neither a run folder"),
-        (["quantize"], "--run"),
+        (["quantize"], "give a run folder, or --weights"),
         (["tune", "no-such.yaml"], "no such file"),
         (["report", "no-such-run"], "no such folder"),
         (["train", "no-such.yaml"], "no such file"),

@@ -216,7 +216,7 @@ BREAKS = (
         "xfer/widths.py",
         "    sizes = layer_bytes(model, WIDTHS, coded)\n",
         "    sizes = layer_bytes(model, WIDTHS)\n",
-        BUDGET,
+        ("tests/xfer/quant/test_coded.py",),
     ),
     Break(
         "coded-though-longer",

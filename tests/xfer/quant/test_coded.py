@@ -17,9 +17,10 @@ from tests.xfer.quant.nets import small
 from xfer.quant import fold, layer_bits, pack, predicted_bytes, quantize, unpack
 from xfer.quant.bits import WIDTHS
 from xfer.quant.coded import decode, encode
-from xfer.quant.cost import coded_sizes, sizes_of
+from xfer.quant.cost import coded_sizes, layer_bytes, sizes_of
 from xfer.quant.pack import is_coded
 from xfer.quant.weights import largest_code
+from xfer.widths import front_of
 
 
 def plain() -> nn.Module:
@@ -153,6 +154,16 @@ def test_headers_that_do_not_fit_are_refused_before_a_tensor_is_read(tmp_path):
         _changed(path, name, change)
         with pytest.raises(ValueError, match=message):
             unpack(path, plain())
+
+
+def test_widths_are_traded_by_the_bytes_that_are_written():
+    model = plain()
+    losses = {name: {width: 4.0**-width for width in WIDTHS} for name in ("conv1", "layer1", "head")}
+    coded = {"layer1": {8: 500}}
+    sizes = layer_bytes(model, coded=coded)
+    points = front_of(model, losses, {}, coded).points
+    assert all(point.size_bytes == sum(sizes[name][bits] for name, bits in point.bits.items()) for point in points)
+    assert {point.bits["layer1"] for point in points[1:]} == {8}  # all others are larger
 
 
 def test_a_damaged_layer_is_named(tmp_path):
