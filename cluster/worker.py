@@ -9,6 +9,7 @@ import ray.train.torch
 
 from cluster.config import Job
 from cluster.failure import is_lost_peer, note_place
+from cluster.gauges import Gauges
 from shards.loading.batch import Slot
 from xfer.engine import build_engine
 from xfer.measure import measure_of
@@ -30,7 +31,7 @@ def work(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     make_engine = partial(build_engine, kind="deepspeed", zero_stage=job.cluster.zero_stage, device=device)
     try:
-        fit(job.recipe, slot, make_engine, report)
+        fit(job.recipe, slot, make_engine, report, Gauges(job.recipe.name, slot.rank).show)
     except Exception as error:
         note_place(error)
         if slot.world_size > 1 and is_lost_peer(error):

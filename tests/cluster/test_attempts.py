@@ -1,10 +1,13 @@
 """Restarts under real Ray: a killed worker is reported and replaced; what would come again is not tried again."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import psutil
 import pytest
 import yaml
 
+import cluster
 import xfer
 from cluster import session
 from cluster.launch import run
@@ -151,3 +155,25 @@ def test_a_host_that_does_not_come_back_is_said_with_what_is_left():
         await_return(ClusterConfig(workers=1 + cores, wait_s=1))
     assert "waited 1 s for room" in str(missing.value)
     assert "goes on with what is left" in str(missing.value)
+
+
+def test_prometheus_gets_what_ranks_do_and_the_dashboard_draws_what_there_is():
+    import ray
+
+    from cluster.gauges import GAUGES, PART, Gauges
+
+    row = {"step": 40, "images_per_s": 71.5, "replaced": 0, "exchange": 0.25, "mean": {"data": 0.125, "step": 0.5}}
+    gauges, node, found = Gauges("shown", 3), ray.nodes()[0], ""
+    deadline = time.monotonic() + 60
+    while "ray_xfer_step_seconds" not in found and time.monotonic() < deadline:
+        gauges.show(row)
+        time.sleep(1)
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        found = urllib.request.urlopen(url, timeout=10).read().decode()
+    ours = [line for line in found.splitlines() if line.startswith("ray_xfer") and 'run="shown"' in line]
+    assert any(line.startswith("ray_xfer_images_per_s{") and line.endswith(" 71.5") for line in ours), found[-3000:]
+    assert any(line.startswith("ray_xfer_step_seconds{") and 'part="data"' in line for line in ours)
+    assert all('rank="3"' in line for line in ours)
+    drawn = (Path(cluster.__file__).parent / "grafana.json").read_text()
+    names = {target["expr"] for panel in json.loads(drawn)["panels"] for target in panel["targets"]}
+    assert set(re.findall(r"ray_(xfer_\w+)", " ".join(names))) == {PART, *GAUGES}
