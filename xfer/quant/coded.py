@@ -6,7 +6,7 @@ comes within a hundredth of that entropy, at two to four bits sometimes below it
 A range coder of our own would gain no more and decode slower (benchmarks/results/coded.md). Matches (LZ77) are tried
 too: they help where weights repeat, and elsewhere make it longer, so the shorter one is taken.
 
-Cost: writing 11 million codes takes 0.3 s; reading them takes no longer than reading plain streams of bits. A reader
+Cost: writing 11 million codes takes 0.3 s; reading them takes no longer than reading plain streams. A reader
 knows from shapes how many bytes come out, and never makes one more.
 """
 
