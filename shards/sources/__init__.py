@@ -27,7 +27,6 @@ from typing import Any
 from shards.settings import ConfigError
 from shards.sources import yolo
 from shards.sources.folder import open_folder
-from shards.sources.side import with_side
 from shards.sources.source import TASKS, Item, Refused, Source, SourceOptions, flag
 
 __all__ = ["SOURCES", "TASKS", "Item", "Kind", "Refused", "Source", "SourceOptions", "open_source"]
@@ -122,6 +121,8 @@ def open_source(path: Path, options: SourceOptions) -> tuple[str, Source]:
     unused = own.given().keys() - SOURCES[name].options - {"kind"}
     if unused:
         raise ConfigError([f"{flag(option)}: {_who_uses(option, name)}" for option in sorted(unused)])
+    from shards.sources.side import with_side  # here: `xfer --help` does not wait for NumPy
+
     return name, with_side(SOURCES[name].open(path, own), name, options)
 
 

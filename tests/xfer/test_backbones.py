@@ -76,6 +76,14 @@ def test_published_weights_load_by_their_names(name, tmp_path):
 
 def test_a_file_of_other_things_than_tensors_is_refused_by_what_it_holds(tmp_path):
     path = tmp_path / "checkpoint.pth"
-    torch.save({"model": Branch("resnet10").state_dict(), "epoch": 3}, path)
-    with pytest.raises(ValueError, match=r"must hold tensors by name, got model, epoch"):
+    torch.save({"optimizer": {"momentum": 0.9}, "epoch": 3}, path)
+    with pytest.raises(ValueError, match=r"must hold tensors by name, got optimizer, epoch"):
         Branch("resnet10").load_weights(path)
+
+
+def test_the_weights_in_a_training_checkpoint_are_found(tmp_path):
+    path, trained, branch = tmp_path / "checkpoint.pth", Branch("resnet10"), Branch("resnet10")
+    wrapped = {f"module.{name}": value for name, value in trained.state_dict().items()}
+    torch.save({"model": wrapped, "epoch": 3}, path)
+    branch.load_weights(path)
+    assert torch.equal(branch.conv1.weight, trained.conv1.weight)

@@ -179,7 +179,7 @@ def test_a_batch_that_is_filled_up_alone_has_them_too():
     assert [(one.width, one.boxes) for one in builder.batch().originals] == [(0, None)] * 2
     builder = BatchBuilder(1, 8, originals=True)
     said = Annotations(np.zeros((0, 6), np.float32), None, {"text": "long"})
-    builder.fill(0, Pixels(builder.image(0), original=(5, 7)), 0, said)
+    builder.fill(0, Pixels(builder.image(0), original=(5, 7)), 0, said, fingerprint=1)
     (original,) = builder.batch().originals or ()
     assert (original.height, original.width) == (7, 5)
     assert len(io.BytesIO(pickle.dumps(builder.originals)).getvalue()) < 1000
