@@ -21,6 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -305,15 +306,15 @@ def _nncf(given: Given, folder: Path) -> Made:
     return Made(lambda images: torch.from_numpy(compiled(images.numpy())[0].copy()), size)
 
 
-def _quanto(bits: int, given: Given, folder: Path) -> Made:
-    """Weights of 8 or 4 bits and activations of 8; the convolutions run in float."""
+def _quanto(bits: int, activations: bool, given: Given, folder: Path) -> Made:
+    """Weights of 8 or 4 bits, or activations of 8 too; the convolutions run in float."""
     from optimum.quanto import Calibration, freeze, qint4, qint8, quantize
     from safetensors.torch import save_file
 
     model = given.model
-    quantize(model, weights={8: qint8, 4: qint4}[bits], activations=qint8)
-    with Calibration(), torch.no_grad():
-        for batch in given.calibration:
+    quantize(model, weights={8: qint8, 4: qint4}[bits], activations=qint8 if activations else None)
+    with Calibration() if activations else nullcontext(), torch.no_grad():
+        for batch in given.calibration if activations else ():
             model(batch)
     freeze(model)
     file = folder / "model.safetensors"
@@ -366,8 +367,10 @@ WAYS: dict[str, Callable[[Given, Path], Made]] = {
     "onnxruntime, entropy": partial(_onnxruntime, "Entropy"),
     "torchao PT2E": _pt2e,
     "NNCF, OpenVINO": _nncf,
-    "quanto, 8 bits": partial(_quanto, 8),
-    "quanto, 4 bits": partial(_quanto, 4),
+    "quanto, 8 bits": partial(_quanto, 8, False),
+    "quanto, 4 bits": partial(_quanto, 4, False),
+    "quanto, 8 bits, activations too": partial(_quanto, 8, True),
+    "quanto, 4 bits, activations too": partial(_quanto, 4, True),
     "Brevitas, 8 bits": partial(_brevitas, 8),
     "Brevitas, 4 bits": partial(_brevitas, 4),
 }
