@@ -214,7 +214,7 @@ def main() -> None:
                 right = same or (not fault.same and text.startswith("the same images at every step"))
                 rows.append((fault.what, *row, "yes" if same else text if right else f"NO: {text}", words))
                 print(*rows[-1], sep=" | ", flush=True)
-    _write(rows)
+                _write(rows)
 
 
 def _data(folder: Path) -> Path:
