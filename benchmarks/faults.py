@@ -43,7 +43,7 @@ NAME, STEPS, SAVE_EVERY, BEGUN = "run", 240, 20, 50
 PATIENCE_S = 600.0
 FULL_S = STOPPED_S = CUT_S = 20.0
 PARTED_S = 90.0
-NOT_WORDS = re.compile(r"^(train |starting |no step yet|step \d|  |trained|next)|%\||^$")
+NOT_WORDS = re.compile(r"raylet|^(train |starting |no step yet|step \d|  |trained|next)|%\||^$")
 
 
 class Run:
