@@ -123,6 +123,8 @@ def read_chain(folder: Path) -> Chain:
     steps = {link["step"]: link for link in links if "ranks" in link}
     if not steps:
         raise ConfigError(f"{folder}: has no {FILE} with a step in it: no run, or not trained by this version")
+    if gap := next((step for step in range(min(steps), max(steps)) if step not in steps), None):
+        raise ConfigError(f"{folder / FILE}: is damaged, step {gap} is missing; move the file away")
     return Chain(steps, {link["step"]: link["weights"] for link in links if "weights" in link})
 
 
@@ -132,6 +134,10 @@ def agreement(one: Chain, other: Chain, names: tuple[str, str]) -> tuple[bool, s
     if not both:
         return False, "they have no step in common"
     first, last = both[0], both[-1]
+    for what in ("images", "losses"):
+        differs = [step for step in both if one.steps[step][what] != other.steps[step][what]]
+        if differs and last not in differs:  # a digest holds all before it
+            return False, f"a chain is damaged: the {what} of step {differs[0]} differ, and those of later steps do not"
     parted = {what: _parted(what, one, other, both) for what in ("images", "losses")}
     images, losses = parted["images"], parted["losses"]
     notes = _notes(one, other, names, last)

@@ -163,3 +163,18 @@ def test_the_verb_tells_by_its_exit_status_and_names_what_has_no_chain(recipe, t
     errors = capsys.readouterr().err
     assert "leave out --split and --data" in errors
     assert f"{tmp_path}: has no chain.jsonl" in errors
+
+
+def test_a_chain_of_which_a_link_was_changed_or_taken_out_is_no_proof():
+    links = {step: {"step": step, "ranks": 1, "images": f"i{step}", "losses": f"l{step}"} for step in (1, 2, 3)}
+    changed = {**links, 2: {**links[2], "losses": "other"}}
+    same, said = agreement(Chain(links, {}), Chain(changed, {}), ("one", "other"))
+    assert not same
+    assert "damaged: the losses of step 2 differ" in said
+
+
+def test_a_chain_with_a_step_missing_is_refused(tmp_path):
+    rows = [{"step": step, "ranks": 1, "images": "i", "losses": "l"} for step in (1, 3)]
+    append(tmp_path, rows)
+    with pytest.raises(ConfigError, match="step 2 is missing"):
+        read_chain(tmp_path)
