@@ -2,6 +2,7 @@
 Ray.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -69,6 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print(file=sys.stderr)  # the line that shows ^C ends
         _end(130, str(stop) or f"stopped; {_again(words)}", debug)
+    except BrokenPipeError:  # who reads our words has enough of them, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        _end(1, "", debug)
     except OSError as error:
         _end(1, _of_the_system(error), debug)
     except (RuntimeError, ValueError) as error:

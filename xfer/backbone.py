@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights, list_models
 from torchvision.models import resnet as tv
 
+from shards.text import counted
 from xfer.model_config import PUBLISHED
 
 BACKBONES: dict[str, Callable[..., tv.ResNet]] = {
@@ -164,4 +165,8 @@ def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[
         "unknown": sorted(given.keys() - own.keys()),
         "of another shape": sorted(n for n in own.keys() & given.keys() if own[n].shape != given[n].shape),
     }
-    return [f"{len(names)} tensors are {what}, such as {names[0]}" for what, names in kinds.items() if names]
+    return [
+        f"{counted(len(names), 'tensor')} {'is' if len(names) == 1 else 'are'} {what}, such as {names[0]}"
+        for what, names in kinds.items()
+        if names
+    ]

@@ -102,23 +102,28 @@ def _own(row: Row) -> float:
 
 
 def bound_text(ranks: Sequence[RankTime]) -> str:
-    """What bounded the run and what to change, in a sentence or two; empty if there is too little to tell."""
+    """What bounded the run and what to change, in a sentence or two, or that there is too little to tell."""
     if not ranks or min(len(one.own) for one in ranks) < ROWS:
-        return ""
+        return (
+            f"Too few rows of losses since its newest start to tell what bounded it: that takes {ROWS + 1}, one every "
+            "train.log_every steps"
+        )
     if slow := slow_rank(ranks):
         return _slow_text(slow, ranks)
     step = statistics.fmean(one.step for one in ranks)
     data = statistics.fmean(one.data for one in ranks) / step
     exchange = min(one.exchange for one in ranks) / step
     if data >= DATA and data >= exchange:
-        return f"Bound by data: {data:.0%} of a step waits for images. {_data_advice(ranks)}"
+        return f"Bound by data: {_share(data)} of a step waits for images. {_data_advice(ranks)}"
     if exchange >= EXCHANGE:
         return (
-            f"Bound by communication: {exchange:.0%} of a step exchanges gradients and weights. A larger "
+            f"Bound by communication: {_share(exchange)} of a step exchanges gradients and weights. A larger "
             "data.batch_size exchanges less often for an image; so do fewer workers; a lower cluster.zero_stage "
             "exchanges less"
         )
-    rest = f"{data:.0%} of a step waits for images" + (f", {exchange:.0%} for other ranks" if len(ranks) > 1 else "")
+    rest = f"{_share(data)} of a step waits for images" + (
+        f", {_share(exchange)} for other ranks" if len(ranks) > 1 else ""
+    )
     return (
         f"Bound by compute: {rest}. More workers or faster devices, train.precision: bf16 where they have it, a "
         "smaller data.image_size or fewer branches make a step shorter; more loader processes do not"
@@ -165,9 +170,10 @@ def _data_advice(ranks: Sequence[RankTime]) -> str:
     worst = max(ranks, key=lambda one: one.data)
     making, busy = worst.reading + worst.decoding, worst.step - worst.data
     if worst.workers and making < IDLE * worst.workers * worst.step:
+        at_work = _share(making / worst.workers / worst.step)
         return (
-            f"Its loader processes work for {making / worst.workers / worst.step:.0%} of the time only: shards come "
-            "too slowly. Keep them nearer, or larger (xfer shards build --shard-mb), or give data.cache more room"
+            f"Its loader processes work for {at_work} of the time only: shards come too slowly. Keep them nearer, or "
+            "larger (xfer shards build --shard-mb), or give data.cache more room"
         )
     needed = max(1, math.ceil(making / max(busy, 1e-9)))
     per_node = Counter(one.node for one in ranks)[worst.node]
@@ -181,6 +187,10 @@ def _data_advice(ranks: Sequence[RankTime]) -> str:
         f"node {worst.node}, which has {counted(worst.cpus, 'CPU')}. Build shards of "
         "smaller images, train on more nodes, or decode on GPUs (data.decode: gpu)"
     )
+
+
+def _share(part: float) -> str:
+    return f"{100 * part:.0f} %"
 
 
 def _ms(seconds: float) -> str:

@@ -122,7 +122,10 @@ def read_chain(folder: Path) -> Chain:
     links = _read(folder)
     steps = {link["step"]: link for link in links if "ranks" in link}
     if not steps:
-        raise ConfigError(f"{folder}: has no {FILE} with a step in it: no run, or not trained by this version")
+        file, why = folder / FILE, f"has no {FILE} with a step in it: no run, or not trained by this version"
+        if file.is_file() and file.stat().st_size:
+            why = f"its {FILE} is damaged, no step can be read"
+        raise ConfigError(f"{folder}: {why if folder.is_dir() else 'no such folder'}")
     if gap := next((step for step in range(min(steps), max(steps)) if step not in steps), None):
         raise ConfigError(f"{folder / FILE}: is damaged, step {gap} is missing; move the file away")
     return Chain(steps, {link["step"]: link["weights"] for link in links if "weights" in link})
@@ -134,12 +137,13 @@ def agreement(one: Chain, other: Chain, names: tuple[str, str]) -> tuple[bool, s
     if not both:
         return False, "they have no step in common"
     first, last = both[0], both[-1]
+    parted: dict[str, int] = {}
     for what in ("images", "losses"):
         differs = [step for step in both if one.steps[step][what] != other.steps[step][what]]
-        if differs and last not in differs:  # a digest holds all before it
+        if differs and last not in differs:  # a digest stands for all steps before it too
             return False, f"a chain is damaged: the {what} of step {differs[0]} differ, and those of later steps do not"
-    parted = {what: _parted(what, one, other, both) for what in ("images", "losses")}
-    images, losses = parted["images"], parted["losses"]
+        parted |= {what: differs[0]} if differs else {}
+    images, losses = parted.get("images"), parted.get("losses")
     notes = _notes(one, other, names, last)
     if images:
         return False, f"{_same_until('images', images, first)}other images{_since(images, first)}{notes}"
@@ -154,13 +158,6 @@ def agreement(one: Chain, other: Chain, names: tuple[str, str]) -> tuple[bool, s
     begun = f" from step {first} on, where their chains begin," if first > 1 else ""
     checkpoints = f", and the weights of {counted(len(found), 'checkpoint')}" if found else ""
     return True, f"the same run{begun} to step {last}: images and losses of every step{checkpoints}{notes}"
-
-
-def _parted(what: str, one: Chain, other: Chain, both: Sequence[int]) -> int | None:
-    """The first step at which two chains differ; None if they end alike, which proves all that is before."""
-    if one.steps[both[-1]][what] == other.steps[both[-1]][what]:
-        return None
-    return next(step for step in both if one.steps[step][what] != other.steps[step][what])
 
 
 def _same_until(what: str, parted: int, first: int) -> str:

@@ -108,7 +108,7 @@ def _network(path: Path, arch: str) -> tuple[nn.Module, str, dict[str, Tensor]]:
     network.set_submodule(classifier, nn.Linear(before.in_features, len(weight)))
     own = network.state_dict()
     if faults := differences(own, state):
-        raise ValueError(f"{path}: not the weights of a {arch}: {'; '.join(faults)}{_fitting(state, classifier)}")
+        raise ValueError(f"{path}: not the weights of a {arch}: {'; '.join(faults)}{_fitting(state, classifier, arch)}")
     if broken := [name for name, value in state.items() if not bool(value.isfinite().all())]:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise ValueError(f"{path}: not finite: {broken[0]}{more}; there is nothing to round")
@@ -117,13 +117,13 @@ def _network(path: Path, arch: str) -> tuple[nn.Module, str, dict[str, Tensor]]:
     return network.eval(), classifier, state
 
 
-def _fitting(state: dict[str, Tensor], classifier: str) -> str:
-    """Which of our ResNets these weights are of, in words; empty if of none. Only shapes are made."""
+def _fitting(state: dict[str, Tensor], classifier: str, arch: str = "") -> str:
+    """Which of our ResNets, `arch` apart, these weights are of, in words; empty if of none. Only shapes are made."""
     body = {name: value for name, value in state.items() if not name.startswith(f"{classifier}.")}
     for name in RESNETS:
         with torch.device("meta"):
             own = {n: v for n, v in BACKBONES[name]().state_dict().items() if not n.startswith("fc.")}
-        if not differences(own, body):
+        if name != arch and not differences(own, body):
             return f"; they are those of a {name}" + ("" if f"{classifier}.weight" in state else ", without its fc")
     return ""
 

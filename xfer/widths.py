@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from shards.progress import progress
 from shards.settings import ConfigError
-from shards.text import size
 from xfer.backbone import Branch
 from xfer.config import QuantizeConfig
 from xfer.model import FusionModel
@@ -128,10 +127,7 @@ def _everywhere(sizes: Mapping[str, Mapping[int, int]], losses: Table, width: in
 
 
 def _too_small(budget: int, smallest: int) -> str:
-    return (
-        f"quantize.budget: must be at least {smallest:,} bytes ({size(smallest)}), {min(WIDTHS)} bits in every "
-        f"layer, got {budget:,}"
-    )
+    return f"quantize.budget: must be at least {smallest:,} bytes, {min(WIDTHS)} bits in every layer, got {budget:,}"
 
 
 @dataclass(frozen=True)

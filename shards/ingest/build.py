@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -97,6 +98,7 @@ def build(
     kind, opened = open_source(Path(origin), options) if isinstance(source, (str, Path)) else (origin, source)
     drop_boxes = options.bad_boxes == "drop"
     request = Request(name, split, origin, kind, _deciding(options), round(shard_mb * 1e6), seed, drop_boxes)
+    is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / f".build-{split}.lock", f"another build is writing split {split!r} into {out}; wait for it"):
@@ -105,6 +107,10 @@ def build(
         raise BuildError(f"{out}: {error}; run the same command to go on, with fewer --processes if need be") from None
     except OSError as error:
         raise _readable(error, out) from None
+    finally:
+        if is_new:  # and nothing came of it, or it is not empty
+            with suppress(OSError):
+                out.rmdir()
 
 
 def report_path(out: Path, split: str) -> Path:

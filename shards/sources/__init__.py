@@ -146,4 +146,5 @@ def detect(path: Path, options: SourceOptions) -> str:
 
 def _who_uses(option: str, kind: str) -> str:
     users = [name for name, row in SOURCES.items() if option in row.options]
-    return f"a source of kind {kind!r} does not use it; used by {', '.join(users) or 'none'}"
+    table = "; columns of a table beside it: with --side-table" if option == "side" else ""
+    return f"a source of kind {kind!r} does not use it; used by {', '.join(users) or 'none'}{table}"

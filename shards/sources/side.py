@@ -40,7 +40,8 @@ class SideTable:
         fault.
         """
         if not path.is_file():
-            raise ConfigError(f"{option}: {path}: no such file; expected a .csv, .tsv or .jsonl")
+            what = "is a folder" if path.is_dir() else "no such file"
+            raise ConfigError(f"{option}: {path}: {what}; expected a .csv, .tsv or .jsonl")
         encoding = check_encoding(path, encoding)
         there, faults = columns_of(path, encoding), []
         listed = ", ".join(map(repr, there)) or "none"
@@ -108,6 +109,8 @@ class SideTable:
         if faults:
             more = [f"and {len(faults) - _SHOWN} more such lines"] if len(faults) > _SHOWN else []
             raise ConfigError([f"{self.option}: {self.path}: {fault}" for fault in [*faults[:_SHOWN], *more]])
+        if not rows:
+            raise ConfigError(f"{self.option}: {self.path}: has no rows below its header")
         return rows
 
 
@@ -157,6 +160,7 @@ class WithSide:
                 f"{table.some_keys}, images are called {example}; say which column has their names with --image"
             )
         for what, one, count in (
+            (f"images with side inputs {', '.join(table.names)}", "", total - without),
             (f"images without a row in {table.path.name}, which have no side inputs", example, without),
             (f"rows of {table.path.name} without an image", "", len(table) - table.num_found),
         ):

@@ -32,15 +32,15 @@ def told(folder) -> str:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"forward": 0.2, "data": 0.02}, "Bound by compute: 9% of a step waits for images. "),
+        ({"forward": 0.2, "data": 0.02}, "Bound by compute: 9 % of a step waits for images. "),
         (
             {"forward": 0.1, "data": 0.05, "workers": 1, "reading": 0.02, "decoding": 0.13},
-            "Bound by data: 33% of a step waits for images. Images of a step take 150 ms to read and decode, the rest "
+            "Bound by data: 33 % of a step waits for images. Images of a step take 150 ms to read and decode, the rest "
             "of it 100 ms: data.workers=2 would keep up, now 1",
         ),
         (
             {"forward": 0.1, "data": 0.15, "workers": 0, "decoding": 0.15},
-            "Bound by data: 60% of a step waits for images. Images of a step take 150 ms to read and decode, the rest "
+            "Bound by data: 60 % of a step waits for images. Images of a step take 150 ms to read and decode, the rest "
             "of it 100 ms: data.workers=2 would keep up, now 0",
         ),
         (
@@ -53,20 +53,19 @@ def told(folder) -> str:
         ),
         (
             {"forward": 0.1, "data": 0.4, "workers": 4, "decoding": 0.2},
-            "Its loader processes work for 10% of the time only: shards come too slowly.",
+            "Its loader processes work for 10 % of the time only: shards come too slowly.",
         ),
         (
             {"forward": 0.1, "exchange": 0.05, "data": 0.02},
-            "Bound by communication: 29% of a step exchanges gradients and weights.",
+            "Bound by communication: 29 % of a step exchanges gradients and weights.",
         ),
-        ({"forward": 0.1, "exchange": 0.05, "data": 0.06, "workers": 1, "decoding": 0.3}, "Bound by data: 29%"),
-        ({"forward": 0.1, "data": 0.5, "rows": ROWS}, ""),  # the first row is of warming up
+        ({"forward": 0.1, "exchange": 0.05, "data": 0.06, "workers": 1, "decoding": 0.3}, "Bound by data: 29 %"),
+        ({"forward": 0.1, "data": 0.5, "rows": ROWS}, "Too few rows of losses"),  # the first row is of warming up
     ],
 )
 def test_the_rule_says_what_bounded_a_run_and_what_to_change(tmp_path, row, said):
     log(tmp_path, **row)
     assert said in told(tmp_path)
-    assert bool(said) == bool(told(tmp_path))
 
 
 def test_the_slow_rank_is_named_with_its_node_and_its_cause(tmp_path):
@@ -108,7 +107,7 @@ def test_ranks_that_differ_for_no_long_time_or_by_their_share_are_not_called_slo
 def test_waiting_for_another_rank_is_not_taken_for_communication(tmp_path):
     log(tmp_path, 0, 2, forward=0.2, exchange=0.06)
     log(tmp_path, 1, 2, forward=0.24, exchange=0.02)
-    assert told(tmp_path).startswith("Bound by compute: 0% of a step waits for images, 8% for other ranks.")
+    assert told(tmp_path).startswith("Bound by compute: 0 % of a step waits for images, 8 % for other ranks.")
 
 
 def test_only_the_newest_start_counts_and_rows_behind_its_checkpoint_are_taken_out(tmp_path):

@@ -178,3 +178,11 @@ def test_a_chain_with_a_step_missing_is_refused(tmp_path):
     append(tmp_path, rows)
     with pytest.raises(ConfigError, match="step 2 is missing"):
         read_chain(tmp_path)
+
+
+def test_a_folder_that_is_not_there_and_a_chain_of_nothing_that_can_be_read_are_told_apart(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        read_chain(tmp_path / "nope")
+    (tmp_path / FILE).write_bytes(b"\xff\x00")
+    with pytest.raises(ConfigError, match="is damaged"):
+        read_chain(tmp_path)

@@ -156,7 +156,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_message(network, folder, tmp
             {**state, "layer1.0.conv1.weight": state["layer1.0.conv1.weight"] * torch.nan},
             "resnet10",
         ),
-        "1 tensors are unknown, such as extra": ({**state, "extra": torch.zeros(1)}, "resnet10"),
+        "1 tensor is unknown, such as extra": ({**state, "extra": torch.zeros(1)}, "resnet10"),
         "--arch: must be resnet10, .* got resnet19": (state, "resnet19"),
     }
     for message, (given, arch) in cases.items():

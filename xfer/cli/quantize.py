@@ -100,6 +100,10 @@ def quantize(
     if any(given[name] is not None for name in ("--weights", "--arch", "--images")) or classes is not None:
         if run is not None and "=" in str(run):  # a change, for there is no run to be named first
             run, overrides = None, (str(run), *overrides)
+        if weights is None and run is not None:
+            named = [name for name in ("--arch", "--images") if given[name] is not None]
+            named += ["--classes"] if classes is not None else []
+            raise ConfigError(f"{' and '.join(named)}: belong to --weights, of a network that was trained elsewhere")
         faults = [f"{name}: missing; weights of another program need it" for name, one in given.items() if one is None]
         faults += [f"{run}: a run, or --weights; not both"] if run is not None else []
         if faults:

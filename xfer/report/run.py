@@ -123,7 +123,7 @@ def throughput_sections(folder: Path) -> list[Section]:
     ranks = rank_times(folder)
     if not ranks:
         return []
-    text = bound_text(ranks) or "Too few rows of losses since its newest start to tell what bounded it"
+    text = bound_text(ranks)
     table = rank_rows(ranks)
     shown = {int(row[0]) for row in table[1:]}
     parts = ("data", "compute", "exchange", "rest")

@@ -138,7 +138,9 @@ def learn_side(recipe: Recipe, data: Splits) -> None:
         facts[name] = {"kind": config.fields[name], "missing": 1 - len(values) / len(told.said), **part.learn(values)}
         part.know(facts[name])
         if config.fields[name] == "text":
-            facts[name]["scrubbed"], facts[name]["emptied"] = _num_scrubbed(values, data.classes)
+            taken, emptied = _num_scrubbed(values, data.classes)
+            missing = 1 - (len(values) - emptied) / len(told.said)  # a text of which nothing is left says nothing
+            facts[name] |= {"scrubbed": taken, "emptied": emptied, "missing": missing}
     for name, one in facts.items():
         print(f"side input {name}: {fact_text(one)}", file=sys.stderr)
     leak = probe_leak(side, told)
@@ -180,6 +182,7 @@ def fact_text(fact: Mapping[str, Any]) -> str:
         rest = f", and nothing is left of {fact['emptied']:,}" if fact["emptied"] else ""
         said.append(f"names of classes taken out of {counted(fact['scrubbed'], 'text')}{rest}")
     missing = f"missing in {100 * fact['missing']:.1f} % of the samples" if fact["missing"] else "never missing"
+    missing += ", so it tells nothing" if fact["missing"] >= 1 else ""
     return f"{', '.join(said)}; {missing}"
 
 

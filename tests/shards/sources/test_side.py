@@ -100,6 +100,24 @@ def test_a_table_that_is_of_no_image_and_one_that_is_not_there_are_refused(raw, 
         open_source(raw, SourceOptions(side_table=tmp_path / "gone.csv"))
 
 
+def test_a_table_without_rows_and_a_folder_in_its_place_are_told_as_what_they_are(raw, tmp_path):
+    assert "has no rows below its header" in refused(raw, "file,price\n")
+    with pytest.raises(ConfigError, match="is a folder; expected a"):
+        open_source(raw, SourceOptions(side_table=tmp_path))
+
+
+def test_a_refused_build_leaves_no_folder(raw, tmp_path):
+    (tmp_path / "side.csv").write_text("file,price\nother,1\n")
+    with pytest.raises(ConfigError, match="no row is of any image"):
+        build(raw, tmp_path / "out", SourceOptions(side_table=tmp_path / "side.csv"), processes=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_columns_without_a_table_are_told_the_option_of_one(raw):
+    with pytest.raises(ConfigError, match="--side-table"):
+        open_source(raw, SourceOptions(side=("price",)))
+
+
 def test_a_source_with_side_inputs_of_its_own_takes_no_table(raw, tmp_path):
     with pytest.raises(ConfigError, match="kind 'table' has side inputs of its own"):
         open_source(tmp_path / "side.csv", SourceOptions(kind="table", side_table=tmp_path / "side.csv"))
