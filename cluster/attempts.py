@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.capacity import NoRoomError, await_return, check_capacity
+from cluster.capacity import NoRoomError, await_return
 from cluster.config import Job
 from cluster.failure import Failure, failure_of
 from cluster.growth import Growth
@@ -22,7 +22,7 @@ from xfer.stop import ask, take_back
 def attempt(job: Job, workers: int, ended: Callable[[], object]) -> Failure | None:
     """Starts `workers` of them until they are done, at most `max_failures` times again, with as many as the job may
     have and there is room for. Inside a Ray session, in a run folder that is `stoppable`. ended: called whenever they
-    have ended well.
+    have; it does not return where the run is to end with them (cluster/stopping.py).
 
     What would come again is not tried again. Raises ConfigError if the user's job or files are at fault, and
     ClusterGoneError if the cluster does not answer any more.
@@ -32,24 +32,23 @@ def attempt(job: Job, workers: int, ended: Callable[[], object]) -> Failure | No
         growth = Growth(job.cluster, workers, lambda: _step(folder), last_step(job.recipe), lambda: ask(folder))
         failure = _attempt(job, workers, growth)
         take_back(folder)
+        ended()
         if failure is None:
-            ended()
             if not growth.is_asked or is_trained(job.recipe, latest_checkpoint(folder / "checkpoints")):
                 return None
             print(f"room for {growth.workers} workers, not {workers}: restart, {_where(job)}", file=sys.stderr)
-            workers = check_capacity(job.cluster, job.recipe.data.batch_size)
-            continue
-        if failure.faults:
+        elif failure.faults:
             raise ConfigError(failure.faults)
-        if failure.comes_again or number == attempts:
+        elif failure.comes_again or number == attempts:
             return failure
-        number += 1
-        print(f"{failure.message}\nrestart: attempt {number} of {attempts}, {_where(job)}", file=sys.stderr)
+        else:
+            number += 1
+            print(f"{failure.message}\nrestart: attempt {number} of {attempts}, {_where(job)}", file=sys.stderr)
         try:
             found = await_return(job.cluster)
         except NoRoomError as gone:
-            return Failure(f"{failure.message}\n{gone}")
-        if found != workers:
+            return Failure(f"{failure.message}\n{gone}" if failure else str(gone))
+        if failure and found != workers:
             print(f"going on with {found} workers, not {workers}", file=sys.stderr)
         workers = found
 

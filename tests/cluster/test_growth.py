@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from cluster import capacity, growth
+from cluster import attempts, capacity, growth
 from cluster.attempts import _with_micro_batch
 from cluster.config import Between, ClusterConfig, Job
+from cluster.failure import Failure
 from cluster.growth import Growth
 from shards.settings import ConfigError
 from xfer.config import Recipe
@@ -147,3 +148,52 @@ def test_fewer_workers_take_more_micro_batches_and_none_of_more_samples(recipe_v
     assert _with_micro_batch(Job(recipe=recipe, cluster=ClusterConfig(workers=4))).recipe == recipe
     own = recipe.model_copy(update={"train": recipe.train.model_copy(update={"micro_batch": 1})})
     assert _with_micro_batch(Job(recipe=own, cluster=some(1, 4))).recipe == own
+
+
+class Started:
+    """In place of the workers: what each start of them comes to, and how many there were."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *ends: Failure | None, room: int = 2, grows: bool = False):
+        self.workers: list[int] = []
+        left = iter(ends)
+
+        def start(job: Job, workers: int, growth: Growth) -> Failure | None:
+            self.workers.append(workers)
+            growth.workers += int(grows and len(self.workers) == 1)
+            return next(left)
+
+        monkeypatch.setattr(attempts, "_attempt", start)
+        monkeypatch.setattr(attempts, "await_return", lambda config: room)
+
+
+@pytest.fixture
+def elastic(recipe_values) -> Job:
+    recipe = Recipe.model_validate(recipe_values)
+    recipe.folder.mkdir(parents=True)
+    return Job(recipe=recipe, cluster=some(1, 4, max_failures=1))
+
+
+def test_a_restart_takes_as_many_as_there_are_and_only_failures_count(elastic, monkeypatch, capsys):
+    lost = Failure("a host was lost")
+    started = Started(monkeypatch, lost, lost, room=3)
+    assert attempts.attempt(elastic, 4, lambda: None) is lost
+    assert started.workers == [4, 3]
+    assert "going on with 3 workers, not 4" in capsys.readouterr().err
+    started = Started(monkeypatch, None, lost, None, room=2, grows=True)
+    assert attempts.attempt(elastic, 1, lambda: None) is None
+    assert started.workers == [1, 2, 2]
+    assert "room for 2 workers, not 1: restart" in capsys.readouterr().err
+
+
+def test_a_run_that_was_told_to_end_is_not_started_again_whatever_its_workers_came_to(elastic, monkeypatch):
+    class Ended(Exception):
+        pass
+
+    def ended() -> None:
+        raise Ended
+
+    for end in (None, Failure("a host was lost")):
+        started = Started(monkeypatch, end, grows=True)
+        with pytest.raises(Ended):
+            attempts.attempt(elastic, 1, ended)
+        assert started.workers == [1]
