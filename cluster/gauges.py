@@ -15,7 +15,7 @@ GAUGES = {
     "xfer_step": ("step", "The last step."),
     "xfer_images_per_s": ("images_per_s", "Images a second of this rank."),
     "xfer_exchange_seconds": ("exchange", "Of a step in exchange with other ranks, waiting for them included."),
-    "xfer_replaced": ("replaced", "Damaged samples that were replaced since this start of the run."),
+    "xfer_replaced": ("replaced", "Damaged samples that were replaced since the row before."),
     "xfer_memory_mb": ("memory_mb", "Memory of the process, at its peak."),
 }
 """By name the key of a timing row, and what it says."""

@@ -137,7 +137,7 @@ def fit(
         data.train, recipe.data, slot, StreamState(**state.stream), damage_log=recipe.folder, device=gpu
     )
     masks, names = annotated(data.train, len(data.classes)), [subset.name for subset in data.train]
-    record = RunRecord(recipe, slot, stream, data.validation, data.classes, report, rows, watch)
+    record = RunRecord(recipe, slot, stream, data.validation, data.classes, report, rows, watch, state.step)
     batches = iter(stream)
     if recipe.model.side:
         batches = dropping(batches, recipe.model.side.dropout, recipe.data.seed)
@@ -200,8 +200,9 @@ class RunRecord:
         report: Callable[[Row], None],
         rows: Sequence[Row] = (),
         watch: Callable[[Row], None] = lambda row: None,
+        since: int = 0,
     ):
-        """`rows`: those of the run so far."""
+        """`rows`: those of the run so far; `watch`: as for `fit`; `since`: the step it goes on from."""
         self._slot, self._watch = slot, watch
         self._recipe, self._writes, self._stream = recipe, slot.rank == 0, stream
         self.engine: Engine  # of the stage that is trained; set before each
@@ -217,7 +218,7 @@ class RunRecord:
         self._rows, self._scores = rows, scores(rows)
         self._evaluated, self._end = evaluated(rows), last_step(recipe)
         self._stops = False
-        self._since = stream.position // recipe.data.batch_size
+        self._since = since
 
     def __enter__(self) -> "RunRecord":
         if self._writes:

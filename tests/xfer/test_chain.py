@@ -17,6 +17,7 @@ from xfer.checkpoint import checkpoint_name, latest_checkpoint
 from xfer.config import Recipe
 from xfer.engine import build_engine
 from xfer.history import read_metrics
+from xfer.timing import read_timing
 
 
 def trained(recipe: Recipe) -> Path:
@@ -186,3 +187,9 @@ def test_a_folder_that_is_not_there_and_a_chain_of_nothing_that_can_be_read_are_
     (tmp_path / FILE).write_bytes(b"\xff\x00")
     with pytest.raises(ConfigError, match="is damaged"):
         read_chain(tmp_path)
+
+
+def test_timing_says_the_step_that_a_start_went_on_from_also_with_other_batches(recipe):
+    trained(replace(recipe, {"train.steps": 2}))
+    folder = trained(replace(recipe, {"data.batch_size": 18, "data.on_change": "continue"}))
+    assert {row["step"]: row["since"] for row in read_timing(folder)} == {1: 0, 2: 0, 3: 2, 4: 2}
